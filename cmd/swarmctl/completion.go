@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+)
+
+// completionTimeout bounds how long a shell waits for names.
+const completionTimeout = 2 * time.Second
+
+// names lists what a word may be completed to.
+type names func(ctx context.Context, c *client) ([]cobra.Completion, error)
+
+// complete offers names that are not on the line already. An error offers nothing: a shell has no place for it.
+func (a *app) complete(list names) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		ctx, cancel := context.WithTimeout(cmd.Context(), completionTimeout)
+		defer cancel()
+		var offered []cobra.Completion
+		_ = a.with(func(c *client) (err error) { offered, err = list(ctx, c); return err })
+		offered = slices.DeleteFunc(offered, func(name cobra.Completion) bool {
+			word, _, _ := strings.Cut(name, "\t")
+			return slices.Contains(args, word)
+		})
+		return offered, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// first completes the first argument alone.
+func first(complete cobra.CompletionFunc) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return complete(cmd, args, word)
+	}
+}
+
+// completeWords completes a flag to fixed words.
+func completeWords(cmd *cobra.Command, flag string, words ...string) {
+	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
+}
+
+func serviceNames(ctx context.Context, c *client) ([]cobra.Completion, error) {
+	r, err := c.ListServices(ctx, &swarmpb.ListServicesRequest{})
+	var out []cobra.Completion
+	for _, s := range r.GetServices() {
+		out = append(out, cobra.CompletionWithDesc(s.GetService().GetSpec().GetName(), s.GetService().GetSpec().GetTask().GetContainer().GetImage()))
+	}
+	return out, err
+}
+
+// scalable completes to NAME=, after which the number comes.
+func (a *app) scalable(cmd *cobra.Command, args []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	offered, directive := a.complete(serviceNames)(cmd, args, word)
+	for i, name := range offered {
+		service, description, _ := strings.Cut(name, "\t")
+		offered[i] = cobra.CompletionWithDesc(service+"=", description)
+	}
+	return offered, directive | cobra.ShellCompDirectiveNoSpace
+}
+
+func nodeNames(ctx context.Context, c *client) ([]cobra.Completion, error) {
+	r, err := c.ListNodes(ctx, &swarmpb.ListNodesRequest{})
+	out := []cobra.Completion{cobra.CompletionWithDesc("self", "this manager")}
+	for _, n := range r.GetNodes() {
+		if h := n.GetStatus().GetDescription().GetHostname(); h != "" {
+			out = append(out, cobra.CompletionWithDesc(h, n.GetNode().GetId()))
+		}
+	}
+	return out, err
+}
+
+func taskNames(ctx context.Context, c *client) ([]cobra.Completion, error) {
+	r, err := c.ListTasks(ctx, &swarmpb.ListTasksRequest{CurrentOnly: true})
+	var out []cobra.Completion
+	for _, t := range r.GetTasks() {
+		out = append(out, cobra.CompletionWithDesc(t.GetName(), t.GetState().Name()))
+	}
+	return out, err
+}
+
+func imageNames(ctx context.Context, c *client) ([]cobra.Completion, error) {
+	r, err := c.local.ListImages(ctx, &swarmpb.ListImagesRequest{})
+	var out []cobra.Completion
+	for _, i := range r.GetImages() {
+		out = append(out, i.GetName())
+	}
+	return out, err
+}

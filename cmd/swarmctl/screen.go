@@ -1,0 +1,121 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"unicode/utf8"
+)
+
+const (
+	// shownReplicas is up to how many replicas have a line of their own; of more, only those in trouble, at most
+	// shownTroubles.
+	shownReplicas = 20
+	shownTroubles = 5
+	// saidTroubles is how many lines about troubles are printed where nothing can be drawn over.
+	saidTroubles = 20
+)
+
+// screen shows verdicts. On a terminal it draws them over one another; elsewhere it prints what is new.
+type screen struct {
+	out             io.Writer
+	terminal, quiet bool
+	width, height   int
+	// drawn is how many lines stand on the terminal, last what they are or, elsewhere, the last summary.
+	drawn int
+	last  string
+	said  map[string]bool
+}
+
+func (s *screen) draw(v verdict) {
+	if s.quiet || v.summary == "" {
+		return
+	}
+	if s.terminal {
+		s.overdraw(v)
+		return
+	}
+	s.print(v)
+}
+
+// overdraw writes all lines anew in the place of those before.
+func (s *screen) overdraw(v verdict) {
+	lines := append(s.lines(v.replicas), v.summary+v.countdown)
+	for i, l := range lines {
+		lines[i] = clean(l)
+		if s.width > 0 {
+			lines[i] = cut(lines[i], s.width) // a wrapped line would not be drawn over
+		}
+	}
+	text := strings.Join(lines, "\n")
+	if text == s.last {
+		return
+	}
+	if s.drawn > 0 {
+		text = fmt.Sprintf("\x1b[%dA\x1b[J", s.drawn) + text
+	}
+	_, _ = fmt.Fprintln(s.out, text)
+	s.last, s.drawn = strings.Join(lines, "\n"), len(lines)
+}
+
+// lines are the replicas' that there is room for.
+func (s *screen) lines(replicas []replica) []string {
+	room := shownReplicas
+	if s.height > 0 {
+		room = min(room, max(s.height-2, 0)) // the summary, and the line that the cursor is on
+	}
+	var hidden string
+	if len(replicas) > room {
+		room = min(shownTroubles, max(room-1, 0))
+		replicas, hidden = troubles(replicas, room)
+	}
+	widest := 0
+	for _, r := range replicas {
+		widest = max(widest, utf8.RuneCountInString(r.name))
+	}
+	var out []string
+	for _, r := range replicas {
+		out = append(out, fmt.Sprintf("%-*s  %s", widest, r.name, r.text))
+	}
+	if hidden != "" {
+		out = append(out, hidden)
+	}
+	return out
+}
+
+// troubles picks replicas in trouble, at most room, and says how many more there are.
+func troubles(replicas []replica, room int) (shown []replica, hidden string) {
+	more := 0
+	for _, r := range replicas {
+		switch {
+		case r.trouble == "":
+		case len(shown) < room:
+			shown = append(shown, r)
+		default:
+			more++
+		}
+	}
+	if more > 0 {
+		hidden = "and " + count(more, "more replica") + " in trouble"
+	}
+	return shown, hidden
+}
+
+// print writes each trouble once, and the summary when it has changed.
+func (s *screen) print(v verdict) {
+	if s.said == nil {
+		s.said = map[string]bool{}
+	}
+	for _, r := range v.replicas {
+		line := clean(r.name + "  " + r.trouble)
+		if r.trouble == "" || s.said[line] || len(s.said) == saidTroubles {
+			continue
+		}
+		s.said[line] = true
+		_, _ = fmt.Fprintln(s.out, line)
+	}
+	if v.summary != s.last {
+		s.last = v.summary
+		_, _ = fmt.Fprintln(s.out, v.summary)
+	}
+}

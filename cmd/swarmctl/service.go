@@ -1,0 +1,279 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+)
+
+// serviceRow is a service in a listing.
+type serviceRow struct {
+	ID       string `json:"id"`
+	Name     string `json:"name"`
+	Mode     string `json:"mode"`
+	Running  uint64 `json:"running"`
+	Desired  uint64 `json:"desired"`
+	Replicas string `json:"replicas"`
+	Image    string `json:"image"`
+	Ports    string `json:"ports"`
+	Update   string `json:"update"`
+	Removing bool   `json:"removing"`
+}
+
+func newServiceRow(s *swarmpb.ServiceInfo) serviceRow {
+	service, spec := s.GetService(), s.GetService().GetSpec()
+	return serviceRow{
+		ID: service.GetId(), Name: spec.GetName(), Mode: modeWord(spec.GetMode()), Running: s.GetRunning(), Desired: s.GetDesired(),
+		Replicas: fmt.Sprintf("%d/%d", s.GetRunning(), s.GetDesired()), Image: spec.GetTask().GetContainer().GetImage(),
+		Ports: portsText(spec.GetEndpoint().GetPorts(), false), Update: updateWord(s), Removing: service.GetRemoving(),
+	}
+}
+
+// updateWord is the state of the service's last update; empty when there was none.
+func updateWord(s *swarmpb.ServiceInfo) string {
+	state := s.GetProgress().GetUpdate().GetState()
+	if state == swarmpb.UpdateState_UPDATE_STATE_UNSPECIFIED {
+		return ""
+	}
+	return state.Name()
+}
+
+func modeWord(m *swarmpb.ServiceMode) string {
+	if m.GetGlobal() != nil {
+		return "global"
+	}
+	return "replicated"
+}
+
+func (a *app) serviceCommand() *cobra.Command {
+	return group("service", "Create, change and see services",
+		a.serviceCreateCommand(), serviceListCommand(a), a.servicePsCommand(), a.serviceInspectCommand(),
+		a.serviceScaleCommand(), a.serviceUpdateCommand(), a.serviceRemoveCommand())
+}
+
+func serviceListCommand(a *app) *cobra.Command {
+	services := table[serviceRow]{func(r serviceRow) string { return r.ID }, []column[serviceRow]{
+		{"ID", func(r serviceRow) string { return short(r.ID) }, false},
+		{"NAME", func(r serviceRow) string { return r.Name }, false},
+		{"MODE", func(r serviceRow) string { return r.Mode }, false},
+		{"REPLICAS", func(r serviceRow) string {
+			switch {
+			case r.Removing:
+				return r.Replicas + " (removing)"
+			case r.Update != "" && r.Update != "completed":
+				return r.Replicas + " (" + strings.ReplaceAll(r.Update, "_", " ") + ")"
+			}
+			return r.Replicas
+		}, false},
+		{"IMAGE", func(r serviceRow) string { return r.Image }, true},
+		{"PORTS", func(r serviceRow) string { return r.Ports }, true},
+	}}
+	return listCommand(a, "List the services", "  swarmctl service ls\n  swarmctl service ls --format '{{.Name}} {{.Replicas}}'", services,
+		func(ctx context.Context, c *client) ([]serviceRow, error) {
+			r, err := c.ListServices(ctx, &swarmpb.ListServicesRequest{})
+			var rows []serviceRow
+			for _, s := range r.GetServices() {
+				rows = append(rows, newServiceRow(s))
+			}
+			slices.SortFunc(rows, func(x, y serviceRow) int { return strings.Compare(x.Name, y.Name) })
+			return rows, err
+		})
+}
+
+func (a *app) serviceInspectCommand() *cobra.Command {
+	return a.inspectCommand("service", "Show all about services, named by ID, name or prefix of the ID.",
+		"  swarmctl service inspect --pretty web\n  swarmctl service inspect -f '{{.Spec.Task.Container.Image}}' web", serviceNames,
+		func(ctx context.Context, c *client, arg string) (inspected, error) {
+			r, err := c.GetService(ctx, &swarmpb.GetServiceRequest{Service: arg})
+			return inspected{r.GetService(), []string{"service"}, func(w io.Writer) { a.prettyService(w, r.GetService()) }}, err
+		})
+}
+
+func (a *app) prettyService(w io.Writer, s *swarmpb.ServiceInfo) {
+	service, spec := s.GetService(), s.GetService().GetSpec()
+	p := printer{w: w, width: len("Stop grace period:")}
+	p.line("ID", service.GetId())
+	p.line("Name", spec.GetName())
+	p.line("Labels", pairs(spec.GetLabels()))
+	p.line("Mode", modeWord(spec.GetMode()))
+	p.line("Replicas", fmt.Sprintf("%d running of %d", s.GetRunning(), s.GetDesired()))
+	if service.GetRemoving() {
+		p.line("Removing", "yes")
+	}
+	p.line("Created", a.ago(service.GetMeta().GetCreatedAt()))
+	p.line("Updated", a.ago(service.GetMeta().GetUpdatedAt()))
+	u := s.GetProgress().GetUpdate()
+	p.line("Last update", strings.TrimSuffix(updateWord(s)+": "+u.GetMessage(), ": "))
+	prettyContainer(p, spec.GetTask().GetContainer())
+	task := spec.GetTask()
+	p.line("Limits", resourcesText(task.GetResources().GetLimits(), task.GetResources().GetPidsLimit()))
+	p.line("Reservations", resourcesText(task.GetResources().GetReservations(), 0))
+	p.line("Restart", restartText(task.GetRestart()))
+	p.line("Constraints", strings.Join(task.GetPlacement().GetConstraints(), ", "))
+	for _, preference := range task.GetPlacement().GetPreferences() {
+		p.line("Preference", "spread="+preference.GetSpread().GetDescriptor_())
+	}
+	if n := task.GetPlacement().GetMaxReplicasPerNode(); n > 0 {
+		p.line("At most", count(n, "replica")+" a node")
+	}
+	p.line("Update", updateText(spec.GetUpdate()))
+	p.line("Rollback", updateText(spec.GetRollback()))
+	p.line("Ports", portsText(spec.GetEndpoint().GetPorts(), false))
+	p.line("Template", fmt.Sprintf("version %d", service.GetTemplateVersion()))
+}
+
+func prettyContainer(p printer, c *swarmpb.ContainerSpec) {
+	p.line("Image", c.GetImage())
+	p.line("Digest", c.GetImageDigest())
+	p.line("Entrypoint", strings.Join(c.GetCommand(), " "))
+	p.line("Arguments", strings.Join(c.GetArgs(), " "))
+	p.lines("Environment", c.GetEnv())
+	p.line("Container labels", pairs(c.GetLabels()))
+	p.line("User", c.GetUser())
+	p.line("Directory", c.GetDir())
+	p.line("Hostname", c.GetHostname())
+	for _, m := range c.GetMounts() {
+		p.line("Mount", mountText(m))
+	}
+	p.line("Stop signal", c.GetStopSignal())
+	p.line("Stop grace period", span(c.GetStopGracePeriod()))
+	p.line("Capabilities", strings.TrimSpace(signed("+", c.GetCapAdd())+signed("-", c.GetCapDrop())))
+	var options []string
+	if c.GetReadOnly() {
+		options = append(options, "read-only root filesystem")
+	}
+	if c.GetInit() {
+		options = append(options, "init")
+	}
+	if c.GetNoNewPrivileges() {
+		options = append(options, "no-new-privileges")
+	}
+	p.line("Options", strings.Join(options, ", "))
+}
+
+// signed puts a sign before each word: +NET_ADMIN -CHOWN.
+func signed(sign string, words []string) string {
+	text := ""
+	for _, w := range words {
+		text += sign + w + " "
+	}
+	return text
+}
+
+func restartText(r *swarmpb.RestartPolicy) string {
+	text := r.GetCondition().Name()
+	switch {
+	case text == "none":
+		return text
+	case r.GetDelay() != nil:
+		text += ", after " + span(r.GetDelay())
+	default:
+		text += ", at once and then with growing pauses"
+	}
+	if r.GetMaxAttempts() > 0 {
+		text += ", at most " + count(r.GetMaxAttempts(), "time")
+	}
+	if r.GetWindow() != nil {
+		text += " within " + span(r.GetWindow())
+	}
+	return text
+}
+
+// updateText says what differs from the defaults; empty when nothing does.
+func updateText(u *swarmpb.UpdateConfig) string {
+	if u == nil {
+		return ""
+	}
+	parallel := "1 at a time"
+	if u.Parallelism != nil {
+		parallel = fmt.Sprintf("%d at a time", u.GetParallelism())
+		if u.GetParallelism() == 0 {
+			parallel = "all at once"
+		}
+	}
+	parts := []string{parallel, u.GetOrder().Name(), "on failure " + u.GetFailureAction().Name()}
+	if u.GetDelay() != nil {
+		parts = append(parts, "pause "+span(u.GetDelay()))
+	}
+	if u.GetMonitor() != nil {
+		parts = append(parts, "monitor "+span(u.GetMonitor()))
+	}
+	if u.GetMaxFailureRatio() > 0 {
+		parts = append(parts, fmt.Sprintf("max failure ratio %g", u.GetMaxFailureRatio()))
+	}
+	return strings.Join(parts, ", ")
+}
+
+func resourcesText(r *swarmpb.Resources, pids int64) string {
+	var parts []string
+	if r.GetNanoCpus() != 0 {
+		parts = append(parts, cpus(r.GetNanoCpus())+" CPUs")
+	}
+	if r.GetMemoryBytes() != 0 {
+		parts = append(parts, memory(r.GetMemoryBytes())+" memory")
+	}
+	switch {
+	case pids < 0:
+		parts = append(parts, "any number of processes")
+	case pids > 0:
+		parts = append(parts, fmt.Sprintf("%d processes", pids))
+	}
+	return strings.Join(parts, ", ")
+}
+
+func mountText(m *swarmpb.Mount) string {
+	text := fmt.Sprintf("%s %s", m.GetType().Name(), m.GetTarget())
+	if m.GetSource() != "" {
+		text += " from " + m.GetSource()
+	}
+	if m.GetReadOnly() {
+		text += " (read-only)"
+	}
+	return text
+}
+
+// pairs is labels, by name.
+func pairs(m map[string]string) string {
+	var out []string
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		out = append(out, k+"="+m[k])
+	}
+	return strings.Join(out, ", ")
+}
+
+func (a *app) serviceRemoveCommand() *cobra.Command {
+	var w waiting
+	cmd := &cobra.Command{
+		Use: "rm SERVICE...", Aliases: []string{"remove"}, Short: "Remove services and stop their tasks",
+		Example: "  swarmctl service rm web api",
+		Args:    someArgs("service"), ValidArgsFunction: a.complete(serviceNames),
+		RunE: a.call(func(ctx context.Context, c *client, args []string) error {
+			var goals []goal
+			err := each(args, func(arg string) error {
+				r, err := c.RemoveService(ctx, &swarmpb.RemoveServiceRequest{Service: arg, RequestId: swarmpb.NewID()})
+				if err == nil {
+					goals = append(goals, goal{service: r.Id, name: arg, removed: true})
+				}
+				return err
+			})
+			for _, g := range goals {
+				waited := a.await(ctx, c, w, g)
+				if waited == nil {
+					_, waited = fmt.Fprintln(a.out, g.name)
+				}
+				err = errors.Join(err, waited)
+			}
+			return err
+		}),
+	}
+	w.define(cmd)
+	return cmd
+}

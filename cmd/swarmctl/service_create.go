@@ -1,0 +1,80 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+)
+
+func (a *app) serviceCreateCommand() *cobra.Command {
+	var (
+		w          waiting
+		flags      serviceFlags
+		name, mode string
+	)
+	cmd := &cobra.Command{
+		Use:   "create [flags] IMAGE [COMMAND ARG...]",
+		Short: "Create a service and wait until its replicas run",
+		Long: `Create a service: a number of replicas of one container, kept running somewhere on the cluster.
+COMMAND and ARGs replace the image's arguments (its CMD); --entrypoint replaces its entrypoint.
+
+The command prints the service's ID. Without --detach it then shows each replica's progress and returns when all
+run and have stayed up for the time of --update-monitor (5 s). It exits with an error, saying why, when they cannot;
+the service stays.`,
+		Example: `  swarmctl service create --name web --replicas 3 nginx:alpine
+  swarmctl service create --name web -p mode=host,published=8080,target=80 -e MODE=prod whoami:v1
+  swarmctl service create --name db --mount type=volume,source=data,target=/data --limit-memory 1g postgres:17
+  swarmctl service create --name once --restart-condition none busybox:1 sh -c 'echo done'`,
+		DisableFlagsInUseLine: true,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 || args[0] == "" {
+				return errors.New("service create: no image is named; use `swarmctl service create [flags] IMAGE [COMMAND ARG...]`")
+			}
+			return nil
+		},
+		ValidArgsFunction: first(a.complete(imageNames)),
+	}
+	f := cmd.Flags()
+	f.SortFlags = false
+	f.SetInterspersed(false) // what follows the image belongs to the container
+	f.StringVar(&name, "name", "", "`name` of the service (default: a made-up one)")
+	f.StringVar(&mode, "mode", "replicated", "replicated, or global: one task a node")
+	completeWords(cmd, "mode", "replicated", "global")
+	flags.define(cmd, true)
+	w.define(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		spec := &swarmpb.ServiceSpec{Name: name}
+		switch mode {
+		case "replicated":
+			spec.Mode = replicated(flags.replicas)
+		case "global":
+			spec.Mode = &swarmpb.ServiceMode{Mode: &swarmpb.ServiceMode_Global{Global: &swarmpb.GlobalMode{}}}
+		default:
+			return fmt.Errorf("service create: --mode %q: want replicated or global", mode)
+		}
+		if err := flags.apply(f, spec); err != nil {
+			return fmt.Errorf("service create: %w", err)
+		}
+		spec.Task.Container.Image, spec.Task.Container.Args = args[0], args[1:]
+		return a.call(func(ctx context.Context, c *client, _ []string) error {
+			r, err := c.CreateService(ctx, &swarmpb.CreateServiceRequest{Spec: spec, RequestId: swarmpb.NewID()})
+			if err != nil {
+				return err
+			}
+			a.warn(r.Warnings)
+			if _, err := fmt.Fprintln(a.out, r.Id); err != nil {
+				return err
+			}
+			return a.await(ctx, c, w, goal{service: r.Id, name: name})
+		})(cmd, args)
+	}
+	return cmd
+}
+
+func replicated(n uint64) *swarmpb.ServiceMode {
+	return &swarmpb.ServiceMode{Mode: &swarmpb.ServiceMode_Replicated{Replicated: &swarmpb.ReplicatedMode{Replicas: n}}}
+}

@@ -1,0 +1,299 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+)
+
+// serviceFlags are the flags that create and update share. For update a list has an -add and an -rm flag.
+type serviceFlags struct {
+	replicas                               uint64
+	lists                                  map[string]*listFlag
+	envFiles, capAdd, capDrop              []string
+	entrypoint, workdir, user, hostname    string
+	limitCPU, reserveCPU                   cpuValue
+	limitMemory, reserveMemory             bytesValue
+	limitPids                              int64
+	restartCondition                       string
+	restartDelay, restartWindow            time.Duration
+	restartMaxAttempts, replicasMaxPerNode uint64
+	stopGracePeriod                        time.Duration
+	stopSignal                             string
+	readOnly, init, noNewPrivileges        bool
+	update, rollback                       updateFlags
+}
+
+// listFlag is a list of a spec that flags add to and remove from.
+type listFlag struct {
+	add, rm []string
+}
+
+// updateFlags are the --update-... or --rollback-... flags.
+type updateFlags struct {
+	prefix        string
+	parallelism   uint64
+	delay         time.Duration
+	monitor       time.Duration
+	failureAction string
+	failureRatio  float64
+	order         string
+}
+
+func (s *serviceFlags) define(cmd *cobra.Command, create bool) {
+	f := cmd.Flags()
+	f.Uint64Var(&s.replicas, "replicas", 1, "`number` of replicas")
+	s.lists = map[string]*listFlag{}
+	s.list(f, create, "env", "e", "environment variable `NAME=VALUE`; a NAME alone takes the value that it has here", "environment variable, by `NAME`")
+	if create {
+		f.StringArrayVar(&s.envFiles, "env-file", nil, "`file` of NAME=VALUE lines")
+	}
+	s.list(f, create, "label", "l", "label of the service, `NAME=VALUE`", "label of the service, by `NAME`")
+	s.list(f, create, "container-label", "", "label of the containers, `NAME=VALUE`", "label of the containers, by `NAME`")
+	s.list(f, create, "publish", "p", "`port` to publish, mode=host,published=8080,target=80[,protocol=tcp|udp|sctp]", "published port, by the container's `port`")
+	s.list(f, create, "mount", "", "`mount`, type=bind|volume|tmpfs,source=...,target=...[,readonly]", "mount, by its `target`")
+	s.list(f, create, "constraint", "", "`constraint` on the nodes, such as node.labels.disk==ssd", "`constraint`, as it was given")
+	s.list(f, create, "placement-pref", "", "`preference`, such as spread=node.labels.zone", "`preference`, as it was given")
+	f.StringArrayVar(&s.capAdd, "cap-add", nil, "`capability` to add to the default ones, such as NET_ADMIN; may be repeated")
+	f.StringArrayVar(&s.capDrop, "cap-drop", nil, "`capability` to take away, or ALL; may be repeated")
+	f.StringVar(&s.entrypoint, "entrypoint", "", "`command` in place of the image's entrypoint, in one word, split as a shell does")
+	f.StringVarP(&s.workdir, "workdir", "w", "", "working `directory` in the container")
+	f.StringVarP(&s.user, "user", "u", "", "`user[:group]` in the container, names or numbers")
+	f.StringVar(&s.hostname, "hostname", "", "host `name` in the container; may hold {{.Task.Slot}} and the like")
+	f.Var(&s.limitCPU, "limit-cpu", "`CPUs` that a replica may use at most, such as 0.5")
+	f.Var(&s.limitMemory, "limit-memory", "`memory` that a replica may use at most, such as 200m")
+	f.Int64Var(&s.limitPids, "limit-pids", 0, "`number` of processes that a replica may have at most; -1 for any (default 4096)")
+	f.Var(&s.reserveCPU, "reserve-cpu", "`CPUs` that a node must have free for a replica")
+	f.Var(&s.reserveMemory, "reserve-memory", "`memory` that a node must have free for a replica")
+	f.Uint64Var(&s.replicasMaxPerNode, "replicas-max-per-node", 0, "most `replicas` on one node (default: any number)")
+	f.StringVar(&s.restartCondition, "restart-condition", "any", "when an ended replica is replaced: any, on-failure or none")
+	f.DurationVar(&s.restartDelay, "restart-delay", 0, "pause before a replacement (default: none the first time, then 500ms doubling to 30s)")
+	f.Uint64Var(&s.restartMaxAttempts, "restart-max-attempts", 0, "most replacements of a replica (default: any `number`)")
+	f.DurationVar(&s.restartWindow, "restart-window", 0, "time over which --restart-max-attempts counts (default: for ever)")
+	f.DurationVar(&s.stopGracePeriod, "stop-grace-period", 0, "time between the stop signal and SIGKILL (default 10s)")
+	f.StringVar(&s.stopSignal, "stop-signal", "", "`signal` that asks the container to end (default: the image's, or SIGTERM)")
+	f.BoolVar(&s.readOnly, "read-only", false, "mount the container's root filesystem read-only")
+	f.BoolVar(&s.init, "init", false, "run a small init as the container's first process")
+	f.BoolVar(&s.noNewPrivileges, "no-new-privileges", false, "let no process of the container gain privileges")
+	s.update.define(cmd, "update", "pause", "continue", "rollback")
+	s.rollback.define(cmd, "rollback", "pause", "continue")
+	completeWords(cmd, "restart-condition", "any", "on-failure", "none")
+	if !create {
+		hideDefaults(f)
+	}
+}
+
+// hideDefaults is for update, where a flag that is not given changes nothing.
+func hideDefaults(f *pflag.FlagSet) {
+	f.VisitAll(func(flag *pflag.Flag) {
+		switch flag.Value.Type() {
+		case "uint64", "float64":
+			flag.DefValue = "0"
+		case "duration":
+			flag.DefValue = "0s"
+		case "string":
+			flag.DefValue = ""
+		}
+	})
+}
+
+func (s *serviceFlags) list(f *pflag.FlagSet, create bool, name, short, addHelp, rmHelp string) {
+	l := &listFlag{}
+	s.lists[name] = l
+	if create {
+		f.StringArrayVarP(&l.add, name, short, nil, addHelp+"; may be repeated")
+		return
+	}
+	f.StringArrayVar(&l.add, name+"-add", nil, "add or change: "+addHelp)
+	f.StringArrayVar(&l.rm, name+"-rm", nil, "remove: "+rmHelp)
+}
+
+func (u *updateFlags) define(cmd *cobra.Command, prefix string, actions ...string) {
+	u.prefix = prefix
+	f := cmd.Flags()
+	f.Uint64Var(&u.parallelism, prefix+"-parallelism", 1, prefix+": `replicas` replaced at a time; 0 for all")
+	f.DurationVar(&u.delay, prefix+"-delay", 0, prefix+": pause between batches")
+	f.DurationVar(&u.monitor, prefix+"-monitor", 5*time.Second, prefix+": time after a start in which an end counts as a failure")
+	f.StringVar(&u.failureAction, prefix+"-failure-action", "pause", prefix+": what too many failures lead to: "+strings.Join(actions, ", "))
+	f.Float64Var(&u.failureRatio, prefix+"-max-failure-ratio", 0, prefix+": `part` of the replicas that may fail, 0 to 1")
+	f.StringVar(&u.order, prefix+"-order", "stop-first", prefix+": stop-first or start-first")
+	completeWords(cmd, prefix+"-failure-action", actions...)
+	completeWords(cmd, prefix+"-order", "stop-first", "start-first")
+}
+
+// apply changes the spec by the flags that were given.
+func (s *serviceFlags) apply(f *pflag.FlagSet, spec *swarmpb.ServiceSpec) error {
+	if spec.Task == nil {
+		spec.Task = &swarmpb.TaskSpec{}
+	}
+	if spec.Task.Container == nil {
+		spec.Task.Container = &swarmpb.ContainerSpec{}
+	}
+	if f.Changed("replicas") {
+		if spec.GetMode().GetReplicated() == nil {
+			return errors.New("--replicas: only a replicated service has a number of replicas; this one is " + modeWord(spec.GetMode()))
+		}
+		spec.Mode = replicated(s.replicas)
+	}
+	return errors.Join(
+		s.applyLists(spec), s.applyContainer(f, spec.Task.Container), s.applyTask(f, spec.Task),
+		s.update.apply(f, &spec.Update), s.rollback.apply(f, &spec.Rollback),
+	)
+}
+
+func (s *serviceFlags) applyContainer(f *pflag.FlagSet, c *swarmpb.ContainerSpec) error {
+	var errs []error
+	if f.Changed("entrypoint") {
+		words, err := splitWords(s.entrypoint)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("--entrypoint: %w", err))
+		}
+		c.Command = words
+	}
+	set(f, "workdir", &c.Dir, s.workdir)
+	set(f, "user", &c.User, s.user)
+	set(f, "hostname", &c.Hostname, s.hostname)
+	set(f, "stop-signal", &c.StopSignal, s.stopSignal)
+	set(f, "read-only", &c.ReadOnly, s.readOnly)
+	set(f, "init", &c.Init, s.init)
+	set(f, "no-new-privileges", &c.NoNewPrivileges, s.noNewPrivileges)
+	set(f, "stop-grace-period", &c.StopGracePeriod, durationpb.New(s.stopGracePeriod))
+	return errors.Join(errs...)
+}
+
+func (s *serviceFlags) applyTask(f *pflag.FlagSet, t *swarmpb.TaskSpec) error {
+	if changed(f, "limit-cpu", "limit-memory", "limit-pids", "reserve-cpu", "reserve-memory") {
+		r := orNew(&t.Resources)
+		if changed(f, "limit-cpu", "limit-memory") {
+			set(f, "limit-cpu", &orNew(&r.Limits).NanoCpus, int64(s.limitCPU))
+			set(f, "limit-memory", &orNew(&r.Limits).MemoryBytes, int64(s.limitMemory))
+		}
+		if changed(f, "reserve-cpu", "reserve-memory") {
+			set(f, "reserve-cpu", &orNew(&r.Reservations).NanoCpus, int64(s.reserveCPU))
+			set(f, "reserve-memory", &orNew(&r.Reservations).MemoryBytes, int64(s.reserveMemory))
+		}
+		set(f, "limit-pids", &r.PidsLimit, s.limitPids)
+	}
+	if changed(f, "restart-condition", "restart-delay", "restart-window", "restart-max-attempts") {
+		r := orNew(&t.Restart)
+		if f.Changed("restart-condition") {
+			condition, err := swarmpb.ParseRestartCondition(s.restartCondition)
+			if err != nil {
+				return fmt.Errorf("--restart-condition: %w", err)
+			}
+			r.Condition = condition
+		}
+		set(f, "restart-delay", &r.Delay, durationpb.New(s.restartDelay))
+		set(f, "restart-window", &r.Window, durationpb.New(s.restartWindow))
+		set(f, "restart-max-attempts", &r.MaxAttempts, s.restartMaxAttempts)
+	}
+	if f.Changed("replicas-max-per-node") {
+		orNew(&t.Placement).MaxReplicasPerNode = s.replicasMaxPerNode
+	}
+	return nil
+}
+
+func (u *updateFlags) apply(f *pflag.FlagSet, to **swarmpb.UpdateConfig) error {
+	name := func(s string) string { return u.prefix + "-" + s }
+	if !changed(f, name("parallelism"), name("delay"), name("monitor"), name("failure-action"), name("max-failure-ratio"), name("order")) {
+		return nil
+	}
+	c := orNew(to)
+	if f.Changed(name("parallelism")) {
+		c.Parallelism = &u.parallelism
+	}
+	set(f, name("delay"), &c.Delay, durationpb.New(u.delay))
+	set(f, name("monitor"), &c.Monitor, durationpb.New(u.monitor))
+	set(f, name("max-failure-ratio"), &c.MaxFailureRatio, u.failureRatio)
+	if f.Changed(name("failure-action")) {
+		action, err := swarmpb.ParseFailureAction(u.failureAction)
+		if err != nil {
+			return fmt.Errorf("--%s: %w", name("failure-action"), err)
+		}
+		c.FailureAction = action
+	}
+	if f.Changed(name("order")) {
+		order, err := swarmpb.ParseUpdateOrder(u.order)
+		if err != nil {
+			return fmt.Errorf("--%s: %w", name("order"), err)
+		}
+		c.Order = order
+	}
+	return nil
+}
+
+func (s *serviceFlags) applyLists(spec *swarmpb.ServiceSpec) error {
+	c := spec.Task.Container
+	var fromFiles []string
+	for _, path := range s.envFiles {
+		vars, err := readEnvFile(path)
+		if err != nil {
+			return err
+		}
+		fromFiles = append(fromFiles, vars...)
+	}
+	env := *s.lists["env"]
+	env.add = append(fromFiles, env.add...)
+	editCapabilities(s.capAdd, &c.CapAdd, &c.CapDrop)
+	editCapabilities(s.capDrop, &c.CapDrop, &c.CapAdd)
+	errs := []error{
+		editPairs("label", *s.lists["label"], &spec.Labels), editPairs("container-label", *s.lists["container-label"], &c.Labels),
+		editEnv(env, &c.Env), editPorts(*s.lists["publish"], spec), editMounts(*s.lists["mount"], c),
+	}
+	if l := s.lists["constraint"]; len(l.add)+len(l.rm) > 0 {
+		errs = append(errs, editWords("constraint", *l, &orNew(&spec.Task.Placement).Constraints))
+	}
+	if l := s.lists["placement-pref"]; len(l.add)+len(l.rm) > 0 {
+		errs = append(errs, editPreferences(*l, orNew(&spec.Task.Placement)))
+	}
+	return errors.Join(errs...)
+}
+
+func changed(f *pflag.FlagSet, names ...string) bool { return slices.ContainsFunc(names, f.Changed) }
+
+// set stores the flag's value when it was given.
+func set[T any](f *pflag.FlagSet, name string, to *T, value T) {
+	if f.Changed(name) {
+		*to = value
+	}
+}
+
+// orNew returns *p, made first when it is nil.
+func orNew[T any](p **T) *T {
+	if *p == nil {
+		*p = new(T)
+	}
+	return *p
+}
+
+// editWords adds and removes plain words.
+func editWords(flag string, l listFlag, to *[]string) error {
+	for _, rm := range l.rm {
+		i := slices.Index(*to, rm)
+		if i < 0 {
+			return fmt.Errorf("--%s-rm %q: the service has no such one; it has %s", flag, rm, orNone(*to))
+		}
+		*to = slices.Delete(*to, i, i+1)
+	}
+	for _, add := range l.add {
+		if !slices.Contains(*to, add) {
+			*to = append(*to, add)
+		}
+	}
+	return nil
+}
+
+func orNone(words []string) string {
+	if len(words) == 0 {
+		return "none"
+	}
+	return strings.Join(words, ", ")
+}

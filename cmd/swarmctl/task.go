@@ -1,0 +1,244 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+)
+
+// taskRow is a task in a listing.
+type taskRow struct {
+	ID           string `json:"id"`
+	Name         string `json:"name"`
+	Service      string `json:"service"`
+	Slot         uint64 `json:"slot"`
+	Attempt      uint64 `json:"attempt"`
+	Image        string `json:"image"`
+	Node         string `json:"node"`
+	NodeID       string `json:"nodeId"`
+	DesiredState string `json:"desiredState"`
+	State        string `json:"state"`
+	Since        string `json:"since"`
+	Error        string `json:"error"`
+	Message      string `json:"message"`
+	ExitCode     *int32 `json:"exitCode"` // null until the container has ended
+	Address      string `json:"address"`
+	Ports        string `json:"ports"`
+
+	since int64
+	// former: a newer attempt at the same replica stands above it.
+	former bool
+}
+
+func newTaskRow(t *swarmpb.TaskInfo) taskRow {
+	task, status := t.GetTask(), t.GetStatus()
+	r := taskRow{
+		ID: task.GetId(), Name: t.GetName(), Service: t.GetServiceName(), Slot: task.GetSlot(), Attempt: task.GetAttempt(), Image: t.GetImage(),
+		Node: cmp.Or(t.GetNodeHostname(), t.GetNodeId()), NodeID: t.GetNodeId(),
+		DesiredState: task.GetDesiredState().Name(), State: t.GetState().Name(), Since: stamp(t.GetSince()), since: t.GetSince(),
+		Error: t.GetError(), Message: t.GetMessage(), Address: status.GetAddress(), Ports: portsText(status.GetHostPorts(), true),
+	}
+	if c := status.GetContainer(); c.GetFinishedAt() != 0 {
+		r.ExitCode = &c.ExitCode
+	}
+	return r
+}
+
+// portsText is published ports as people write them; those of a task are its node's in any case.
+func portsText(ports []*swarmpb.PortConfig, task bool) string {
+	var out []string
+	for _, p := range ports {
+		published := "*"
+		if p.GetPublishedPort() != 0 {
+			published = fmt.Sprint(p.GetPublishedPort())
+		}
+		text := fmt.Sprintf("%s->%d/%s", published, p.GetTargetPort(), p.GetProtocol().Name())
+		if !task && p.GetMode() == swarmpb.PublishMode_PUBLISH_MODE_HOST {
+			text += " (host)"
+		}
+		out = append(out, text)
+	}
+	return strings.Join(out, ", ")
+}
+
+// taskListing is a listing of tasks.
+type taskListing struct {
+	listing
+	current, whole bool
+}
+
+// tasksCommand is a command that lists tasks: those that requests, made of the arguments, ask for.
+func (a *app) tasksCommand(cmd *cobra.Command, requests func(args []string) []*swarmpb.ListTasksRequest) *cobra.Command {
+	var l taskListing
+	l.define(cmd)
+	cmd.Flags().BoolVar(&l.current, "current", false, "leave out tasks that have ended or are to end")
+	cmd.Flags().BoolVar(&l.whole, "no-trunc", false, "shorten nothing, neither IDs nor errors")
+	cmd.RunE = a.call(func(ctx context.Context, c *client, args []string) error {
+		var rows []taskRow
+		var errs []error
+		found := false
+		for _, req := range requests(args) {
+			req.CurrentOnly = l.current
+			more, err := listTasks(ctx, c, req)
+			rows, errs, found = append(rows, more...), append(errs, err), found || err == nil
+		}
+		if !found {
+			return errors.Join(errs...)
+		}
+		sortTasks(rows)
+		return errors.Join(append([]error{a.printTasks(l, rows)}, errs...)...)
+	})
+	return cmd
+}
+
+// listTasks reads all pages.
+func listTasks(ctx context.Context, c *client, req *swarmpb.ListTasksRequest) ([]taskRow, error) {
+	var rows []taskRow
+	for {
+		r, err := c.ListTasks(ctx, req)
+		if err != nil {
+			return nil, err
+		}
+		for _, t := range r.Tasks {
+			rows = append(rows, newTaskRow(t))
+		}
+		if r.NextPageToken == "" {
+			return rows, nil
+		}
+		req.PageToken = r.NextPageToken
+	}
+}
+
+// sortTasks brings each replica's attempts together, the newest first, and marks the others.
+func sortTasks(rows []taskRow) {
+	slices.SortStableFunc(rows, func(x, y taskRow) int {
+		return cmp.Or(
+			cmp.Compare(x.Service, y.Service), cmp.Compare(x.Slot, y.Slot), cmp.Compare(x.Name, y.Name),
+			cmp.Compare(y.Attempt, x.Attempt), cmp.Compare(x.ID, y.ID),
+		)
+	})
+	for i := 1; i < len(rows); i++ {
+		rows[i].former = rows[i].Name == rows[i-1].Name
+	}
+}
+
+func (a *app) printTasks(l taskListing, rows []taskRow) error {
+	width := a.width
+	if l.whole {
+		width = 0
+	}
+	return printRows(a.out, width, l.listing, rows, table[taskRow]{func(r taskRow) string { return r.ID }, []column[taskRow]{
+		{"ID", func(r taskRow) string {
+			if l.whole {
+				return r.ID
+			}
+			return short(r.ID)
+		}, false},
+		{"NAME", func(r taskRow) string {
+			if r.former {
+				return ` \_ ` + r.Name
+			}
+			return r.Name
+		}, false},
+		{"IMAGE", func(r taskRow) string { return r.Image }, true},
+		{"NODE", func(r taskRow) string { return r.Node }, true},
+		{"DESIRED", func(r taskRow) string { return r.DesiredState }, false},
+		{"STATE", func(r taskRow) string { return strings.TrimSpace(r.State + " " + a.ago(r.since)) }, false},
+		{"PORTS", func(r taskRow) string { return r.Ports }, true},
+		{"ERROR", func(r taskRow) string {
+			if r.Error == "" && (r.State == "pending" || r.State == "preparing") {
+				return r.Message // what it waits for
+			}
+			return r.Error
+		}, true},
+	}})
+}
+
+func (a *app) taskCommand() *cobra.Command {
+	return group("task", "See tasks", a.taskListCommand(), a.taskInspectCommand())
+}
+
+func (a *app) taskListCommand() *cobra.Command {
+	return a.tasksCommand(&cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "List all tasks", Args: noArgs, ValidArgsFunction: cobra.NoFileCompletions,
+		Example: "  swarmctl task ls --current\n  swarmctl task ls --format json",
+	}, func([]string) []*swarmpb.ListTasksRequest { return []*swarmpb.ListTasksRequest{{}} })
+}
+
+func (a *app) nodePsCommand() *cobra.Command {
+	return a.tasksCommand(&cobra.Command{
+		Use: "ps [NODE...]", Short: "List the tasks of nodes (default: of this one)", ValidArgsFunction: a.complete(nodeNames),
+		Example: "  swarmctl node ps\n  swarmctl node ps --current n1 n2",
+	}, func(args []string) []*swarmpb.ListTasksRequest {
+		if len(args) == 0 {
+			args = []string{"self"}
+		}
+		var out []*swarmpb.ListTasksRequest
+		for _, arg := range args {
+			out = append(out, &swarmpb.ListTasksRequest{Node: arg})
+		}
+		return out
+	})
+}
+
+func (a *app) servicePsCommand() *cobra.Command {
+	return a.tasksCommand(&cobra.Command{
+		Use: "ps SERVICE...", Short: "List the tasks of services, with what happened to them",
+		Args: someArgs("service"), ValidArgsFunction: a.complete(serviceNames),
+		Example: "  swarmctl service ps web\n  swarmctl service ps --current --format json web",
+	}, func(args []string) []*swarmpb.ListTasksRequest {
+		var out []*swarmpb.ListTasksRequest
+		for _, arg := range args {
+			out = append(out, &swarmpb.ListTasksRequest{Service: arg})
+		}
+		return out
+	})
+}
+
+func (a *app) taskInspectCommand() *cobra.Command {
+	return a.inspectCommand("task", "Show all about tasks, named by ID, name or prefix of the ID. A name stands for the replica's current task.",
+		"  swarmctl task inspect --pretty web.1\n  swarmctl task inspect -f '{{.State}} {{.Error}}' web.1", taskNames,
+		func(ctx context.Context, c *client, arg string) (inspected, error) {
+			r, err := c.GetTask(ctx, &swarmpb.GetTaskRequest{Task: arg})
+			return inspected{r, []string{"task", "task"}, func(w io.Writer) { a.prettyTask(w, r) }}, err
+		})
+}
+
+func (a *app) prettyTask(w io.Writer, r *swarmpb.GetTaskResponse) {
+	t := newTaskRow(r.GetTask())
+	container := r.GetTask().GetStatus().GetContainer()
+	p := printer{w: w, width: len("Desired state:")}
+	p.line("ID", t.ID)
+	p.line("Name", t.Name)
+	p.line("Service", t.Service)
+	p.line("Attempt", fmt.Sprint(t.Attempt))
+	p.line("Image", t.Image)
+	p.line("Digest", container.GetImageDigest())
+	node := t.Node
+	if node != t.NodeID {
+		node = fmt.Sprintf("%s (%s)", node, t.NodeID)
+	}
+	p.line("Node", node)
+	p.line("Desired state", t.DesiredState)
+	p.line("State", strings.TrimSpace(t.State+" "+a.ago(t.since)))
+	p.line("Message", t.Message)
+	p.line("Error", t.Error)
+	if t.ExitCode != nil {
+		p.line("Exit code", fmt.Sprint(*t.ExitCode))
+	}
+	if container.GetOomKilled() {
+		p.line("Out of memory", "yes")
+	}
+	p.line("Container", container.GetContainerId())
+	p.line("Replaces", r.GetTask().GetTask().GetReplaces())
+	p.line("Address", t.Address)
+	p.line("Ports", t.Ports)
+}

@@ -1,0 +1,254 @@
+// Package node is one host: its containerd, its local socket, and, while it belongs to a cluster, a worker and
+// perhaps a manager.
+//
+// A daemon may belong to no cluster yet: init, join and leave happen at run time, through the socket. It belongs to
+// one exactly when its identity is on disk; what a crash leaves of a half-done init or join is removed by the next
+// one. It alone writes the identity and node.json below Config.DataDir.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/proto/wire"
+	"github.com/swarmd/swarmd/worker"
+	"github.com/swarmd/swarmd/worker/network"
+	"github.com/swarmd/swarmd/worker/runtime/containerd"
+	"github.com/swarmd/swarmd/worker/runtime/containerd/embedded"
+)
+
+// uplink is the host's *network.Network.
+type uplink interface {
+	worker.Network
+	Close()
+}
+
+// Config of a Node. All fields are required unless they say otherwise.
+type Config struct {
+	// DataDir survives reboots, RunDir need not.
+	DataDir, RunDir string
+	// Containerd is the socket of an existing containerd; empty = our own, embedded.
+	Containerd string
+	// OCIRuntime is runc, crun or a path.
+	OCIRuntime string
+	// ListenAddr is host:port of the cluster port.
+	ListenAddr string
+	// CgroupParent is the cgroup below which each container gets its own.
+	CgroupParent string
+	// InsecureRegistries (host[:port]) are spoken to in plain HTTP.
+	InsecureRegistries []string
+	Version            string
+	Logger             *slog.Logger
+}
+
+// Node is the daemon of one host.
+type Node struct {
+	cfg     Config
+	log     *slog.Logger
+	child   *embedded.Child // nil with an existing containerd
+	runtime *containerd.Runtime
+	network uplink
+	// ended gets the error of a member that ended by itself.
+	ended chan error
+
+	// changing is held by init, join and leave, one at a time.
+	changing sync.Mutex
+	mu       sync.Mutex
+	member   *member // nil while the node belongs to no cluster
+	running  context.Context
+}
+
+// New prepares the host: directories, the OCI runtime, containerd's configuration. Run starts things.
+func New(cfg Config) (*Node, error) {
+	for _, dir := range []string{cfg.DataDir, cfg.RunDir} {
+		if !filepath.IsAbs(dir) {
+			return nil, fmt.Errorf("directory %q is not an absolute path", dir)
+		}
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return nil, fmt.Errorf("make directory: %w", err)
+		}
+	}
+	n := &Node{cfg: cfg, log: cfg.Logger, ended: make(chan error, 1)}
+	address := cfg.Containerd
+	exits := ""
+	if address == "" {
+		child, err := embedded.New(embedded.Config{
+			Root: filepath.Join(cfg.DataDir, "containerd"), State: filepath.Join(cfg.RunDir, "containerd"),
+			Namespace: containerd.Namespace, Logger: cfg.Logger.With("part", "containerd"),
+		})
+		if err != nil {
+			return nil, err
+		}
+		n.child, address, exits = child, child.Address(), child.ExitDir()
+	}
+	var err error
+	n.runtime, err = containerd.New(containerd.Config{
+		Address: address, Shared: cfg.Containerd != "", Dir: cfg.DataDir, RunDir: filepath.Join(cfg.RunDir, "oci"), OCIRuntime: cfg.OCIRuntime,
+		CgroupParent: cfg.CgroupParent, InsecureRegistries: cfg.InsecureRegistries, ExitDir: exits,
+		Logger: cfg.Logger.With("part", "runtime"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.network, err = network.New(network.Config{Dir: filepath.Join(cfg.RunDir, "network"), Logger: cfg.Logger.With("part", "network")})
+	if err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// Socket is the path of the local socket.
+func (n *Node) Socket() string { return filepath.Join(n.cfg.RunDir, "swarmd.sock") }
+
+// Run serves until ctx ends. Containers, and our containerd, go on when it returns.
+func (n *Node) Run(ctx context.Context) error {
+	local, err := wire.ListenLocal(n.Socket())
+	if err != nil {
+		return err
+	}
+	server := wire.NewServer(wire.ServerConfig{Local: true, Logger: n.log})
+	swarmpb.RegisterLocalServer(server, &localServer{node: n})
+	swarmpb.RegisterControlServer(server, controlSwitch{node: n})
+	if err := wire.CheckAccess(server); err != nil {
+		return errors.Join(err, local.Close())
+	}
+	outer := ctx
+	g, ctx := errgroup.WithContext(ctx)
+	n.mu.Lock()
+	n.running = ctx
+	n.mu.Unlock()
+	if n.child != nil {
+		g.Go(func() error { return n.child.Run(ctx) })
+	}
+	g.Go(func() error { return n.runtime.Run(ctx) })
+	resumed := make(chan struct{})
+	g.Go(func() error { return n.resume(ctx, resumed) })
+	g.Go(func() error {
+		// No call is answered before: an init that came first would take this host for one without a cluster.
+		select {
+		case <-resumed:
+			return server.Serve(local)
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), local.Close())
+		}
+	})
+	g.Go(func() error {
+		<-ctx.Done()
+		stopServer(server)
+		return ctx.Err()
+	})
+	err = g.Wait()
+	n.network.Close()
+	if outer.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// resume starts what the node was before, closes resumed, and then watches that what it is does not end by itself.
+func (n *Node) resume(ctx context.Context, resumed chan<- struct{}) error {
+	defer n.stopMember()
+	state, id, err := n.load()
+	if err != nil {
+		return err
+	}
+	if id != nil {
+		m, err := n.newMember(*id, state)
+		if err != nil {
+			return err
+		}
+		n.start(ctx, m)
+		n.log.Info("resumed", "node", id.NodeID, "cluster", id.ClusterID, "role", id.Role.Name())
+		close(resumed)
+	} else {
+		n.log.Info("ready; this host belongs to no cluster yet", "socket", n.Socket())
+		n.changing.Lock()
+		close(resumed)
+		n.finishLeave(ctx)
+		n.changing.Unlock()
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case err := <-n.ended:
+		return err
+	}
+}
+
+// current is the membership, nil without one.
+func (n *Node) current() *member {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.member
+}
+
+func (n *Node) start(ctx context.Context, m *member) {
+	n.mu.Lock()
+	n.member = m
+	n.mu.Unlock()
+	m.start(ctx, n.ended)
+}
+
+// stopMember ends the membership's work and returns it, stopped.
+func (n *Node) stopMember() *member {
+	n.mu.Lock()
+	m := n.member
+	n.member = nil
+	n.mu.Unlock()
+	if m != nil {
+		m.stop()
+	}
+	return m
+}
+
+// stopGrace is how long calls under way may take when a server stops.
+const stopGrace = 2 * time.Second
+
+func stopServer(s *grpc.Server) {
+	hard := time.AfterFunc(stopGrace, s.Stop)
+	defer hard.Stop()
+	s.GracefulStop()
+}
+
+// explain adds what to do to errors of the host that have one cause.
+func (n *Node) explain(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return wire.Errorf(wire.CodeResourceExhausted, "no space is left below %s: free some and try again (%w)", n.cfg.DataDir, err)
+	case errors.Is(err, syscall.EROFS), errors.Is(err, syscall.EIO):
+		return wire.Errorf(wire.CodeUnavailable, "the disk below %s cannot be written: check the host's disk (%w)", n.cfg.DataDir, err)
+	}
+	return err
+}
+
+// problems are what does not work on this host, one line each.
+func (n *Node) problems() []string {
+	var out []string
+	if n.child != nil && !n.child.Answered() {
+		out = append(out, "containerd does not answer yet: no container can start before it does; its log is "+n.child.LogFile())
+	}
+	if m := n.current(); m != nil {
+		out = append(out, m.agent.Problems()...)
+		if text := m.refusal(); text != "" {
+			out = append(out, text)
+		}
+	}
+	for i := range out {
+		out[i] = strings.TrimSpace(out[i])
+	}
+	return out
+}

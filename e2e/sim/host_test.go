@@ -1,0 +1,172 @@
+package sim
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"google.golang.org/grpc"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/worker"
+	"github.com/swarmd/swarmd/worker/network"
+	"github.com/swarmd/swarmd/worker/runtime/runtimetest"
+)
+
+// host is a machine with an agent: its runtime and its network outlive the agent's process.
+type host struct {
+	c       *cluster
+	name    string
+	runtime *runtimetest.Fake
+	net     *fakeNet
+	cancel  context.CancelFunc
+	done    chan error
+
+	mu    sync.Mutex
+	isCut bool
+	conns []*grpc.ClientConn
+}
+
+func nodeID(name string) string { return swarmpb.DerivedID("sim", name) }
+
+// join makes a node of a host, and starts its agent.
+func (c *cluster) join(name string) *host {
+	c.t.Helper()
+	c.put(&swarmpb.Row{Row: &swarmpb.Row_Node{Node: &swarmpb.Node{
+		Id: nodeID(name), Role: swarmpb.NodeRole_NODE_ROLE_WORKER, Spec: &swarmpb.NodeSpec{DesiredRole: swarmpb.NodeRole_NODE_ROLE_WORKER}}}})
+	h := &host{
+		c: c, name: name, runtime: runtimetest.NewFake(runtimetest.FakeConfig{}),
+		net: &fakeNet{attached: map[string]netip.Addr{}, ports: map[uint32]string{}},
+	}
+	c.hosts[name] = h
+	h.start()
+	return h
+}
+
+// start runs an agent, as a new process does.
+func (h *host) start() {
+	h.c.t.Helper()
+	agent, err := worker.New(worker.Config{
+		NodeID: nodeID(h.name), Hostname: h.name, ListenAddress: "192.0.2.7:2377", Dir: filepath.Join(h.c.dir, h.name),
+		Runtime: h.runtime, Network: h.net, Dial: h.dial,
+		Managers: []*swarmpb.ManagerPeer{{NodeId: managerID, Address: "192.0.2.1:2377"}},
+		Logger:   slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		h.c.t.Fatalf("agent of %s: %v", h.name, err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	h.cancel, h.done = cancel, make(chan error, 1)
+	go func() { h.done <- agent.Run(ctx) }()
+}
+
+// stop ends the agent; its containers go on.
+func (h *host) stop() {
+	if h.cancel == nil {
+		return
+	}
+	h.cancel()
+	if err := <-h.done; err != nil {
+		h.c.t.Errorf("agent of %s: %v", h.name, err)
+	}
+	h.cancel = nil
+	h.disconnect()
+}
+
+// cut takes the manager away from the host, or gives it back.
+func (h *host) cut(is bool) {
+	h.mu.Lock()
+	h.isCut = is
+	h.mu.Unlock()
+	h.disconnect()
+}
+
+func (h *host) disconnect() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, conn := range h.conns {
+		_ = conn.Close()
+	}
+	h.conns = nil
+}
+
+func (h *host) dial(context.Context, string) (worker.Conn, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.isCut {
+		return nil, errors.New("no route to host")
+	}
+	conn, err := h.c.connect(nodeID(h.name))
+	if err == nil {
+		h.conns = append(h.conns, conn)
+	}
+	return conn, err
+}
+
+// fakeNet is a network in memory: addresses out of the node's block, and ports that one task may have at a time.
+type fakeNet struct {
+	mu       sync.Mutex
+	block    string
+	attached map[string]netip.Addr
+	ports    map[uint32]string
+	last     byte
+}
+
+var _ worker.Network = (*fakeNet)(nil)
+
+func (n *fakeNet) Configure(_ context.Context, cfg *swarmpb.NodeConfig) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.block = cmp.Or(cfg.GetUplinkBlock(), n.block)
+	return nil
+}
+
+func (n *fakeNet) Attach(_ context.Context, taskID string) (network.Attachment, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.block == "" {
+		return network.Attachment{}, network.ErrNotConfigured
+	}
+	if _, ok := n.attached[taskID]; !ok {
+		n.last++
+		n.attached[taskID] = netip.AddrFrom4([4]byte{100, 64, 0, n.last})
+	}
+	return network.Attachment{Namespace: "/run/netns/" + taskID, Address: n.attached[taskID]}, nil
+}
+
+func (n *fakeNet) Publish(_ context.Context, taskID string, ports []*swarmpb.PortConfig) ([]*swarmpb.PortConfig, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, p := range ports {
+		if owner, taken := n.ports[p.PublishedPort]; taken && owner != taskID {
+			return nil, fmt.Errorf("publish %d: %w by %s", p.PublishedPort, network.ErrPortTaken, owner)
+		}
+		n.ports[p.PublishedPort] = taskID
+	}
+	return ports, nil
+}
+
+func (n *fakeNet) Detach(_ context.Context, taskID string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.attached, taskID)
+	maps.DeleteFunc(n.ports, func(_ uint32, owner string) bool { return owner == taskID })
+	return nil
+}
+
+func (n *fakeNet) Sweep(_ context.Context, keep []string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	maps.DeleteFunc(n.attached, func(id string, _ netip.Addr) bool { return !slices.Contains(keep, id) })
+	maps.DeleteFunc(n.ports, func(_ uint32, id string) bool { return !slices.Contains(keep, id) })
+	return nil
+}
+
+func (n *fakeNet) Teardown(context.Context) error { return n.Sweep(context.Background(), nil) }

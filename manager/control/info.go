@@ -1,0 +1,136 @@
+package control
+
+import (
+	"fmt"
+
+	"github.com/swarmd/swarmd/manager/store"
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+)
+
+// poolUplink is the pool of the blocks that nodes give their tasks' addresses from; its owners are nodes.
+const poolUplink = "uplink"
+
+// taskInfo puts the rows of a task together.
+func taskInfo(view *store.View, task *swarmpb.Task) *swarmpb.TaskInfo {
+	rows := view.TaskRows(task.GetId())
+	service := view.Service(task.GetServiceId()).GetSpec().GetName()
+	nodeID := rows.Placement.GetNodeId()
+	node := view.NodeStatus(nodeID)
+	info := &swarmpb.TaskInfo{
+		Task:         task,
+		Name:         swarmpb.TaskName(service, task.GetSlot(), task.GetNodeId()),
+		ServiceName:  service,
+		Image:        view.Template(task.GetServiceId(), task.GetTemplateVersion()).GetSpec().GetContainer().GetImage(),
+		State:        rows.Observed,
+		NodeId:       nodeID,
+		NodeHostname: node.GetDescription().GetHostname(),
+		Placement:    rows.Placement,
+		Status:       rows.Status,
+		Message:      rows.Status.GetMessage(),
+	}
+	switch {
+	case rows.Status != nil:
+		info.Since = rows.Status.GetAt()
+		info.Error = rows.Status.GetError()
+	case nodeID != "":
+		info.Since = rows.Placement.GetAt()
+	default:
+		info.Since = task.GetMeta().GetCreatedAt()
+		if wanted(task) {
+			info.Error = rows.Placement.GetMessage()
+		}
+	}
+	if nodeID != "" && !info.State.Ended() && info.Error == "" {
+		info.Error = lostNode(view, nodeID, node)
+	}
+	return info
+}
+
+// lostNode is what to know of a task that has not ended, when its node is not there.
+func lostNode(view *store.View, nodeID string, status *swarmpb.NodeStatus) string {
+	name := status.GetDescription().GetHostname()
+	if name == "" {
+		name = nodeID
+	}
+	switch {
+	case view.Node(nodeID) == nil:
+		return fmt.Sprintf("node %s was removed from the cluster", name)
+	case status.GetState() == swarmpb.NodeState_NODE_STATE_DOWN, status.GetState() == swarmpb.NodeState_NODE_STATE_DISCONNECTED:
+		text := fmt.Sprintf("node %s is %s", name, status.GetState().Name())
+		if status.GetMessage() != "" {
+			text += ": " + status.GetMessage()
+		}
+		return text
+	}
+	return ""
+}
+
+// running tells whether the task counts as one that runs: it should, it does, and its node is not lost.
+func running(view *store.View, task *swarmpb.Task) bool {
+	if !wanted(task) {
+		return false
+	}
+	rows := view.TaskRows(task.GetId())
+	return rows.Observed == swarmpb.TaskState_TASK_STATE_RUNNING &&
+		view.NodeStatus(rows.Placement.GetNodeId()).GetState() != swarmpb.NodeState_NODE_STATE_DOWN
+}
+
+// serviceInfo puts the rows of a service together and counts its tasks.
+func serviceInfo(view *store.View, service *swarmpb.Service) *swarmpb.ServiceInfo {
+	var count tally
+	for task := range view.TasksOf(service.GetId()) {
+		count.add(task, running(view, task))
+	}
+	return count.info(view, service)
+}
+
+// tally counts the tasks of a service.
+type tally struct{ running, wanted uint64 }
+
+func (c *tally) add(task *swarmpb.Task, runs bool) {
+	if wanted(task) {
+		c.wanted++
+	}
+	if runs {
+		c.running++
+	}
+}
+
+func (c *tally) info(view *store.View, service *swarmpb.Service) *swarmpb.ServiceInfo {
+	info := &swarmpb.ServiceInfo{
+		Service:  service,
+		Progress: view.ServiceProgress(service.GetId()),
+		Running:  c.running,
+		Desired:  c.wanted,
+	}
+	// A global service wants a task on every node that suits, which are the tasks that the orchestrator made.
+	if replicated := service.GetSpec().GetMode().GetReplicated(); replicated != nil {
+		info.Desired = replicated.GetReplicas()
+	}
+	if service.GetRemoving() {
+		info.Desired = 0
+	}
+	return info
+}
+
+// nodeInfo puts the rows of a node together with what its tasks take of it.
+func (s *Server) nodeInfo(view *store.View, node *swarmpb.Node) *swarmpb.NodeInfo {
+	usage := view.Usage(node.GetId())
+	info := &swarmpb.NodeInfo{
+		Node:     node,
+		Status:   view.NodeStatus(node.GetId()),
+		Leader:   node.GetId() == s.cfg.Leader(),
+		Reserved: &swarmpb.Resources{NanoCpus: usage.NanoCPUs, MemoryBytes: usage.MemoryBytes},
+		Tasks:    uint32(max(usage.Tasks, 0)),
+	}
+	if info.Status == nil {
+		info.Status = &swarmpb.NodeStatus{NodeId: node.GetId(), State: swarmpb.NodeState_NODE_STATE_UNKNOWN, Message: "joined, not connected yet"}
+	}
+	for a := range view.AllocationsOf(node.GetId()) {
+		if a.GetPool() == poolUplink {
+			info.UplinkBlock = a.GetAddress()
+			break
+		}
+	}
+	return info
+}

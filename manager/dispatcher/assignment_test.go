@@ -1,0 +1,187 @@
+package dispatcher
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+	"pgregory.net/rapid"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+)
+
+// deliver advances the assignment and hands the messages to the holder.
+func deliver(w *world, a *assignment, h *holder, node string) (messages int) {
+	base := a.base
+	changes := a.advance(w.view(), node)
+	for m := range chunks(base, a.version, changes) {
+		h.receive(m)
+		messages++
+	}
+	if messages > 0 {
+		a.base = a.version
+	}
+	return messages
+}
+
+func TestAssignment_FullSet_HoldsOwnLiveTasksOnly(t *testing.T) {
+	w := testWorld(t, "n1", "n2")
+	mine, other, ended, stopping := w.task(1, "n1"), w.task(2, "n2"), w.task(3, "n1"), w.task(4, "n1")
+	unplaced := w.task(5, "")
+	w.status(ended, stFailed)
+	w.status(stopping, stRunning)
+	w.desire(stopping, stShutdown, true)
+	w.allocate("uplink", "100.64.3.0/24", "n1")
+	w.allocate("other", "10.0.0.1", "n1")
+
+	h, a := newHolder(t), newAssignment()
+	deliver(w, a, h, "n1")
+	h.expect(w.view(), "n1")
+	if len(h.tasks) != 2 || h.tasks[mine] == nil || h.tasks[stopping] == nil {
+		t.Fatalf("holds %v, want %s and %s without %s, %s, %s", h.tasks, mine, stopping, other, ended, unplaced)
+	}
+	if got := h.tasks[stopping]; got.GetObservedState() != stRunning || got.GetDesiredState() != stShutdown || !got.GetDraining() {
+		t.Errorf("stopping task is told as %v", got)
+	}
+	if got := h.tasks[mine].GetObservedState(); got != stAssigned {
+		t.Errorf("observed state %s, want assigned", got.Name())
+	}
+	if h.config.GetUplinkBlock() != "100.64.3.0/24" || h.config.GetFabricPool() != "100.64.0.0/10" {
+		t.Errorf("node config %v", h.config)
+	}
+}
+
+func TestAssignment_NoTasks_StillOneFullSet(t *testing.T) {
+	w := testWorld(t, "n1")
+	h, a := newHolder(t), newAssignment()
+	if n := deliver(w, a, h, "n1"); n != 1 || h.config == nil {
+		t.Fatalf("%d messages, config %v", n, h.config)
+	}
+	if n := deliver(w, a, h, "n1"); n != 0 {
+		t.Errorf("%d messages though nothing changed", n)
+	}
+}
+
+func TestAssignment_OwnStatus_IsNotEchoed(t *testing.T) {
+	w := testWorld(t, "n1")
+	id := w.task(1, "n1")
+	h, a := newHolder(t), newAssignment()
+	deliver(w, a, h, "n1")
+	w.status(id, stReady)
+	w.status(id, stRunning)
+	if n := deliver(w, a, h, "n1"); n != 0 {
+		t.Errorf("%d messages after a status", n)
+	}
+}
+
+func TestAssignment_TaskEndsThenGoes_RemovedOnce(t *testing.T) {
+	w := testWorld(t, "n1")
+	id := w.task(1, "n1")
+	h, a := newHolder(t), newAssignment()
+	deliver(w, a, h, "n1")
+	w.status(id, stFailed)
+	w.desire(id, stShutdown, false)
+	deliver(w, a, h, "n1")
+	if len(h.templates) != 0 {
+		t.Errorf("templates %v are held for an ended task", h.templates)
+	}
+	if h.tasks[id] == nil {
+		t.Error("the ended task is removed though its row is there")
+	}
+	w.delete(swarmpb.TaskKey(id))
+	deliver(w, a, h, "n1")
+	if len(h.tasks) != 0 {
+		t.Errorf("holds %v after the row is gone", h.tasks)
+	}
+}
+
+func TestChunks_LargeSet_BoundedAndInOrder(t *testing.T) {
+	for _, tc := range []struct {
+		name           string
+		changes, bytes int
+		chunks         int
+	}{
+		{"many small", 3*maxChunkChanges + 1, 10, 4},
+		{"few large", 10, 300 << 10, 4},
+		{"one beyond the limit", 1, 2 << 20, 1},
+		{"none", 0, 0, 1},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var changes []*swarmpb.AssignmentChange
+			for i := range tc.changes {
+				changes = append(changes, &swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_RemoveTask{
+					RemoveTask: fmt.Sprint(i) + strings.Repeat("x", tc.bytes)}})
+			}
+			got := slices.Collect(chunks(0, 7, changes))
+			if len(got) != tc.chunks {
+				t.Fatalf("%d chunks, want %d", len(got), tc.chunks)
+			}
+			var all []*swarmpb.AssignmentChange
+			for i, chunk := range got {
+				if chunk.GetLastChunk() != (i == len(got)-1) || chunk.GetVersion() != 7 {
+					t.Errorf("chunk %d: last %t, version %d", i, chunk.GetLastChunk(), chunk.GetVersion())
+				}
+				if proto.Size(chunk) > maxChunkBytes+4096 && len(chunk.GetChanges()) > 1 {
+					t.Errorf("chunk %d has %d bytes", i, proto.Size(chunk))
+				}
+				all = append(all, chunk.GetChanges()...)
+			}
+			if !slices.Equal(all, changes) {
+				t.Error("the chunks do not make the set")
+			}
+		})
+	}
+	if got := slices.Collect(chunks(3, 7, nil)); len(got) != 0 {
+		t.Errorf("an increment without changes has %d messages", len(got))
+	}
+}
+
+// TestAssignment_RandomHistory_ReceiverConverges: however many changes lie between two deliveries, the receiver holds
+// what the view says, and a receiver that begins anew holds the same live tasks.
+func TestAssignment_RandomHistory_ReceiverConverges(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := newWorld(t, "n1", "n2")
+		h, a := newHolder(t), newAssignment()
+		var ids []string
+		attempt, template := uint64(0), uint64(1)
+		for range rapid.IntRange(1, 60).Draw(t, "steps") {
+			pick := func() string { return rapid.SampledFrom(ids).Draw(t, "task") }
+			live := len(ids) > 0
+			switch what := rapid.IntRange(0, 7).Draw(t, "what"); {
+			case what <= 1 || !live:
+				attempt++
+				node := rapid.SampledFrom([]string{"", "n1", "n1", "n2"}).Draw(t, "node")
+				ids = append(ids, w.taskOf(attempt%3+1, attempt, node, template))
+			case what == 2:
+				w.desire(pick(), rapid.SampledFrom([]swarmpb.TaskState{stRunning, stShutdown}).Draw(t, "desired"), rapid.Bool().Draw(t, "draining"))
+			case what == 3:
+				w.status(pick(), rapid.SampledFrom([]swarmpb.TaskState{stReady, stRunning, stFailed}).Draw(t, "status"))
+			case what == 4:
+				id := pick()
+				w.delete(swarmpb.TaskKey(id))
+				ids = slices.DeleteFunc(ids, func(s string) bool { return s == id })
+			case what == 5:
+				template++
+				w.propose(w.template(template), &swarmpb.Write{Op: &swarmpb.Write_Put{Put: &swarmpb.Row{Row: &swarmpb.Row_Service{Service: &swarmpb.Service{
+					Id: serviceWeb, Spec: &swarmpb.ServiceSpec{Name: "web"}, TemplateVersion: template}}}}})
+			case what == 6:
+				w.allocate("uplink", "100.64.9.0/24", rapid.SampledFrom([]string{"", "n1"}).Draw(t, "owner"))
+			case what == 7:
+				deliver(w, a, h, "n1")
+				h.expect(w.view(), "n1")
+			}
+		}
+		deliver(w, a, h, "n1")
+		h.expect(w.view(), "n1")
+		fresh, b := newHolder(t), newAssignment()
+		deliver(w, b, fresh, "n1")
+		fresh.expect(w.view(), "n1")
+		for key := range h.templates {
+			if !fresh.templates[key] {
+				t.Fatalf("template %v is held and nothing needs it", key)
+			}
+		}
+	})
+}

@@ -1,0 +1,166 @@
+// Package dispatcher is where workers meet the managers: it holds their sessions, streams to each node what it
+// has to run, and takes their statuses.
+//
+// A Server runs on every manager and keeps sessions from its own replica of the store. Lead adds what only the
+// leader does: the lease table that declares nodes READY, DISCONNECTED and DOWN, and the end of tasks on removed
+// nodes. Every keeper reports the ages of its sessions to the leader's table.
+//
+// It promises: a node is called down only when its keeper has not heard a beat for a lease, or when it has not
+// found another keeper within a reconnect lease; statuses are answered once they are committed; a node sees its
+// own tasks only; nothing that a worker sends stops a manager or grows its memory without bound.
+//
+// It alone writes NodeStatus and TaskStatus rows. Nothing that is unchanged enters the log.
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"github.com/swarmd/swarmd/manager/store"
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/proto/wire"
+)
+
+// Config is what a Server needs; all fields are required unless they say otherwise.
+type Config struct {
+	// NodeID is this manager's.
+	NodeID string
+	// Store returns the current store; a restore swaps it.
+	Store func() *store.Store
+	// Proposer commits merged statuses, from any manager.
+	Proposer store.Proposer
+	// ReadIndex returns once the local store has all that was committed before the call.
+	ReadIndex func(context.Context) (uint64, error)
+	// Managers returns the managers that workers may hold sessions with.
+	Managers func() []*swarmpb.ManagerPeer
+	// Remote is the leader's lease table while another manager leads. Optional: without it, sessions are kept
+	// only while this manager leads.
+	Remote Leases
+	// Peer tells who calls; the default is wire.Peer.
+	Peer func(context.Context) (wire.PeerInfo, bool)
+	// Limits may be zero.
+	Limits Limits
+	// Logger defaults to slog.Default().
+	Logger *slog.Logger
+}
+
+// Server is the Dispatcher service of one manager.
+type Server struct {
+	swarmpb.UnimplementedDispatcherServer
+
+	cfg      Config
+	limits   Limits
+	log      *slog.Logger
+	statuses *merger
+	// managers is the list last seen, shared by all sessions and never changed in place.
+	managers atomic.Pointer[managerList]
+	// fanned is the index up to which changes have reached the sessions they concern.
+	fanned atomic.Uint64
+	// report asks for a report to the leader before the next tick.
+	report chan struct{}
+
+	mu       sync.Mutex
+	sessions map[string]*session // by node ID; ended ones stay until they are forgotten
+	refused  map[string]struct{} // node IDs of refused claimants since the last report
+	leading  *leaderPart         // nil on followers
+	contact  time.Time           // of the last report that a leader took
+	stopped  bool
+}
+
+// New makes a Server; Run must run for it to serve.
+func New(cfg Config) (*Server, error) {
+	switch {
+	case cfg.NodeID == "":
+		return nil, errors.New("dispatcher: node ID is required")
+	case cfg.Store == nil || cfg.Proposer == nil || cfg.ReadIndex == nil || cfg.Managers == nil:
+		return nil, errors.New("dispatcher: store, proposer, read index and managers are required")
+	}
+	if cfg.Peer == nil {
+		cfg.Peer = wire.Peer
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	limits := cfg.Limits.withDefaults()
+	if err := limits.validate(); err != nil {
+		return nil, fmt.Errorf("dispatcher: %w", err)
+	}
+	s := &Server{
+		cfg:      cfg,
+		limits:   limits,
+		log:      cfg.Logger,
+		statuses: newMerger(cfg.Proposer, cfg.Store, limits.Merge),
+		report:   make(chan struct{}, 1),
+		sessions: make(map[string]*session),
+		refused:  make(map[string]struct{}),
+		contact:  time.Now(),
+	}
+	s.managers.Store(&managerList{})
+	return s, nil
+}
+
+// Register adds the service to a gRPC server.
+func (s *Server) Register(r grpc.ServiceRegistrar) { swarmpb.RegisterDispatcherServer(r, s) }
+
+// Run serves until ctx ends; then every session ends, and workers look for another manager.
+func (s *Server) Run(ctx context.Context) error {
+	s.mu.Lock()
+	s.contact = time.Now()
+	s.mu.Unlock()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.fanOut(ctx) })
+	g.Go(func() error { return s.keep(ctx) })
+	g.Go(func() error { return s.statuses.run(ctx) })
+	err := g.Wait()
+	s.stop()
+	return err
+}
+
+// stop ends all sessions, for good.
+func (s *Server) stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopped = true
+	for _, session := range s.sessions {
+		session.end(errStopping())
+	}
+}
+
+// Acked returns the index up to which the node has applied everything that concerns it. On the leader it knows
+// the sessions of all managers, elsewhere those of this one; false without a live session.
+func (s *Server) Acked(nodeID string) (uint64, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if session := s.sessions[nodeID]; session != nil && !session.isEnded() {
+		return session.applied(s.fanned.Load()), true
+	}
+	if s.leading != nil {
+		return s.leading.acked(nodeID)
+	}
+	return 0, false
+}
+
+// view is the current state of the store.
+func (s *Server) view() *store.View { return s.cfg.Store().View() }
+
+// freshView is a view with all that was committed when it was called.
+func (s *Server) freshView(ctx context.Context) (*store.View, error) {
+	ctx, cancel := context.WithTimeout(ctx, readIndexTimeout)
+	defer cancel()
+	if _, err := s.cfg.ReadIndex(ctx); err != nil {
+		return nil, wire.Errorf(wire.CodeUnavailable, "this manager has no contact with a leader; try again or try another manager: %w", err)
+	}
+	return s.view(), nil
+}
+
+func errStopping() error {
+	return wire.Errorf(wire.CodeUnavailable, "this manager stops; connect to another one")
+}

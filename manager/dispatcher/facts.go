@@ -1,0 +1,150 @@
+package dispatcher
+
+import (
+	"net"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/proto/wire"
+)
+
+// cleanText makes a text of a worker's fit to be kept and printed: one line, printable, bounded.
+func cleanText(s string, limit int) string {
+	if clean := strings.Map(printable, s); clean != s {
+		s = strings.TrimSpace(clean)
+	}
+	if len(s) <= limit {
+		return s
+	}
+	s = s[:limit]
+	for len(s) > 0 {
+		if r, size := utf8.DecodeLastRuneInString(s); r != utf8.RuneError || size > 1 {
+			break
+		}
+		s = s[:len(s)-1]
+	}
+	return s
+}
+
+func printable(r rune) rune {
+	switch {
+	case r == utf8.RuneError:
+		return '?'
+	case unicode.IsPrint(r):
+		return r
+	case unicode.IsSpace(r):
+		return ' '
+	}
+	return -1
+}
+
+// cleanDescription copies what a node says of itself, bounded and printable; what makes no sense is refused.
+func cleanDescription(d *swarmpb.NodeDescription) (*swarmpb.NodeDescription, error) {
+	if d == nil {
+		return nil, wire.Errorf(wire.CodeInvalid, "description: required")
+	}
+	r := d.GetResources()
+	if r.GetNanoCpus() < 0 || r.GetMemoryBytes() < 0 {
+		return nil, wire.Errorf(wire.CodeInvalid, "description: resources must not be negative")
+	}
+	hostname := cleanText(d.GetHostname(), maxNameBytes)
+	if hostname == "" {
+		return nil, wire.Errorf(wire.CodeInvalid, "description: hostname is empty")
+	}
+	labels, err := cleanLabels(d.GetEngine().GetLabels())
+	if err != nil {
+		return nil, err
+	}
+	return &swarmpb.NodeDescription{
+		Hostname: hostname,
+		Platform: &swarmpb.Platform{
+			Os:           cleanText(d.GetPlatform().GetOs(), maxNameBytes),
+			Architecture: cleanText(d.GetPlatform().GetArchitecture(), maxNameBytes),
+		},
+		Resources: &swarmpb.Resources{NanoCpus: r.GetNanoCpus(), MemoryBytes: r.GetMemoryBytes()},
+		Engine: &swarmpb.EngineDescription{
+			Version:           cleanText(d.GetEngine().GetVersion(), maxNameBytes),
+			ContainerdVersion: cleanText(d.GetEngine().GetContainerdVersion(), maxNameBytes),
+			OciRuntime:        cleanText(d.GetEngine().GetOciRuntime(), maxNameBytes),
+			Labels:            labels,
+		},
+	}, nil
+}
+
+func cleanLabels(labels map[string]string) (map[string]string, error) {
+	if len(labels) > maxLabels {
+		return nil, wire.Errorf(wire.CodeInvalid, "description: %d engine labels; at most %d are allowed", len(labels), maxLabels)
+	}
+	var out map[string]string
+	for key, value := range labels {
+		if key == "" || len(key) > maxLabelBytes || len(value) > maxLabelBytes || cleanText(key, maxLabelBytes) != key {
+			return nil, wire.Errorf(wire.CodeInvalid, "description: engine label %.40q: keys and values are printable text of at most %d bytes", key, maxLabelBytes)
+		}
+		if out == nil {
+			out = make(map[string]string, len(labels))
+		}
+		out[key] = cleanText(value, maxLabelBytes)
+	}
+	return out, nil
+}
+
+// cleanHello checks the first message of a session.
+func cleanHello(hello *swarmpb.SessionHello, peer string) (*Facts, error) {
+	if hello == nil {
+		return nil, wire.Errorf(wire.CodeInvalid, "session: the first message must be a hello")
+	}
+	if boot := hello.GetBootId(); boot == "" || len(boot) > maxIDBytes || cleanText(boot, maxIDBytes) != boot {
+		return nil, wire.Errorf(wire.CodeInvalid, "session: boot ID must be printable text of 1 to %d bytes", maxIDBytes)
+	}
+	listen := hello.GetListenAddress()
+	if listen != "" {
+		if _, _, err := net.SplitHostPort(listen); err != nil || len(listen) > maxNameBytes || cleanText(listen, maxNameBytes) != listen {
+			return nil, wire.Errorf(wire.CodeInvalid, "session: listen address %.80q is not host:port", listen)
+		}
+	}
+	description, err := cleanDescription(hello.GetDescription())
+	if err != nil {
+		return nil, err
+	}
+	return &Facts{Description: description, Address: addressOf(peer, listen), ListenAddress: listen}, nil
+}
+
+// addressOf is the host that a node is reached at: as the connection shows it, unless that is a loopback
+// address, which means nothing elsewhere, and the node names a better one.
+func addressOf(peer, listen string) string {
+	address := hostOf(peer)
+	if ip := net.ParseIP(address); ip == nil || !ip.IsLoopback() {
+		return address
+	}
+	if ip := net.ParseIP(hostOf(listen)); ip != nil && !ip.IsUnspecified() {
+		return ip.String()
+	}
+	return address
+}
+
+// hostOf cuts the port from an address; an address without one is returned as it is.
+func hostOf(addr string) string {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return cleanText(addr, maxNameBytes)
+	}
+	return cleanText(host, maxNameBytes)
+}
+
+// managerAddress is where a manager's cluster port is reached from elsewhere: a listen address that names no
+// host stands for the address that the node was seen under.
+func (f *Facts) managerAddress(role swarmpb.NodeRole) string {
+	if f == nil || role != swarmpb.NodeRole_NODE_ROLE_MANAGER || f.ListenAddress == "" {
+		return ""
+	}
+	host, port, err := net.SplitHostPort(f.ListenAddress)
+	if err != nil {
+		return ""
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = f.Address
+	}
+	return net.JoinHostPort(host, port)
+}

@@ -1,0 +1,84 @@
+package dispatcher
+
+import (
+	"fmt"
+	"time"
+)
+
+// Limits are the times and bounds of sessions. The zero value of a field stands for its default.
+type Limits struct {
+	// BeatInterval is how often a worker beats.
+	BeatInterval time.Duration
+	// Lease is how long a node may be silent before it is down.
+	Lease time.Duration
+	// ReconnectLease is how long a node has to find another manager when the one that kept its session is
+	// lost, and how long all nodes have under a new leader.
+	ReconnectLease time.Duration
+	// ReportInterval is how often a keeper reports the ages of its sessions to the leader.
+	ReportInterval time.Duration
+	// Merge is how long changes for a node, and statuses from nodes, are gathered.
+	Merge time.Duration
+}
+
+// Bounds on what one message, request or table holds.
+const (
+	maxChunkChanges = 200
+	maxChunkBytes   = 1 << 20
+	// maxStatuses bounds an UpdateStatus request and a proposal of merged statuses.
+	maxStatuses = 500
+	// maxPendingStatuses bounds what waits to be proposed; calls beyond it are refused for the moment.
+	maxPendingStatuses = 20_000
+	// maxWrites bounds a proposal of the leader's part.
+	maxWrites = 500
+
+	maxMessageBytes  = 1 << 10
+	maxNameBytes     = 255
+	maxLabels        = 64
+	maxLabelBytes    = 512
+	maxHostPorts     = 256
+	maxIDBytes       = 64
+	helloTimeout     = 5 * time.Second
+	readIndexTimeout = 5 * time.Second
+	commitTimeout    = 10 * time.Second
+)
+
+// missedBeats is the number of beat intervals after which a session no longer counts as beating: a second
+// claimant may take its node ID, and the node counts as vanishing.
+const missedBeats = 2
+
+func (l Limits) withDefaults() Limits {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	def(&l.BeatInterval, 500*time.Millisecond)
+	def(&l.Lease, 3*time.Second)
+	def(&l.ReconnectLease, 15*time.Second)
+	def(&l.ReportInterval, 250*time.Millisecond)
+	def(&l.Merge, 50*time.Millisecond)
+	return l
+}
+
+func (l Limits) validate() error {
+	switch {
+	case l.BeatInterval < 0 || l.Lease < 0 || l.ReconnectLease < 0 || l.ReportInterval < 0 || l.Merge < 0:
+		return fmt.Errorf("limits: negative duration in %+v", l)
+	case l.Lease <= missedBeats*l.BeatInterval:
+		return fmt.Errorf("limits: lease %s must be longer than %d beat intervals of %s", l.Lease, missedBeats, l.BeatInterval)
+	case l.ReconnectLease < l.Lease:
+		return fmt.Errorf("limits: reconnect lease %s is shorter than the lease %s", l.ReconnectLease, l.Lease)
+	case l.ReportInterval > l.Lease:
+		return fmt.Errorf("limits: report interval %s is longer than the lease %s", l.ReportInterval, l.Lease)
+	}
+	return nil
+}
+
+// beating is the age up to which a session counts as beating.
+func (l Limits) beating() time.Duration { return missedBeats * l.BeatInterval }
+
+// keeperLost is the silence after which a keeper no longer speaks for its nodes.
+func (l Limits) keeperLost() time.Duration { return 4 * l.ReportInterval }
+
+// forget is how long a keeper goes on reporting a session that has ended.
+func (l Limits) forget() time.Duration { return 2 * l.ReconnectLease }

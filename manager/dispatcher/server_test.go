@@ -1,0 +1,251 @@
+package dispatcher
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/swarmd/swarmd/manager/store"
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/proto/wire"
+)
+
+// cluster is one manager with its dispatcher behind real gRPC, in virtual time.
+type cluster struct {
+	*world
+	t        *testing.T
+	ctx      context.Context
+	server   *Server
+	client   swarmpb.DispatcherClient
+	endLead  context.CancelFunc
+	proposed atomic.Int64
+	managers atomic.Pointer[[]*swarmpb.ManagerPeer]
+}
+
+// Propose counts what enters the log.
+func (c *cluster) Propose(ctx context.Context, p *swarmpb.Proposal) (*swarmpb.Result, error) {
+	c.proposed.Add(1)
+	return c.proposer.Propose(ctx, p)
+}
+
+func (c *cluster) Term() uint64 { return c.proposer.Term() }
+
+// inCluster runs a test in a bubble, with a manager that leads.
+func inCluster(t *testing.T, nodes []string, test func(t *testing.T, c *cluster)) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(context.Background())
+		c := &cluster{world: newWorld(t, nodes...), t: t, ctx: ctx}
+		c.managers.Store(&[]*swarmpb.ManagerPeer{{NodeId: "m", Address: "10.0.0.1:2377", Weight: 1}})
+		server, err := New(Config{
+			NodeID: "m", Store: func() *store.Store { return c.store }, Proposer: c,
+			ReadIndex: func(context.Context) (uint64, error) { return c.view().Index(), nil },
+			Managers:  func() []*swarmpb.ManagerPeer { return *c.managers.Load() },
+			Peer: func(ctx context.Context) (wire.PeerInfo, bool) {
+				md, _ := metadata.FromIncomingContext(ctx)
+				if id := md.Get("node"); len(id) == 1 {
+					return wire.PeerInfo{Caller: swarmpb.Caller_CALLER_WORKER, NodeID: id[0], Addr: "10.0.0.7:4711"}, true
+				}
+				return wire.PeerInfo{}, false
+			},
+			Logger: slog.New(slog.DiscardHandler),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.server = server
+		listener := bufconn.Listen(1 << 20)
+		g := grpc.NewServer()
+		server.Register(g)
+		conn, err := grpc.NewClient("passthrough:///m", grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.client = swarmpb.NewDispatcherClient(conn)
+		served, ran := make(chan error, 1), make(chan error, 1)
+		go func() { served <- g.Serve(listener) }()
+		go func() { ran <- server.Run(ctx) }()
+		defer func() {
+			cancel()
+			if err := <-ran; err != nil {
+				t.Errorf("run: %v", err)
+			}
+			conn.Close()
+			g.Stop()
+			<-served
+		}()
+		c.lead()
+		defer func() { c.endLead() }()
+		test(t, c)
+	})
+}
+
+// lead begins a term; endLead ends it.
+func (c *cluster) lead() {
+	ctx, cancel := context.WithCancel(c.ctx)
+	done := make(chan error, 1)
+	go func() { done <- c.server.Lead(ctx, c) }()
+	c.endLead = func() {
+		cancel()
+		if err := <-done; err != nil {
+			c.t.Errorf("lead: %v", err)
+		}
+	}
+	synctest.Wait()
+}
+
+func (c *cluster) state(node string) swarmpb.NodeState {
+	return c.view().NodeStatus(node).GetState()
+}
+
+func (c *cluster) expectState(node string, state swarmpb.NodeState) {
+	c.t.Helper()
+	synctest.Wait()
+	if got := c.state(node); got != state {
+		c.t.Fatalf("node %s is %s, want %s", node, got.Name(), state.Name())
+	}
+}
+
+// worker is a client of a session that beats until it is told to stop.
+type worker struct {
+	c      *cluster
+	node   string
+	ctx    context.Context
+	cut    context.CancelFunc
+	stream grpc.BidiStreamingClient[swarmpb.SessionRequest, swarmpb.SessionResponse]
+	id     string
+	mu     sync.Mutex // held while sending
+	mute   atomic.Bool
+	acked  atomic.Uint64
+	peers  atomic.Int64
+	ended  chan error
+}
+
+func asNode(ctx context.Context, node string) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, "node", node)
+}
+
+func hello(boot string) *swarmpb.SessionRequest {
+	return &swarmpb.SessionRequest{Message: &swarmpb.SessionRequest_Hello{Hello: &swarmpb.SessionHello{
+		Description: &swarmpb.NodeDescription{Hostname: "host-" + boot}, BootId: boot, ListenAddress: "0.0.0.0:2377"}}}
+}
+
+func beat(version uint64) *swarmpb.SessionRequest {
+	return &swarmpb.SessionRequest{Message: &swarmpb.SessionRequest_Beat{Beat: &swarmpb.SessionBeat{AppliedVersion: version}}}
+}
+
+// connect opens a session; the error is that of the first answer.
+func (c *cluster) connect(node, boot string) (*worker, error) {
+	ctx, cut := context.WithCancel(asNode(c.ctx, node))
+	w := &worker{c: c, node: node, ctx: ctx, cut: cut, ended: make(chan error, 1)}
+	stream, err := c.client.Session(ctx)
+	if err == nil {
+		err = stream.Send(hello(boot))
+	}
+	if err != nil {
+		cut()
+		return nil, err
+	}
+	w.stream = stream
+	first, err := stream.Recv()
+	if err != nil {
+		cut()
+		return nil, err
+	}
+	w.id = first.GetSessionId()
+	w.peers.Store(int64(len(first.GetManagers())))
+	go func() {
+		for {
+			m, err := stream.Recv()
+			if err != nil {
+				w.ended <- err
+				cut()
+				return
+			}
+			w.peers.Store(int64(len(m.GetManagers())))
+		}
+	}()
+	go func() {
+		ticker := time.NewTicker(time.Duration(first.GetBeatInterval()))
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+				if !w.mute.Load() && w.send(beat(w.acked.Load())) != nil {
+					return
+				}
+			}
+		}
+	}()
+	return w, nil
+}
+
+func (w *worker) send(m *swarmpb.SessionRequest) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.stream.Send(m)
+}
+
+// close ends the worker's side of the stream, as a daemon that stops does.
+func (w *worker) close() error {
+	w.mute.Store(true)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.stream.CloseSend()
+}
+
+func (c *cluster) mustConnect(node, boot string) *worker {
+	c.t.Helper()
+	w, err := c.connect(node, boot)
+	if err != nil {
+		c.t.Fatalf("connect %s: %v", node, err)
+	}
+	return w
+}
+
+// assignments keeps the worker's holder up to date, and acknowledges.
+func (w *worker) assignments() *holder {
+	h := newHolder(w.c.t)
+	stream, err := w.c.client.Assignments(w.ctx, &swarmpb.AssignmentsRequest{SessionId: w.id})
+	if err != nil {
+		w.c.t.Fatal(err)
+	}
+	go func() {
+		for {
+			m, err := stream.Recv()
+			if err != nil {
+				return
+			}
+			h.receive(m)
+			w.acked.Store(h.at())
+		}
+	}()
+	synctest.Wait()
+	return h
+}
+
+func (w *worker) update(statuses ...*swarmpb.TaskStatus) error {
+	_, err := w.c.client.UpdateStatus(w.ctx, &swarmpb.UpdateStatusRequest{SessionId: w.id, Statuses: statuses})
+	return err
+}
+
+func expectCode(t *testing.T, err error, code wire.Code, part string) {
+	t.Helper()
+	err = wire.FromStatus(err)
+	if wire.CodeOf(err) != code || !strings.Contains(err.Error(), part) {
+		t.Fatalf("error %v (%v), want %v with %q", err, wire.CodeOf(err), code, part)
+	}
+}

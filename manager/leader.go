@@ -1,0 +1,49 @@
+package manager
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/swarmd/swarmd/manager/allocator"
+	"github.com/swarmd/swarmd/manager/dispatcher"
+	"github.com/swarmd/swarmd/manager/orchestrator"
+	"github.com/swarmd/swarmd/manager/placement"
+	"github.com/swarmd/swarmd/manager/reconcile"
+	"github.com/swarmd/swarmd/manager/store"
+)
+
+// lead is everything that only the leader does. It returns when ctx ends, with nothing left running; an error of
+// any part ends all of them and hands leadership over.
+func (m *Manager) lead(ctx context.Context, leader store.Leader) error {
+	log := m.log.With("term", leader.Term())
+	log.Info("leading")
+	err := Lead(ctx, m.replica.Store(), leader, m.dispatcher, log)
+	log.Info("no longer leading")
+	return err
+}
+
+// Lead runs the leader's loops on a store until ctx ends or one of them fails. Nothing of it runs when it returns.
+func Lead(ctx context.Context, st *store.Store, leader store.Leader, sessions *dispatcher.Server, log *slog.Logger) error {
+	var loops []func(context.Context) error
+	for _, r := range append(orchestrator.Reconcilers(), allocator.Uplink{}) {
+		driver, err := reconcile.New(reconcile.Config{Store: st, Leader: leader, Reconciler: r, Clock: time.Now, Logger: log.With("part", r.Name())})
+		if err != nil {
+			return err
+		}
+		loops = append(loops, driver.Run)
+	}
+	place, err := placement.New(placement.Config{Store: st, Leader: leader, Clock: time.Now, Logger: log.With("part", "placement")})
+	if err != nil {
+		return err
+	}
+	loops = append(loops, place.Run, func(ctx context.Context) error { return sessions.Lead(ctx, leader) })
+	// Nothing starts before everything is made: an error above leaves no loop behind.
+	g, ctx := errgroup.WithContext(ctx)
+	for _, run := range loops {
+		g.Go(func() error { return run(ctx) })
+	}
+	return g.Wait()
+}

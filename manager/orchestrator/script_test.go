@@ -1,0 +1,17 @@
+package orchestrator_test
+
+import (
+	"flag"
+	"testing"
+
+	"github.com/swarmd/swarmd/manager/orchestrator"
+	"github.com/swarmd/swarmd/manager/reconcile/script"
+)
+
+var update = flag.Bool("update", false, "rewrite the scripts in testdata with what they print now")
+
+func newWorld() (*script.World, error) { return script.New(orchestrator.Reconcilers()...) }
+
+func TestScripts_Played_PrintWhatTheySay(t *testing.T) {
+	script.Run(t, "testdata", *update, newWorld)
+}

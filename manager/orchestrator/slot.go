@@ -1,0 +1,162 @@
+package orchestrator
+
+import (
+	"iter"
+	"time"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+
+	"github.com/swarmd/swarmd/manager/store"
+)
+
+// replica is a task with what the view says of it.
+type replica struct {
+	task   *swarmpb.Task
+	status *swarmpb.TaskStatus
+	state  swarmpb.TaskState
+	node   string
+	// lost: its node is DOWN or no member any more.
+	lost bool
+	// orphaned: its node is no member any more.
+	orphaned bool
+	// evicted: its node is being drained.
+	evicted bool
+	// refused: placement has looked, and no node suits.
+	refused bool
+	// placement is the version of its placement row, 0 without one.
+	placement uint64
+	guarded   bool
+}
+
+func readReplica(view *store.View, task *swarmpb.Task) replica {
+	rows := view.TaskRows(task.Id)
+	r := replica{
+		task: task, status: rows.Status, state: rows.Observed,
+		node: rows.Placement.GetNodeId(), placement: rows.Placement.GetVersion(),
+	}
+	if r.node == "" {
+		r.refused = rows.Placement.GetMessage() != ""
+		return r
+	}
+	r.orphaned = view.Node(r.node) == nil
+	r.lost = lost(view, r.node)
+	r.evicted = evicted(view, r.node)
+	return r
+}
+
+func lost(view *store.View, nodeID string) bool {
+	return nodeID != "" && (view.Node(nodeID) == nil || down(view.NodeStatus(nodeID)))
+}
+
+func evicted(view *store.View, nodeID string) bool {
+	return nodeID != "" &&
+		view.Node(nodeID).GetSpec().GetAvailability() == swarmpb.NodeAvailability_NODE_AVAILABILITY_DRAIN
+}
+
+// live: it is meant to run, or to be ready to.
+func (r *replica) live() bool { return r.task.DesiredState <= stateRunning }
+
+// runs: it is up as far as anyone knows.
+func (r *replica) runs() bool { return r.state == stateRunning && !r.lost }
+
+// stopped: it holds nothing any more that its successor needs, as far as anyone can know. A task that was never
+// placed and is not live will not be.
+func (r *replica) stopped() bool {
+	return r.state.Ended() || r.lost || r.node == "" && !r.live()
+}
+
+// ran is how long the container ran, by the worker's clock; 0 when it never did.
+func (r *replica) ran() time.Duration {
+	container := r.status.GetContainer()
+	if container.GetStartedAt() == 0 {
+		return 0
+	}
+	end := container.GetFinishedAt()
+	if end == 0 {
+		end = r.status.GetAt()
+	}
+	return max(0, time.Duration(end-container.GetStartedAt()))
+}
+
+// runningSince is when it began to run, by the worker's clock, unless that contradicts the manager's: a task
+// cannot have begun before it was told to, nor later than now.
+func (r *replica) runningSince(now time.Time) time.Time {
+	told := time.Unix(0, r.task.GetMeta().GetUpdatedAt())
+	at := r.status.GetContainer().GetStartedAt()
+	if at == 0 {
+		at = r.status.GetAt()
+	}
+	since := time.Unix(0, at)
+	if since.Before(told) || since.After(now) {
+		return told
+	}
+	return since
+}
+
+// slot is the replicas of one slot, by attempt.
+type slot struct {
+	number   uint64
+	replicas []replica
+	progress *swarmpb.SlotProgress
+}
+
+func readSlot(view *store.View, service *swarmpb.Service, number uint64) *slot {
+	s := &slot{number: number, progress: view.SlotProgress(service.Id, number)}
+	for task := range view.TasksIn(service.Id, number) {
+		s.replicas = append(s.replicas, readReplica(view, task))
+	}
+	return s
+}
+
+// slots walks a service's slots above a number, in order. A slot that is yielded is the caller's.
+func slots(view *store.View, service *swarmpb.Service, after uint64) iter.Seq[*slot] {
+	return func(yield func(*slot) bool) {
+		var s *slot
+		for task := range view.TasksFrom(service.Id, after+1) {
+			if s == nil || s.number != task.Slot {
+				if s != nil && !yield(s) {
+					return
+				}
+				s = &slot{number: task.Slot, progress: view.SlotProgress(service.Id, task.Slot)}
+			}
+			s.replicas = append(s.replicas, readReplica(view, task))
+		}
+		if s != nil {
+			yield(s)
+		}
+	}
+}
+
+// live are the replicas that are meant to run, oldest first.
+func (s *slot) live() []*replica {
+	var live []*replica
+	for i := range s.replicas {
+		if s.replicas[i].live() {
+			live = append(live, &s.replicas[i])
+		}
+	}
+	return live
+}
+
+// clear tells whether everything but r has stopped, so that r may start.
+func (s *slot) clear(except ...*replica) bool {
+	for i := range s.replicas {
+		r := &s.replicas[i]
+		skip := false
+		for _, e := range except {
+			skip = skip || e == r
+		}
+		if !skip && !r.stopped() {
+			return false
+		}
+	}
+	return true
+}
+
+// progressOf is the slot's memory for a template; another template starts from nothing. It may be changed.
+func (s *slot) progressOf(service *swarmpb.Service, template uint64) *swarmpb.SlotProgress {
+	if s.progress.GetTemplateVersion() == template && s.progress != nil {
+		return swarmpb.Clone(s.progress)
+	}
+	return &swarmpb.SlotProgress{ServiceId: service.Id, Slot: s.number, TemplateVersion: template}
+}

@@ -1,0 +1,291 @@
+package placement
+
+import (
+	"bufio"
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/swarmd/swarmd/manager/store"
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+)
+
+var rewrite = flag.Bool("rewrite", false, "write what the scripts in testdata print into them")
+
+// TestScripts runs testdata/*.txt: lines of commands, each block of them followed by what it printed, indented.
+//
+//	node n1 cpu=4 down pause zone=a      service web cpu=1 port=80 max=1 constraint=node.labels.zone==a
+//	tasks web 3   global web n1          replace web.1 [start-first] (as the newest template)
+//	down n1   up n1   pause n1   active n1   label n1 zone=b   rmnode n1
+//	end web.1   stop web.1   remove web.1 (a successor is called web.1.ATTEMPT)
+//	place: plans and writes until nothing is left, then prints the proposals' number and each waiting or placed task
+func TestScripts(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scripts: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := runScript(t, string(text))
+			if *rewrite {
+				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			} else if got != string(text) {
+				t.Errorf("the script now prints (run with -rewrite to keep it):\n%s", got)
+			}
+		})
+	}
+}
+
+func runScript(t *testing.T, text string) string {
+	w := newWorld(t)
+	var out strings.Builder
+	for lines := bufio.NewScanner(strings.NewReader(text)); lines.Scan(); {
+		line := lines.Text()
+		if strings.HasPrefix(line, "    ") {
+			continue
+		}
+		fmt.Fprintln(&out, line)
+		words := strings.Fields(line)
+		if len(words) == 0 || strings.HasPrefix(line, "#") {
+			continue
+		}
+		if words[0] == "place" {
+			for _, l := range append([]string{fmt.Sprintf("proposals: %d", w.place())}, w.table()...) {
+				fmt.Fprintln(&out, "    "+l)
+			}
+			continue
+		}
+		w.do(words[0], words[1:])
+	}
+	return out.String()
+}
+
+// world is a store and a planner that sees its changes.
+type world struct {
+	tb interface {
+		Helper()
+		Fatalf(string, ...any)
+	}
+	store   *store.Store
+	leader  *store.LocalProposer
+	watch   *store.Watch
+	planner *planner
+	now     time.Time
+	attempt map[string]uint64 // the highest, by service
+	slots   map[string]uint64
+}
+
+func newWorld(tb interface {
+	Helper()
+	Fatalf(string, ...any)
+}) *world {
+	s := store.New()
+	w := &world{tb: tb, store: s, leader: store.NewLocalProposer(s), planner: newPlanner(), now: time.Unix(1_700_000_000, 0), attempt: map[string]uint64{}, slots: map[string]uint64{}}
+	var err error
+	if w.watch, err = s.Watch(0, 0); err != nil {
+		tb.Fatalf("watch: %v", err)
+	}
+	return w
+}
+
+func (w *world) write(writes ...*swarmpb.Write) {
+	w.tb.Helper()
+	if _, err := w.leader.Propose(context.Background(), &swarmpb.Proposal{Term: 1, Writes: writes, Now: w.now.UnixNano()}); err != nil {
+		w.tb.Fatalf("write: %v", err)
+	}
+}
+
+// observe shows the planner what has changed since it last looked.
+func (w *world) observe() {
+	w.tb.Helper()
+	// A change that concerns nobody: Next waits for one.
+	w.write(&swarmpb.Write{Op: &swarmpb.Write_RaiseAlarm{RaiseAlarm: &swarmpb.RaiseAlarm{Kind: "test", Object: "observed"}}})
+	batch, err := w.watch.Next(context.Background())
+	if err != nil {
+		w.tb.Fatalf("watch: %v", err)
+	}
+	w.planner.observe(batch.View, batch.Changes)
+}
+
+// propose writes a decision and tells the planner what became of it.
+func (w *world) propose(d *decision) error {
+	result, err := w.leader.Propose(context.Background(), &swarmpb.Proposal{Term: 1, Guards: d.guards, Writes: d.writes, Now: w.now.UnixNano()})
+	if err != nil {
+		w.planner.refused(d)
+		return err
+	}
+	w.planner.applied(d, result.GetIndex())
+	return nil
+}
+
+// place plans and writes until nothing is left to do, and returns the number of proposals.
+func (w *world) place() (proposals int) {
+	w.tb.Helper()
+	for range 1000 {
+		w.observe()
+		if !w.planner.waiting() {
+			return proposals
+		}
+		for _, d := range w.planner.plan(w.store.View(), w.now) {
+			proposals++
+			if err := w.propose(d); err != nil {
+				w.tb.Fatalf("propose: %v", err)
+			}
+		}
+	}
+	w.tb.Fatalf("placement never comes to rest")
+	return 0
+}
+
+// table lists the tasks that hold a node or wait for one.
+func (w *world) table() (lines []string) {
+	view := w.store.View()
+	for s := range view.Services() {
+		for t := range view.TasksOf(s.GetId()) {
+			if view.Observed(t.GetId()).Ended() || t.GetDesiredState() > swarmpb.TaskState_TASK_STATE_RUNNING {
+				continue
+			}
+			p := view.Placement(t.GetId())
+			lines = append(lines, strings.TrimSpace(fmt.Sprintf("%-10s %s%s", t.GetId(), p.GetNodeId(), p.GetMessage())))
+		}
+	}
+	return lines
+}
+
+func put(row *swarmpb.Row) *swarmpb.Write { return &swarmpb.Write{Op: &swarmpb.Write_Put{Put: row}} }
+
+// do runs one command of a script.
+func (w *world) do(command string, args []string) {
+	w.tb.Helper()
+	if len(args) == 0 {
+		w.tb.Fatalf("%s: of what?", command)
+	}
+	id, options := args[0], map[string]string{}
+	for _, o := range args[1:] {
+		key, value, _ := strings.Cut(o, "=")
+		options[key] = value
+	}
+	switch command {
+	case "node":
+		w.node(id, options)
+	case "down":
+		w.nodeState(id, swarmpb.NodeState_NODE_STATE_DOWN)
+	case "up":
+		w.nodeState(id, swarmpb.NodeState_NODE_STATE_READY)
+	case "pause":
+		w.availability(id, swarmpb.NodeAvailability_NODE_AVAILABILITY_PAUSE)
+	case "active":
+		w.availability(id, swarmpb.NodeAvailability_NODE_AVAILABILITY_ACTIVE)
+	case "label":
+		node := swarmpb.Clone(w.store.View().Node(id))
+		node.Spec.Labels = options
+		w.write(put(&swarmpb.Row{Row: &swarmpb.Row_Node{Node: node}}))
+	case "rmnode":
+		w.write(&swarmpb.Write{Op: &swarmpb.Write_Delete{Delete: swarmpb.NodeKey(id)}})
+	case "service":
+		w.service(id, options)
+	case "tasks":
+		n, err := strconv.Atoi(args[1])
+		if err != nil {
+			w.tb.Fatalf("tasks %s: %v", id, err)
+		}
+		for range n {
+			w.slots[id]++
+			w.task(&swarmpb.Task{ServiceId: id, Slot: w.slots[id]}, fmt.Sprintf("%s.%d", id, w.slots[id]))
+		}
+	case "global":
+		w.task(&swarmpb.Task{ServiceId: id, NodeId: args[1]}, id+"."+args[1])
+	case "replace":
+		old := w.store.View().Task(id)
+		t := &swarmpb.Task{ServiceId: old.GetServiceId(), Slot: old.GetSlot(), NodeId: old.GetNodeId(), Replaces: id}
+		if len(args) > 1 && args[1] == "start-first" {
+			t.DesiredState, t.Beside = swarmpb.TaskState_TASK_STATE_RUNNING, true
+		}
+		w.task(t, fmt.Sprintf("%s.%d", id, w.attempt[old.GetServiceId()]+1))
+	case "end":
+		w.write(&swarmpb.Write{Op: &swarmpb.Write_MergeStatus{MergeStatus: &swarmpb.TaskStatus{TaskId: id, State: swarmpb.TaskState_TASK_STATE_FAILED, At: w.now.UnixNano()}}})
+	case "stop":
+		w.write(&swarmpb.Write{Op: &swarmpb.Write_SetTaskState{SetTaskState: &swarmpb.SetTaskState{TaskId: id, DesiredState: swarmpb.TaskState_TASK_STATE_SHUTDOWN}}})
+	case "remove":
+		w.write(&swarmpb.Write{Op: &swarmpb.Write_Delete{Delete: swarmpb.TaskKey(id)}})
+	default:
+		w.tb.Fatalf("unknown command %q", command)
+	}
+}
+
+func (w *world) node(id string, options map[string]string) {
+	w.tb.Helper()
+	cpus, _ := strconv.ParseInt(options["cpu"], 10, 64)
+	labels := map[string]string{}
+	if zone := options["zone"]; zone != "" {
+		labels["zone"] = zone
+	}
+	w.write(
+		put(&swarmpb.Row{Row: &swarmpb.Row_Node{Node: &swarmpb.Node{Id: id, Spec: &swarmpb.NodeSpec{
+			Availability: swarmpb.NodeAvailability_NODE_AVAILABILITY_ACTIVE, Labels: labels,
+		}}}}),
+		put(&swarmpb.Row{Row: &swarmpb.Row_NodeStatus{NodeStatus: &swarmpb.NodeStatus{
+			NodeId: id, State: swarmpb.NodeState_NODE_STATE_READY,
+			Description: &swarmpb.NodeDescription{Resources: &swarmpb.Resources{NanoCpus: cpus * 1e9, MemoryBytes: 1 << 40}},
+		}}}))
+}
+
+func (w *world) nodeState(id string, state swarmpb.NodeState) {
+	w.tb.Helper()
+	status := swarmpb.Clone(w.store.View().NodeStatus(id))
+	status.State = state
+	w.write(put(&swarmpb.Row{Row: &swarmpb.Row_NodeStatus{NodeStatus: status}}))
+}
+
+func (w *world) availability(id string, a swarmpb.NodeAvailability) {
+	w.tb.Helper()
+	node := swarmpb.Clone(w.store.View().Node(id))
+	node.Spec.Availability = a
+	w.write(put(&swarmpb.Row{Row: &swarmpb.Row_Node{Node: node}}))
+}
+
+// service makes a service, or gives it its next template.
+func (w *world) service(id string, options map[string]string) {
+	w.tb.Helper()
+	cpus, _ := strconv.ParseFloat(options["cpu"], 64)
+	most, _ := strconv.ParseUint(options["max"], 10, 64)
+	port, _ := strconv.ParseUint(options["port"], 10, 16)
+	spec := &swarmpb.TaskSpec{
+		Resources: &swarmpb.ResourceRequirements{Reservations: &swarmpb.Resources{NanoCpus: int64(cpus * 1e9)}},
+		Placement: &swarmpb.Placement{MaxReplicasPerNode: most},
+	}
+	if c := options["constraint"]; c != "" {
+		spec.Placement.Constraints = []string{c}
+	}
+	version := w.store.View().Service(id).GetTemplateVersion() + 1
+	template := &swarmpb.Template{ServiceId: id, Version: version, Spec: spec}
+	if port > 0 {
+		template.HostPorts = []*swarmpb.PortConfig{{PublishedPort: uint32(port), Mode: swarmpb.PublishMode_PUBLISH_MODE_HOST}}
+	}
+	w.write(
+		put(&swarmpb.Row{Row: &swarmpb.Row_Service{Service: &swarmpb.Service{Id: id, Spec: &swarmpb.ServiceSpec{Name: id, Task: spec}, TemplateVersion: version}}}),
+		put(&swarmpb.Row{Row: &swarmpb.Row_Template{Template: template}}))
+}
+
+func (w *world) task(t *swarmpb.Task, id string) {
+	w.tb.Helper()
+	w.attempt[t.ServiceId]++
+	t.Id, t.Attempt, t.DesiredState = id, w.attempt[t.ServiceId], max(t.DesiredState, swarmpb.TaskState_TASK_STATE_READY)
+	if t.Replaces == "" {
+		t.DesiredState = swarmpb.TaskState_TASK_STATE_RUNNING
+	}
+	t.TemplateVersion = w.store.View().Service(t.ServiceId).GetTemplateVersion()
+	w.write(put(&swarmpb.Row{Row: &swarmpb.Row_Task{Task: t}}))
+}

@@ -1,0 +1,176 @@
+package script
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+)
+
+// Service is a service by name; its ID is its name, as a node's is.
+func (w *World) Service(name string) (*swarmpb.Service, error) {
+	if service := w.View().Service(name); service != nil {
+		return service, nil
+	}
+	return nil, fmt.Errorf("there is no service %q", name)
+}
+
+// Create makes a service.
+func (w *World) Create(name string, spec *swarmpb.ServiceSpec) error {
+	spec.Name = name
+	w.versions[name] = 0
+	service := &swarmpb.Service{Id: name, Spec: spec, TemplateVersion: 1}
+	return w.Write(w.template(service), Put(&swarmpb.Row{Row: &swarmpb.Row_Service{Service: service}}))
+}
+
+// Update changes a service's spec as control would: the template's version moves when what tasks are made from does.
+func (w *World) Update(name string, change func(*swarmpb.ServiceSpec) error) error {
+	old, err := w.Service(name)
+	if err != nil {
+		return err
+	}
+	service := swarmpb.Clone(old)
+	service.PreviousSpec, service.PreviousTemplateVersion = swarmpb.Clone(old.Spec), old.TemplateVersion
+	if err := change(service.Spec); err != nil {
+		return err
+	}
+	if proto.Equal(old.Spec, service.Spec) {
+		service = swarmpb.Clone(old) // the way back stays what it was
+	}
+	var writes []*swarmpb.Write
+	if swarmpb.TemplateChanged(old.Spec, service.Spec) {
+		w.versions[name]++
+		service.TemplateVersion = 1 + w.versions[name]
+		writes = append(writes, w.template(service))
+	}
+	return w.Write(append(writes, Put(&swarmpb.Row{Row: &swarmpb.Row_Service{Service: service}}))...)
+}
+
+// Rollback swaps a service's spec and the one before.
+func (w *World) Rollback(name string) error {
+	old, err := w.Service(name)
+	if err != nil {
+		return err
+	}
+	if old.PreviousSpec == nil {
+		return fmt.Errorf("service %q has no spec to go back to", name)
+	}
+	service := swarmpb.Clone(old)
+	service.Spec, service.PreviousSpec = service.PreviousSpec, service.Spec
+	service.TemplateVersion, service.PreviousTemplateVersion = old.PreviousTemplateVersion, old.TemplateVersion
+	return w.Write(Put(&swarmpb.Row{Row: &swarmpb.Row_Service{Service: service}}))
+}
+
+// Remove marks a service as removed by its user.
+func (w *World) Remove(name string) error {
+	old, err := w.Service(name)
+	if err != nil {
+		return err
+	}
+	service := swarmpb.Clone(old)
+	service.Removing = true
+	return w.Write(Put(&swarmpb.Row{Row: &swarmpb.Row_Service{Service: service}}))
+}
+
+func (w *World) template(service *swarmpb.Service) *swarmpb.Write {
+	return Put(&swarmpb.Row{Row: &swarmpb.Row_Template{Template: &swarmpb.Template{
+		ServiceId: service.Id, Version: service.TemplateVersion, Spec: swarmpb.Clone(service.Spec.Task),
+		HostPorts: service.Spec.HostPorts(),
+	}}})
+}
+
+// NodeState makes a node, or says what is seen of it.
+func (w *World) NodeState(id string, state swarmpb.NodeState) error {
+	var writes []*swarmpb.Write
+	if w.View().Node(id) == nil {
+		writes = append(writes, Put(&swarmpb.Row{Row: &swarmpb.Row_Node{Node: &swarmpb.Node{
+			Id: id, Spec: &swarmpb.NodeSpec{Availability: swarmpb.NodeAvailability_NODE_AVAILABILITY_ACTIVE}}}}))
+	}
+	return w.Write(append(writes, Put(&swarmpb.Row{Row: &swarmpb.Row_NodeStatus{NodeStatus: &swarmpb.NodeStatus{
+		NodeId: id, State: state, Since: w.now.UnixNano()}}}))...)
+}
+
+// NodeAvailability changes what an operator wants of a node.
+func (w *World) NodeAvailability(id string, availability swarmpb.NodeAvailability) error {
+	node := swarmpb.Clone(w.View().Node(id))
+	if node == nil {
+		return fmt.Errorf("there is no node %q", id)
+	}
+	node.Spec.Availability = availability
+	return w.Write(Put(&swarmpb.Row{Row: &swarmpb.Row_Node{Node: node}}))
+}
+
+// NodeGone removes a node from the cluster.
+func (w *World) NodeGone(id string) error {
+	return w.Write(
+		&swarmpb.Write{Op: &swarmpb.Write_Delete{Delete: swarmpb.NodeStatusKey(id)}},
+		&swarmpb.Write{Op: &swarmpb.Write_Delete{Delete: swarmpb.NodeKey(id)}})
+}
+
+// Report is a worker's word that a task has come to a state.
+func (w *World) Report(taskID string, state swarmpb.TaskState) error {
+	return w.Write(&swarmpb.Write{Op: &swarmpb.Write_MergeStatus{MergeStatus: w.status(taskID, state)}})
+}
+
+// NewSpec is the spec of a replicated service with an image of its own and no other settings.
+func NewSpec(replicas uint64) *swarmpb.ServiceSpec {
+	return &swarmpb.ServiceSpec{
+		Mode: &swarmpb.ServiceMode{Mode: &swarmpb.ServiceMode_Replicated{Replicated: &swarmpb.ReplicatedMode{Replicas: replicas}}},
+		Task: &swarmpb.TaskSpec{Container: &swarmpb.ContainerSpec{Image: "v1"}, Restart: &swarmpb.RestartPolicy{}},
+	}
+}
+
+// setSpec sets one field of a spec from its name in scripts.
+func setSpec(spec *swarmpb.ServiceSpec, key, value string) (err error) {
+	config := &spec.Update
+	if rest, ok := strings.CutPrefix(key, "rollback-"); ok {
+		key, config = rest, &spec.Rollback
+	}
+	if *config == nil {
+		*config = &swarmpb.UpdateConfig{}
+	}
+	restart := spec.Task.Restart
+	switch key {
+	case "replicas":
+		spec.GetMode().GetReplicated().Replicas, err = strconv.ParseUint(value, 10, 64)
+	case "image":
+		spec.Task.Container.Image = value
+	case "label":
+		spec.Labels = map[string]string{"label": value}
+	case "restart":
+		restart.Condition, err = swarmpb.ParseRestartCondition(value)
+	case "restart-delay":
+		restart.Delay, err = parseDuration(value)
+	case "restart-window":
+		restart.Window, err = parseDuration(value)
+	case "max-attempts":
+		restart.MaxAttempts, err = strconv.ParseUint(value, 10, 64)
+	case "order":
+		(*config).Order, err = swarmpb.ParseUpdateOrder(value)
+	case "parallelism":
+		var n uint64
+		n, err = strconv.ParseUint(value, 10, 64)
+		(*config).Parallelism = &n
+	case "delay":
+		(*config).Delay, err = parseDuration(value)
+	case "monitor":
+		(*config).Monitor, err = parseDuration(value)
+	case "failure-action":
+		(*config).FailureAction, err = swarmpb.ParseFailureAction(value)
+	case "max-failure-ratio":
+		(*config).MaxFailureRatio, err = strconv.ParseFloat(value, 64)
+	default:
+		return fmt.Errorf("a service has no %q", key)
+	}
+	return err
+}
+
+func parseDuration(s string) (*durationpb.Duration, error) {
+	d, err := time.ParseDuration(s)
+	return durationpb.New(d), err
+}

@@ -1,0 +1,252 @@
+package script
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+)
+
+// indent marks a line of output in a script.
+const indent = "    "
+
+// Run plays every script of a directory in a world of its own and compares what it prints with what it says; with
+// update it rewrites the scripts instead.
+//
+// A script is a text of commands, one a line; # begins a comment. Indented lines are what the command above prints.
+// The commands:
+//
+//	node NAME ready|down|unknown|disconnected         what is seen of a node; the first makes it a member
+//	node NAME active|pause|drain                      what its operator wants of it
+//	node NAME gone                                    it is removed from the cluster
+//	service NAME [KEY=VALUE ...]                      create: replicas image label restart restart-delay restart-window
+//	                                                  max-attempts; parallelism delay monitor order failure-action
+//	                                                  max-failure-ratio, each also with rollback- before it
+//	update NAME KEY=VALUE ...;  scale NAME N;  force NAME;  rollback NAME;  remove NAME
+//	task NAME.SLOT STATE                              what the worker says of the slot's newest task
+//	image NAME runs | rejected | complete|failed after DURATION      what becomes of its tasks when nodes are on
+//	auto on|off                                       nodes take tasks and do what they are told, at once
+//	history N                                         ended tasks kept a slot
+//	advance DURATION                                  time passes
+//	relist                                            a new leader looks at everything
+//	tasks [NAME];  status NAME                        print
+//
+// After each command everything settles before the next one is read.
+func Run(t *testing.T, dir string, update bool, world func() (*World, error)) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*.txt"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scripts in %s (error %v)", dir, err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+			old, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w, err := world()
+			if err != nil {
+				t.Fatal(err)
+			}
+			played, err := w.Play(string(old))
+			if err != nil {
+				t.Fatalf("%s: %v", file, err)
+			}
+			if played == string(old) {
+				return
+			}
+			if update {
+				if err := os.WriteFile(file, []byte(played), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			t.Errorf("%s: %s\nrun go test with -update to take over what is printed now", file, firstDifference(string(old), played))
+		})
+	}
+}
+
+// Play runs a script and gives it back with what it prints now.
+func (w *World) Play(script string) (string, error) {
+	var out strings.Builder
+	for i, line := range strings.Split(strings.TrimRight(script, "\n"), "\n") {
+		if strings.HasPrefix(line, indent) {
+			continue
+		}
+		out.WriteString(line + "\n")
+		command, _, _ := strings.Cut(line, "#")
+		words := strings.Fields(command)
+		if len(words) == 0 {
+			continue
+		}
+		printed, err := w.Do(words...)
+		if err == nil {
+			err = w.Settle()
+		}
+		if err != nil {
+			return "", fmt.Errorf("line %d: %s: %w", i+1, line, err)
+		}
+		for printed := range strings.Lines(printed) {
+			out.WriteString(indent + printed)
+		}
+	}
+	return out.String(), nil
+}
+
+// Do runs one command, without settling after it.
+func (w *World) Do(words ...string) (printed string, err error) {
+	name, args := words[0], words[1:]
+	c, ok := commands()[name]
+	if !ok {
+		return "", fmt.Errorf("there is no command %q", name)
+	}
+	if len(args) < c.args {
+		return "", fmt.Errorf("%s takes at least %d words", name, c.args)
+	}
+	return c.run(w, args)
+}
+
+type command struct {
+	args int
+	run  func(w *World, args []string) (string, error)
+}
+
+// silent is a command that prints nothing.
+func silent(args int, run func(w *World, args []string) error) command {
+	return command{args, func(w *World, args []string) (string, error) { return "", run(w, args) }}
+}
+
+func commands() map[string]command {
+	return map[string]command{
+		"node":    silent(2, (*World).doNode),
+		"service": silent(1, (*World).doService),
+		"update":  silent(1, (*World).doUpdate),
+		"scale":   silent(2, func(w *World, args []string) error { return w.doUpdate([]string{args[0], "replicas=" + args[1]}) }),
+		"force": silent(1, func(w *World, args []string) error {
+			return w.Update(args[0], func(spec *swarmpb.ServiceSpec) error { spec.Task.ForceUpdate++; return nil })
+		}),
+		"rollback": silent(1, func(w *World, args []string) error { return w.Rollback(args[0]) }),
+		"remove":   silent(1, func(w *World, args []string) error { return w.Remove(args[0]) }),
+		"task":     silent(2, (*World).doTask),
+		"image":    silent(2, (*World).doImage),
+		"auto":     silent(1, func(w *World, args []string) error { w.nodes.auto = args[0] == "on"; return nil }),
+		"history":  silent(1, (*World).doHistory),
+		"advance":  silent(1, (*World).doAdvance),
+		"relist":   silent(0, func(w *World, _ []string) error { w.Relist(); return nil }),
+		"tasks":    {0, (*World).doTasks},
+		"status":   {1, (*World).doStatus},
+	}
+}
+
+func (w *World) doNode(args []string) error {
+	if args[1] == "gone" {
+		return w.NodeGone(args[0])
+	}
+	if availability, err := swarmpb.ParseNodeAvailability(args[1]); err == nil {
+		return w.NodeAvailability(args[0], availability)
+	}
+	state, ok := swarmpb.NodeState_value["NODE_STATE_"+strings.ToUpper(args[1])]
+	if !ok {
+		return fmt.Errorf("a node cannot be %q", args[1])
+	}
+	return w.NodeState(args[0], swarmpb.NodeState(state))
+}
+
+func (w *World) doService(args []string) error {
+	spec := NewSpec(1)
+	if err := setAll(spec, args[1:]); err != nil {
+		return err
+	}
+	return w.Create(args[0], spec)
+}
+
+func (w *World) doUpdate(args []string) error {
+	return w.Update(args[0], func(spec *swarmpb.ServiceSpec) error { return setAll(spec, args[1:]) })
+}
+
+func setAll(spec *swarmpb.ServiceSpec, pairs []string) error {
+	for _, pair := range pairs {
+		key, value, _ := strings.Cut(pair, "=")
+		if err := setSpec(spec, key, value); err != nil {
+			return fmt.Errorf("%s: %w", pair, err)
+		}
+	}
+	return nil
+}
+
+func (w *World) doTask(args []string) error {
+	service, number, _ := strings.Cut(args[0], ".")
+	slot, err := strconv.ParseUint(number, 10, 64)
+	if err != nil {
+		return fmt.Errorf("%q is not SERVICE.SLOT", args[0])
+	}
+	state, ok := swarmpb.TaskState_value["TASK_STATE_"+strings.ToUpper(args[1])]
+	if !ok {
+		return fmt.Errorf("a task cannot be %q", args[1])
+	}
+	newest := ""
+	for task := range w.View().TasksIn(service, slot) {
+		newest = task.Id
+	}
+	if newest == "" {
+		return fmt.Errorf("there is no task %s", args[0])
+	}
+	return w.Report(newest, swarmpb.TaskState(state))
+}
+
+func (w *World) doImage(args []string) error {
+	acts := behaviour{}
+	switch {
+	case args[1] == "runs":
+	case args[1] == "rejected":
+		acts.end = swarmpb.TaskState_TASK_STATE_REJECTED
+	case len(args) == 4 && args[2] == "after" && (args[1] == "complete" || args[1] == "failed"):
+		after, err := time.ParseDuration(args[3])
+		if err != nil {
+			return err
+		}
+		acts = behaviour{swarmpb.TaskState(swarmpb.TaskState_value["TASK_STATE_"+strings.ToUpper(args[1])]), after}
+	default:
+		return fmt.Errorf("an image runs, is rejected, or is complete or failed after a time; not %v", args[1:])
+	}
+	w.nodes.images[args[0]] = acts
+	return nil
+}
+
+func (w *World) doHistory(args []string) error {
+	n, err := strconv.ParseUint(args[0], 10, 32)
+	if err != nil {
+		return err
+	}
+	cluster := swarmpb.Clone(w.View().Cluster())
+	limit := uint32(n)
+	cluster.Spec.TaskHistoryLimit = &limit
+	return w.Write(Put(&swarmpb.Row{Row: &swarmpb.Row_Cluster{Cluster: cluster}}))
+}
+
+func (w *World) doAdvance(args []string) error {
+	d, err := time.ParseDuration(args[0])
+	if err != nil {
+		return err
+	}
+	return w.Advance(d)
+}
+
+func firstDifference(old, new string) string {
+	was, is := strings.Split(old, "\n"), strings.Split(new, "\n")
+	for i := 0; ; i++ {
+		switch {
+		case i >= len(was):
+			return fmt.Sprintf("line %d: prints more: %q", i+1, is[i])
+		case i >= len(is):
+			return fmt.Sprintf("line %d: prints no more; the script says %q", i+1, was[i])
+		case was[i] != is[i]:
+			return fmt.Sprintf("line %d: the script says\n%s\nbut printed is\n%s", i+1, was[i], is[i])
+		}
+	}
+}

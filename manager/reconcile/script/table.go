@@ -1,0 +1,100 @@
+package script
+
+import (
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+)
+
+// doTasks prints the task table, of one service or all: by slot, oldest attempt first.
+func (w *World) doTasks(args []string) (string, error) {
+	var b strings.Builder
+	table := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(table, "TASK\tIMAGE\tNODE\tDESIRED\tSTATE\tNOTE\n")
+	rows := 0
+	for service := range w.View().Services() {
+		if len(args) > 0 && service.Id != args[0] {
+			continue
+		}
+		for task := range w.View().TasksOf(service.Id) {
+			rows++
+			fmt.Fprintln(table, strings.Join(w.row(service, task), "\t"))
+		}
+	}
+	if rows == 0 {
+		return "no tasks\n", nil
+	}
+	if err := table.Flush(); err != nil {
+		return "", err
+	}
+	var trimmed strings.Builder
+	for line := range strings.Lines(b.String()) {
+		trimmed.WriteString(strings.TrimRight(line, " \n") + "\n")
+	}
+	return trimmed.String(), nil
+}
+
+func (w *World) row(service *swarmpb.Service, task *swarmpb.Task) []string {
+	view := w.View()
+	image := view.Template(task.ServiceId, task.TemplateVersion).GetSpec().GetContainer().GetImage()
+	node := view.NodeID(task.Id)
+	if node == "" {
+		node = "-"
+	}
+	var notes []string
+	if task.Replaces != "" && task.DesiredState <= swarmpb.TaskState_TASK_STATE_RUNNING {
+		if old := view.Task(task.Replaces); old != nil {
+			verb := "replaces"
+			if task.Beside {
+				verb = "beside"
+			}
+			notes = append(notes, fmt.Sprintf("%s #%d", verb, old.Attempt))
+		}
+	}
+	if at := time.Unix(0, task.StartNotBefore); task.StartNotBefore != 0 && at.After(w.now) {
+		notes = append(notes, "starts in "+at.Sub(w.now).String())
+	}
+	if text := view.Status(task.Id).GetError(); text != "" {
+		notes = append(notes, text)
+	} else if text := view.Placement(task.Id).GetMessage(); text != "" {
+		notes = append(notes, text)
+	}
+	return []string{
+		fmt.Sprintf("%s#%d", swarmpb.TaskName(service.Spec.Name, task.Slot, task.NodeId), task.Attempt),
+		image, node, task.DesiredState.Name(), view.Observed(task.Id).Name(), strings.Join(notes, ", "),
+	}
+}
+
+// doStatus prints a service's update and what its slots remember.
+func (w *World) doStatus(args []string) (string, error) {
+	view := w.View()
+	service := view.Service(args[0])
+	if service == nil {
+		return fmt.Sprintf("no service %s\n", args[0]), nil
+	}
+	var b strings.Builder
+	if update := view.ServiceProgress(service.Id).GetUpdate(); update == nil {
+		b.WriteString("never updated\n")
+	} else {
+		message := update.Message
+		for task := range view.TasksOf(service.Id) {
+			name := fmt.Sprintf("%s#%d", swarmpb.TaskName(service.Spec.Name, task.Slot, task.NodeId), task.Attempt)
+			message = strings.ReplaceAll(message, task.Id, name)
+		}
+		fmt.Fprintf(&b, "%s: %s\n", update.State.Name(), message)
+	}
+	for progress := range view.SlotsOf(service.Id) {
+		fmt.Fprintf(&b, "slot %d: %d failures, %d restarts", progress.Slot, progress.Failures, progress.Restarts)
+		if progress.GivenUp {
+			b.WriteString(", given up")
+		}
+		if at := time.Unix(0, progress.NotBefore); at.After(w.now) {
+			fmt.Fprintf(&b, ", goes on in %s", at.Sub(w.now))
+		}
+		b.WriteString("\n")
+	}
+	return b.String(), nil
+}

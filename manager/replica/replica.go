@@ -1,0 +1,281 @@
+// Package replica keeps the store the same on all managers: hashicorp/raft around store.Apply.
+//
+// It promises that what Propose acknowledged is on the disks of a majority and survives any crash of the others;
+// that ReadIndex is linearizable; that everything under Config.Lead runs on one member per term and has
+// ended before it starts there again; and that nothing on disk is in clear, believed unread or thrown away: each record of
+// the log and each chunk of a snapshot is sealed, a snapshot counts only after it was read back, and a member whose
+// data cannot be trusted does not start.
+//
+// It alone writes the directory that it is given, and it alone calls store.Apply. Any member takes writes and reads:
+// one that does not lead passes them on to the leader, once.
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/swarmd/swarmd/manager/store"
+	"github.com/swarmd/swarmd/proto/wire"
+)
+
+// Replica is one member. It runs once: New, for the first member of a cluster Bootstrap, then Run.
+type Replica struct {
+	cfg       Config
+	tuning    Tuning
+	logger    *slog.Logger
+	sealer    *sealer
+	logs      *logStore
+	snapshots *snapshotStore
+	fsm       *fsm
+
+	writes        chan *pendingWrite
+	leaderReads   readRounds
+	followerReads readRounds
+	leadership    chan Leadership
+	notify        chan bool // from Raft, in order
+	forward       forwarder
+	outstanding   sync.WaitGroup // futures of Raft that are waited for
+
+	node     atomic.Pointer[raft.Raft] // nil before Run and after it
+	readyAt  atomic.Uint64             // term in which this member leads and has applied what came before; 0: none
+	stopping atomic.Bool
+	started  atomic.Bool
+	closed   sync.Once
+	closeErr error
+}
+
+// New opens what is in cfg.Dir, verifies all of it and restores the store from the newest snapshot that can be read.
+// Damage that could cost an acknowledged write is a *DataError.
+func New(cfg Config) (*Replica, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	logger := cfg.Logger
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	r := &Replica{
+		cfg: cfg, tuning: cfg.Tuning.withDefaults(), logger: logger,
+		writes:      make(chan *pendingWrite, maxQueuedProposals),
+		leaderReads: make(readRounds), followerReads: make(readRounds),
+		leadership: make(chan Leadership, 1), notify: make(chan bool, maxQueuedTurns),
+	}
+	r.forward.dial = cfg.DialManager
+	if err := r.open(); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+func (r *Replica) open() (err error) {
+	if err := os.MkdirAll(r.cfg.Dir, 0o700); err != nil {
+		return fmt.Errorf("open replica: %w", err)
+	}
+	if r.sealer, err = newSealer(r.cfg.Key, r.cfg.ClusterID); err != nil {
+		return fmt.Errorf("open replica: %w", err)
+	}
+	var lost uint64
+	r.snapshots, lost, err = openSnapshotStore(filepath.Join(r.cfg.Dir, "snapshots"), r.sealer, checkSnapshot, r.logger)
+	if err != nil {
+		return fmt.Errorf("open replica: %w", err)
+	}
+	var damage []logDamage
+	r.logs, damage, err = openLogStore(filepath.Join(r.cfg.Dir, "raft.db"), r.sealer, r.tuning.WriteDeadline, r.logger)
+	if errors.Is(err, errLogInUse) {
+		return fmt.Errorf("open replica: %w", err)
+	}
+	if err != nil {
+		return &DataError{Dir: r.cfg.Dir, Err: err}
+	}
+	r.logs.retain, r.logs.ends = r.snapshots.retention, r.snapshots.ends
+	r.snapshots.taken = r.logs.resetWritten
+	restored, err := r.restore(lost, damage)
+	if err != nil {
+		r.logs.close()
+		return err
+	}
+	r.fsm = newFSM(restored, r.logger)
+	return nil
+}
+
+// Store is the current store. A restored snapshot brings another one: then the old one's watches end with
+// store.ErrOverflow, upon which a consumer asks here again.
+func (r *Replica) Store() *store.Store { return r.fsm.current.Load() }
+
+// Bootstrap makes this the first and only member of a new cluster. It is called before Run, and refuses when there is
+// any state.
+func (r *Replica) Bootstrap() error {
+	if r.started.Load() {
+		return errors.New("bootstrap replica: it runs already")
+	}
+	err := error(errHasState)
+	if list, _ := r.snapshots.List(); len(list) == 0 {
+		err = r.logs.bootstrap(raft.Configuration{Servers: []raft.Server{{
+			Suffrage: raft.Voter, ID: raft.ServerID(r.cfg.NodeID), Address: raft.ServerAddress(r.cfg.Address),
+		}}})
+	}
+	if errors.Is(err, errHasState) {
+		return wire.Errorf(wire.CodeExists, "bootstrap replica: %s already holds a manager's state; start it as it is, or leave the cluster first", r.cfg.Dir)
+	}
+	if err != nil {
+		return fmt.Errorf("bootstrap replica in %s: %w", r.cfg.Dir, err)
+	}
+	return nil
+}
+
+// Run takes part in the cluster until ctx ends, and returns ctx's error when everything has stopped. A leader hands
+// leadership to another member first, when there is one.
+func (r *Replica) Run(ctx context.Context) error {
+	if !r.started.CompareAndSwap(false, true) {
+		return errors.New("run replica: it ran before")
+	}
+	defer r.Close()
+	stream := newStreamLayer(&r.cfg)
+	transport := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		Stream: stream, MaxPool: transportConnections, Timeout: transportTimeout, Logger: newRaftLogger(r.logger),
+	})
+	node, err := raft.NewRaft(r.raftConfig(), r.fsm, r.logs, stableStore{r.logs}, r.snapshots, transport)
+	if err != nil {
+		transport.Close()
+		return fmt.Errorf("run replica: %w", err)
+	}
+	r.node.Store(node)
+
+	// The loops outlive ctx until leadership is handed over.
+	loops, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, loops := errgroup.WithContext(loops)
+	group.Go(func() error { r.followLeadership(loops); return nil })
+	group.Go(func() error { r.commitWrites(loops); return nil })
+	group.Go(func() error { r.leaderReads.run(loops, r.tuning.ProposeTimeout, r.confirm); return nil })
+	group.Go(func() error { r.followerReads.run(loops, r.tuning.ProposeTimeout, r.askLeader); return nil })
+	group.Go(func() error { r.snapshotBySize(loops); return nil })
+
+	<-ctx.Done()
+	r.handOver()
+	r.stopping.Store(true)
+	stop()
+	group.Wait()
+	r.drain()
+	down := node.Shutdown()
+	transport.Close()
+	r.logs.interrupt()
+	if err := down.Error(); err != nil {
+		r.logger.Warn("Raft did not shut down cleanly", "error", err)
+	}
+	r.node.Store(nil)
+	if err := r.Close(); err != nil {
+		return err
+	}
+	return ctx.Err()
+}
+
+// Close releases the files of a replica that does not Run; Run does it at its end.
+func (r *Replica) Close() error {
+	r.closed.Do(func() {
+		r.forward.close()
+		r.closeErr = r.logs.close()
+	})
+	return r.closeErr
+}
+
+func (r *Replica) raftConfig() *raft.Config {
+	c := raft.DefaultConfig()
+	c.LocalID = raft.ServerID(r.cfg.NodeID)
+	c.HeartbeatTimeout = r.tuning.HeartbeatTimeout
+	c.ElectionTimeout = r.tuning.ElectionTimeout
+	c.LeaderLeaseTimeout = r.tuning.LeaderLease
+	c.CommitTimeout = commitTimeout
+	c.MaxAppendEntries = maxAppendEntries
+	c.SnapshotInterval = r.tuning.SnapshotInterval
+	c.SnapshotThreshold = r.tuning.SnapshotThreshold
+	c.TrailingLogs = r.tuning.TrailingLogs
+	c.ShutdownOnRemove = false
+	c.NoSnapshotRestoreOnStart = true // New has restored it
+	c.NoLegacyTelemetry = true        // with no sink configured, go-metrics drops what is left at once
+	c.NotifyCh = r.notify
+	c.Logger = newRaftLogger(r.logger)
+	return c
+}
+
+// handOver gives leadership to another voter before a planned stop.
+func (r *Replica) handOver() {
+	node := r.node.Load()
+	if node.State() != raft.Leader || !r.othersVote() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), transferTimeout)
+	defer cancel()
+	if err := r.await(ctx, node.LeadershipTransfer()); err != nil {
+		r.logger.Warn("leadership could not be handed over before the stop; the others elect a leader", "error", err)
+	}
+}
+
+// othersVote says whether another member could lead.
+func (r *Replica) othersVote() bool {
+	for _, s := range r.node.Load().GetConfiguration().Configuration().Servers {
+		if s.Suffrage == raft.Voter && s.ID != raft.ServerID(r.cfg.NodeID) {
+			return true
+		}
+	}
+	return false
+}
+
+// await waits for one of Raft's futures. Raft answers each as long as it runs, and drain waits for that; but a Raft
+// that is shut down forgets some.
+func (r *Replica) await(ctx context.Context, future raft.Future) error {
+	done := make(chan error, 1)
+	r.outstanding.Go(func() { done <- future.Error() })
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// drain waits until Raft has answered all it was asked: an entry without a majority is answered when the lease ends.
+func (r *Replica) drain() {
+	done := make(chan struct{})
+	go func() { r.outstanding.Wait(); close(done) }()
+	timer := time.NewTimer(drainTimeout)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+		r.logger.Warn("Raft did not answer all that it was asked before the stop")
+	}
+}
+
+// snapshotBySize takes a snapshot when the log has grown by SnapshotBytes, however few entries that are.
+func (r *Replica) snapshotBySize(ctx context.Context) {
+	ticker := time.NewTicker(sizeCheckInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if r.logs.writtenBytes() < r.tuning.SnapshotBytes {
+			continue
+		}
+		err := r.await(ctx, r.node.Load().Snapshot())
+		if err != nil && ctx.Err() == nil {
+			r.logger.Error("snapshot failed; the Raft log keeps growing", "error", err)
+			ticker.Reset(r.tuning.SnapshotInterval)
+			continue
+		}
+		ticker.Reset(sizeCheckInterval)
+	}
+}

@@ -1,0 +1,346 @@
+package store
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/tidwall/btree"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+)
+
+// setTaskRow puts the row (nil: none) in place of the one that the task has, and brings up to date everything that
+// is derived from tasks. Whatever it derives is a function of the rows alone, so that putting the old row back
+// undoes it.
+func (t *tx) setTaskRow(old, next *taskRow) {
+	moved := old.claims() != next.claims() || (old.claims() && old.placement.NodeId != next.placement.NodeId)
+	var heirs []string
+	if moved {
+		heirs = t.affected(cmp.Or(next, old))
+		t.count(old, heirs, -1)
+	}
+	if next == nil {
+		t.tasks.Delete(taskAt(old))
+	} else {
+		t.tasks.Set(taskAt(next))
+	}
+	t.indexTask(old, next)
+	if moved {
+		t.indexHeir(old, next)
+		t.count(next, heirs, +1)
+	}
+}
+
+// affected are the tasks whose part in a node's usage may change, beside its own, when the claim of a task comes or
+// goes: those that replace it, and those that replace the same one as it does.
+func (t *tx) affected(row *taskRow) []string {
+	if t.heirs.Len() == 0 {
+		return nil
+	}
+	id := row.key.id
+	var ids []string
+	collect := func(replaced string) {
+		for heir := range t.heirsOf(replaced) {
+			if heir != id {
+				ids = append(ids, heir)
+			}
+		}
+	}
+	collect(id)
+	if row.task.Replaces != "" && row.task.Replaces != id {
+		collect(row.task.Replaces)
+	}
+	return ids
+}
+
+// heirsOf are the claiming tasks that replace one, by attempt, then ID.
+func (v *View) heirsOf(replaced string) func(func(string) bool) {
+	return func(yield func(string) bool) {
+		v.heirs.Ascend(heirItem{replaced: replaced}, func(item heirItem) bool {
+			return item.replaced == replaced && yield(item.heir)
+		})
+	}
+}
+
+// indexTask keeps the secondary indexes: each is touched only when the task's key in it changes.
+func (t *tx) indexTask(old, next *taskRow) {
+	if old != nil && next != nil && old.observed() == next.observed() && old.waits() == next.waits() && old.nodeID() == next.nodeID() {
+		return
+	}
+	row := cmp.Or(next, old)
+	key := row.key
+	switch {
+	case old == nil:
+		service := t.ownService(row.task.ServiceId)
+		t.ownServiceTasks(service).Set(key)
+		t.refer(row.task.ServiceId, row.task.TemplateVersion, +1)
+		service.add(row.task.TemplateVersion, next.observed(), +1)
+	case next == nil:
+		service := t.ownService(row.task.ServiceId)
+		t.ownServiceTasks(service).Delete(key)
+		t.refer(row.task.ServiceId, row.task.TemplateVersion, -1)
+		service.add(row.task.TemplateVersion, old.observed(), -1)
+		if service.tasks.Len() == 0 {
+			t.perService.Delete(row.task.ServiceId)
+		}
+	case old.observed() != next.observed():
+		service := t.ownService(row.task.ServiceId)
+		service.add(row.task.TemplateVersion, old.observed(), -1)
+		service.add(row.task.TemplateVersion, next.observed(), +1)
+	}
+
+	if was, is := old.waits(), next.waits(); was && !is {
+		t.unplaced.Delete(unplacedItem{row.task.ServiceId, key})
+	} else if is && !was {
+		t.unplaced.Set(unplacedItem{row.task.ServiceId, key})
+	}
+
+	was, is := old.nodeID(), next.nodeID()
+	if was == is {
+		return
+	}
+	if was != "" {
+		index := t.ownNode(was)
+		t.ownNodeTasks(index).Delete(nodeTaskAt(key))
+		if index.tasks.Len() == 0 {
+			t.perNode.Delete(was)
+		}
+	}
+	if is != "" {
+		t.ownNodeTasks(t.ownNode(is)).Set(nodeTaskAt(key))
+	}
+}
+
+func (r *taskRow) nodeID() string {
+	if r == nil {
+		return ""
+	}
+	return r.placement.GetNodeId()
+}
+
+func (t *tx) indexHeir(old, next *taskRow) {
+	if old.claims() && old.task.Replaces != "" {
+		t.heirs.Delete(heirAt(old))
+	}
+	if next.claims() && next.task.Replaces != "" {
+		t.heirs.Set(heirAt(next))
+	}
+}
+
+// refer counts a reference to a template up or down. What falls to zero is collected when the proposal ends.
+func (t *tx) refer(service string, version uint64, n int) {
+	if version == 0 {
+		return
+	}
+	pivot := reference{service: service, version: version}
+	current, ok := t.references.Get(pivot)
+	if !ok {
+		current = pivot
+	}
+	current.count += n
+	if current.count == 0 {
+		t.references.Delete(pivot)
+		t.loose = append(t.loose, pivot)
+		return
+	}
+	t.references.Set(current)
+}
+
+// claim is a task's part in the usage of its node.
+type claim struct {
+	node    string
+	service string
+	// nanoCPUs and memoryBytes may be less than the task's reservation, and claims 0: see claimOf.
+	nanoCPUs    int64
+	memoryBytes int64
+	claims      int
+	ports       []uint32
+}
+
+// claimOf is what a task adds to its node. A task that replaces another one on the same node adds only what it
+// needs beyond that: the pair holds one claim. One that runs beside the other needs all of its own resources and ports
+// and makes the pair one task all the same, since one of the two is about to go. Of several tasks that replace the same one, that of the lowest attempt
+// shares the claim and the others count in full: a later successor never takes it from an earlier one.
+func (v *View) claimOf(row *taskRow) (claim, bool) {
+	if !row.claims() {
+		return claim{}, false
+	}
+	c := claim{node: row.placement.NodeId, service: row.task.ServiceId, claims: 1}
+	reserved, ports := v.needs(row.task)
+	c.nanoCPUs, c.memoryBytes, c.ports = reserved.GetNanoCpus(), reserved.GetMemoryBytes(), ports
+	replaced := v.sharedWith(row)
+	if replaced == nil {
+		return c, true
+	}
+	c.claims = 0
+	if row.task.Beside {
+		return c, true
+	}
+	held, heldPorts := v.needs(replaced.task)
+	c.nanoCPUs = max(0, c.nanoCPUs-held.GetNanoCpus())
+	c.memoryBytes = max(0, c.memoryBytes-held.GetMemoryBytes())
+	c.ports = slices.DeleteFunc(slices.Clone(ports), func(port uint32) bool { return slices.Contains(heldPorts, port) })
+	return c, true
+}
+
+// sharedWith is the task that row shares its claim with, if any.
+func (v *View) sharedWith(row *taskRow) *taskRow {
+	if row.task.Replaces == "" {
+		return nil
+	}
+	replaced := v.taskRow(row.task.Replaces)
+	if !shares(replaced, row) {
+		return nil
+	}
+	for heir := range v.heirsOf(replaced.key.id) {
+		if heir == row.key.id {
+			return replaced
+		}
+		if shares(replaced, v.taskRow(heir)) {
+			return nil
+		}
+	}
+	return replaced
+}
+
+// shares tells whether the two can be a pair: both hold a claim on one node, in one slot. The order of attempts
+// keeps tasks from replacing each other in a ring.
+func shares(replaced, heir *taskRow) bool {
+	return replaced.claims() && heir.claims() && replaced.placement.NodeId == heir.placement.NodeId &&
+		replaced.task.ServiceId == heir.task.ServiceId && replaced.task.Slot == heir.task.Slot &&
+		replaced.task.Attempt < heir.task.Attempt
+}
+
+// needs are a task's reservation and fixed host ports, from its template.
+func (v *View) needs(task *swarmpb.Task) (*swarmpb.Resources, []uint32) {
+	template := v.Template(task.ServiceId, task.TemplateVersion)
+	var ports []uint32
+	for _, port := range template.GetHostPorts() {
+		if port.GetPublishedPort() != 0 {
+			ports = append(ports, portKey(port.GetProtocol(), port.GetPublishedPort()))
+		}
+	}
+	return template.GetSpec().GetResources().GetReservations(), ports
+}
+
+// count adds (+1) or takes away (-1) what a task and those of the IDs claim as the rows stand.
+func (t *tx) count(row *taskRow, ids []string, sign int) {
+	t.countOne(row, sign)
+	for _, id := range ids {
+		t.countOne(t.taskRow(id), sign)
+	}
+}
+
+func (t *tx) countOne(row *taskRow, sign int) {
+	c, ok := t.claimOf(row)
+	if !ok {
+		return
+	}
+	index := t.ownNode(c.node)
+	index.nanoCPUs += int64(sign) * c.nanoCPUs
+	index.memoryBytes += int64(sign) * c.memoryBytes
+	index.claims += sign * c.claims
+	if c.claims != 0 {
+		if index.madeServices != t.index {
+			index.services, index.madeServices = index.services.Copy(), t.index
+		}
+		service, _ := t.perService.Get(c.service) // there is one as long as the service has a task
+		bump(index.services, service.number, sign*c.claims)
+	}
+	if len(c.ports) > 0 && index.madePorts != t.index {
+		index.ports, index.madePorts = index.ports.Copy(), t.index
+	}
+	for _, port := range c.ports {
+		bump(index.ports, port, sign)
+	}
+}
+
+// bump changes a count; one that reaches zero goes.
+func bump(counts *btree.Map[uint32, int], key uint32, n int) {
+	current, _ := counts.Get(key)
+	if current+n == 0 {
+		counts.Delete(key)
+		return
+	}
+	counts.Set(key, current+n)
+}
+
+// ownNode is the node's index, copied if an earlier View holds it.
+func (t *tx) ownNode(id string) *nodeIndex {
+	current, ok := t.perNode.Get(id)
+	if ok && current.made == t.index {
+		return current
+	}
+	var next *nodeIndex
+	if ok {
+		clone := *current
+		next = &clone
+	} else {
+		next = &nodeIndex{
+			ports:    btree.NewMap[uint32, int](degree),
+			services: btree.NewMap[uint32, int](degree),
+			tasks:    newTree(lessNodeTask),
+		}
+		next.madePorts, next.madeServices, next.madeTasks = t.index, t.index, t.index
+	}
+	next.made = t.index
+	t.perNode.Set(id, next)
+	return next
+}
+
+// ownService is the service's index, copied if an earlier View holds it.
+func (t *tx) ownService(id string) *serviceIndex {
+	current, ok := t.perService.Get(id)
+	if ok && current.made == t.index {
+		return current
+	}
+	var next *serviceIndex
+	if ok {
+		clone := *current
+		next = &clone
+		next.counts = slices.Clone(current.counts)
+	} else {
+		t.lastNumber++
+		next = &serviceIndex{number: t.lastNumber, tasks: newTree(lessBySlot), madeTasks: t.index}
+	}
+	next.made = t.index
+	t.perService.Set(id, next)
+	return next
+}
+
+// ownNodeTasks is the list of tasks of a node's index that is owned, to be changed.
+func (t *tx) ownNodeTasks(index *nodeIndex) *btree.BTreeG[nodeTask] {
+	if index.madeTasks != t.index {
+		index.tasks, index.madeTasks = index.tasks.Copy(), t.index
+	}
+	return index.tasks
+}
+
+// ownServiceTasks is the list of tasks of a service's index that is owned, to be changed.
+func (t *tx) ownServiceTasks(index *serviceIndex) *btree.BTreeG[*taskKey] {
+	if index.madeTasks != t.index {
+		index.tasks, index.madeTasks = index.tasks.Copy(), t.index
+	}
+	return index.tasks
+}
+
+// add changes the number of a template's tasks in a state; a count that reaches zero goes.
+func (s *serviceIndex) add(template uint64, state swarmpb.TaskState, n int) {
+	at, found := slices.BinarySearchFunc(s.counts, stateCount{template: template, state: state}, func(a, b stateCount) int {
+		if a.template != b.template {
+			if a.template < b.template {
+				return -1
+			}
+			return 1
+		}
+		return int(a.state) - int(b.state)
+	})
+	switch {
+	case !found:
+		s.counts = slices.Insert(s.counts, at, stateCount{template, state, n})
+	case s.counts[at].count+n == 0:
+		s.counts = slices.Delete(s.counts, at, at+1)
+	default:
+		s.counts[at].count += n
+	}
+}

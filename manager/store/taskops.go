@@ -1,0 +1,194 @@
+package store
+
+import (
+	"google.golang.org/protobuf/proto"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+)
+
+func (t *tx) putTask(row *swarmpb.Task) *refusal {
+	key := swarmpb.TaskKey(row.Id)
+	switch {
+	case row.ServiceId == "":
+		return invalid("%s: it names no service", key.Describe())
+	case row.Slot == 0 && row.NodeId == "":
+		return invalid("%s: it has neither a slot nor a node", key.Describe())
+	case !row.DesiredState.Known():
+		return invalid("%s: its desired state %d is not known", key.Describe(), row.DesiredState)
+	case row.Replaces == row.Id:
+		return invalid("%s: it replaces itself", key.Describe())
+	}
+	if known := t.taskRow(row.Id); known != nil {
+		old := known.task
+		if !sameTask(old, row) {
+			return reused(key)
+		}
+		return t.changeTask(known, max(old.DesiredState, row.DesiredState), old.Draining || row.Draining)
+	}
+	service := t.Service(row.ServiceId)
+	if service == nil {
+		return gone(swarmpb.ServiceKey(row.ServiceId))
+	}
+	if t.Template(row.ServiceId, row.TemplateVersion) == nil {
+		return gone(swarmpb.TemplateRowKey(row.ServiceId, row.TemplateVersion))
+	}
+	t.shareTask(row, service)
+	row.Meta = t.stamp(nil)
+	t.write(swarmpb.Table_TABLE_TASK, Key{ID: row.Id}, nil, row)
+	return nil
+}
+
+// sameTask compares what never changes in a task.
+func sameTask(a, b *swarmpb.Task) bool {
+	return a.ServiceId == b.ServiceId && a.Slot == b.Slot && a.NodeId == b.NodeId && a.TemplateVersion == b.TemplateVersion &&
+		a.Replaces == b.Replaces && a.Attempt == b.Attempt && a.StartNotBefore == b.StartNotBefore &&
+		a.Beside == b.Beside
+}
+
+// changeTask writes the only fields of a task that change.
+func (t *tx) changeTask(known *taskRow, desired swarmpb.TaskState, draining bool) *refusal {
+	old := known.task
+	if old.DesiredState == desired && old.Draining == draining {
+		return nil
+	}
+	row := &swarmpb.Task{
+		Id: old.Id, ServiceId: old.ServiceId, Slot: old.Slot, NodeId: old.NodeId, TemplateVersion: old.TemplateVersion,
+		Replaces: old.Replaces, Attempt: old.Attempt, StartNotBefore: old.StartNotBefore, Beside: old.Beside,
+		DesiredState: desired, Draining: draining, Meta: t.stamp(old.Meta),
+	}
+	// A later version's fields stay.
+	row.ProtoReflect().SetUnknown(old.ProtoReflect().GetUnknown())
+	t.writePart(swarmpb.Table_TABLE_TASK, known, old, row)
+	return nil
+}
+
+func (t *tx) setTaskState(op *swarmpb.SetTaskState) *refusal {
+	key := swarmpb.TaskKey(op.GetTaskId())
+	if refused := checkKey(key); refused != nil {
+		return refused
+	}
+	if op.DesiredState != swarmpb.TaskState_TASK_STATE_UNSPECIFIED && !op.DesiredState.Known() {
+		return invalid("%s: the desired state %d is not known", key.Describe(), op.DesiredState)
+	}
+	known := t.taskRow(op.TaskId)
+	if known == nil {
+		return gone(key)
+	}
+	return t.changeTask(known, max(known.task.DesiredState, op.DesiredState), op.Draining)
+}
+
+func (t *tx) advanceAttempt(op *swarmpb.AdvanceAttempt) *refusal {
+	if refused := checkKey(swarmpb.ServiceKey(op.GetServiceId())); refused != nil {
+		return refused
+	}
+	service := t.Service(op.ServiceId)
+	if service == nil {
+		return gone(swarmpb.ServiceKey(op.ServiceId))
+	}
+	old := t.ServiceProgress(op.ServiceId)
+	if old == nil {
+		row := &swarmpb.ServiceProgress{ServiceId: service.Id, Attempt: op.Attempt, Meta: t.stamp(nil)}
+		t.write(swarmpb.Table_TABLE_SERVICE_PROGRESS, Key{ID: service.Id}, nil, row)
+		return nil
+	}
+	if op.Attempt <= old.Attempt {
+		return nil
+	}
+	row := swarmpb.Clone(old)
+	row.Attempt, row.Meta = op.Attempt, t.stamp(old.Meta)
+	t.write(swarmpb.Table_TABLE_SERVICE_PROGRESS, Key{ID: service.Id}, old, row)
+	return nil
+}
+
+// putPlacement gives a task its node, or says why there is none. A placed task never moves: it is replaced.
+func (t *tx) putPlacement(row *swarmpb.TaskPlacement) *refusal {
+	task := t.taskRow(row.TaskId)
+	if task == nil {
+		return gone(swarmpb.TaskKey(row.TaskId))
+	}
+	if node := task.placement.GetNodeId(); node != "" && node != row.NodeId {
+		return conflict(swarmpb.TaskPlacementKey(row.TaskId), "task %s is placed on node %s already", row.TaskId, node)
+	}
+	if row.NodeId != "" && t.Node(row.NodeId) == nil {
+		return gone(swarmpb.NodeKey(row.NodeId))
+	}
+	t.sharePart(task, row)
+	row.Version = t.index
+	t.writePart(swarmpb.Table_TABLE_TASK_PLACEMENT, task, message(task.placement), row)
+	return nil
+}
+
+func (t *tx) putAddresses(row *swarmpb.TaskAddresses) *refusal {
+	task := t.taskRow(row.TaskId)
+	if task == nil {
+		return gone(swarmpb.TaskKey(row.TaskId))
+	}
+	t.sharePart(task, row)
+	row.Version = t.index
+	t.writePart(swarmpb.Table_TABLE_TASK_ADDRESSES, task, message(task.addresses), row)
+	return nil
+}
+
+// mergeStatus takes in what a worker saw, unless it is older than what is known.
+func (t *tx) mergeStatus(row *swarmpb.TaskStatus) *refusal {
+	if refused := checkKey(swarmpb.TaskStatusKey(row.GetTaskId())); refused != nil {
+		return refused
+	}
+	if row.State < swarmpb.TaskState_TASK_STATE_ACCEPTED || !row.State.Known() {
+		return invalid("status of task %s: state %d is not a worker's to report", row.TaskId, row.State)
+	}
+	task := t.taskRow(row.TaskId)
+	if task == nil {
+		return nil
+	}
+	old := task.status
+	if old != nil && (row.State < old.State || (row.State == old.State && row.At < old.At)) {
+		return nil
+	}
+	// What the worker no longer names is still true: a container that has ended keeps its ID and address.
+	if row.Container == nil {
+		row.Container = old.GetContainer()
+	}
+	if row.Address == "" {
+		row.Address = old.GetAddress()
+	}
+	if len(row.HostPorts) == 0 {
+		row.HostPorts = old.GetHostPorts()
+	}
+	if old != nil && row.State == old.State && row.At == old.At {
+		row.Version = old.Version
+		if proto.Equal(old, row) {
+			return nil
+		}
+	}
+	t.sharePart(task, row)
+	row.Version = t.index
+	t.writePart(swarmpb.Table_TABLE_TASK_STATUS, task, message(old), row)
+	return nil
+}
+
+// deleteTask takes a task away with the rows beside it.
+func (t *tx) deleteTask(row *taskRow) {
+	key := Key{ID: row.key.id}
+	if row.status != nil {
+		t.write(swarmpb.Table_TABLE_TASK_STATUS, key, row.status, nil)
+	}
+	if row.addresses != nil {
+		t.write(swarmpb.Table_TABLE_TASK_ADDRESSES, key, row.addresses, nil)
+	}
+	if row.placement != nil {
+		t.write(swarmpb.Table_TABLE_TASK_PLACEMENT, key, row.placement, nil)
+	}
+	t.write(swarmpb.Table_TABLE_TASK, key, row.task, nil)
+}
+
+// message is row as an interface that is nil when row is.
+func message[T any, M interface {
+	*T
+	proto.Message
+}](row M) proto.Message {
+	if row == nil {
+		return nil
+	}
+	return row
+}

@@ -1,0 +1,367 @@
+package store
+
+import (
+	"iter"
+
+	"github.com/tidwall/btree"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+)
+
+// View is one immutable version of the state. Its methods are safe for any number of goroutines; messages that
+// they return are shared and read-only, and nil when there is no such row.
+type View struct {
+	index uint64
+	term  uint64
+
+	cluster      *swarmpb.Cluster
+	nodes        *btree.Map[string, *swarmpb.Node]
+	nodeStatuses *btree.Map[string, *swarmpb.NodeStatus]
+	services     *btree.Map[string, *swarmpb.Service]
+	templates    *btree.BTreeG[*swarmpb.Template]
+	progress     *btree.Map[string, *swarmpb.ServiceProgress]
+	slots        *btree.BTreeG[*swarmpb.SlotProgress]
+	tasks        *btree.BTreeG[taskItem]
+	allocations  *btree.BTreeG[*swarmpb.Allocation]
+	alarms       *btree.BTreeG[*swarmpb.Alarm]
+	requests     *btree.Map[string, request]
+
+	// What follows is derived from the rows above; verify.go says how.
+
+	// requestOrder is the requests by age.
+	requestOrder *btree.Map[uint64, string]
+	nextRequest  uint64
+	// names is service name -> ID.
+	names *btree.Map[string, string]
+	// owners is the allocations by live owner.
+	owners *btree.BTreeG[ownerItem]
+	// unplaced is the tasks that wait for a node.
+	unplaced *btree.BTreeG[unplacedItem]
+	// heirs is replaced task -> the tasks that replace it and hold a claim.
+	heirs *btree.BTreeG[heirItem]
+	// references is how many rows refer to a template.
+	references *btree.BTreeG[reference]
+	perNode    *btree.Map[string, *nodeIndex]
+	perService *btree.Map[string, *serviceIndex]
+	// lastNumber is that of the newest service index.
+	lastNumber uint32
+}
+
+func newView() *View {
+	return &View{
+		nodes:        btree.NewMap[string, *swarmpb.Node](0),
+		nodeStatuses: btree.NewMap[string, *swarmpb.NodeStatus](0),
+		services:     btree.NewMap[string, *swarmpb.Service](0),
+		templates:    newTree(lessTemplate),
+		progress:     btree.NewMap[string, *swarmpb.ServiceProgress](0),
+		slots:        newTree(lessSlot),
+		tasks:        newTree(lessTask),
+		allocations:  newTree(lessAllocation),
+		alarms:       newTree(lessAlarm),
+		requests:     btree.NewMap[string, request](0),
+		requestOrder: btree.NewMap[uint64, string](0),
+		names:        btree.NewMap[string, string](0),
+		owners:       newTree(lessOwner),
+		unplaced:     newTree(lessUnplaced),
+		heirs:        newTree(lessHeir),
+		references:   newTree(lessReference),
+		perNode:      btree.NewMap[string, *nodeIndex](degree),
+		perService:   btree.NewMap[string, *serviceIndex](degree),
+	}
+}
+
+// fork is the next version before anything is written: every tree shares its nodes with the version before.
+func (v *View) fork() *View {
+	next := *v
+	next.nodes = v.nodes.Copy()
+	next.nodeStatuses = v.nodeStatuses.Copy()
+	next.services = v.services.Copy()
+	next.templates = v.templates.Copy()
+	next.progress = v.progress.Copy()
+	next.slots = v.slots.Copy()
+	next.tasks = v.tasks.Copy()
+	next.allocations = v.allocations.Copy()
+	next.alarms = v.alarms.Copy()
+	next.requests = v.requests.Copy()
+	next.requestOrder = v.requestOrder.Copy()
+	next.names = v.names.Copy()
+	next.owners = v.owners.Copy()
+	next.unplaced = v.unplaced.Copy()
+	next.heirs = v.heirs.Copy()
+	next.references = v.references.Copy()
+	next.perNode = v.perNode.Copy()
+	next.perService = v.perService.Copy()
+	return &next
+}
+
+// Index is the log index of the last entry in this version.
+func (v *View) Index() uint64 { return v.index }
+
+// Term is the term of the last entry in this version.
+func (v *View) Term() uint64 { return v.term }
+
+// Cluster is the cluster's row; nil before init.
+func (v *View) Cluster() *swarmpb.Cluster { return v.cluster }
+
+// Node is a member.
+func (v *View) Node(id string) *swarmpb.Node {
+	node, _ := v.nodes.Get(id)
+	return node
+}
+
+// NodeStatus is what is seen of a node.
+func (v *View) NodeStatus(nodeID string) *swarmpb.NodeStatus {
+	status, _ := v.nodeStatuses.Get(nodeID)
+	return status
+}
+
+// Nodes are all members, by ID.
+func (v *View) Nodes() iter.Seq[*swarmpb.Node] { return values(v.nodes) }
+
+// NodeCount is the number of members.
+func (v *View) NodeCount() int { return v.nodes.Len() }
+
+// Service is a service by ID.
+func (v *View) Service(id string) *swarmpb.Service {
+	service, _ := v.services.Get(id)
+	return service
+}
+
+// ServiceByName is a service by its full name.
+func (v *View) ServiceByName(name string) *swarmpb.Service {
+	id, ok := v.names.Get(name)
+	if !ok {
+		return nil
+	}
+	return v.Service(id)
+}
+
+// Services are all services, by ID.
+func (v *View) Services() iter.Seq[*swarmpb.Service] { return values(v.services) }
+
+// ServiceCount is the number of services.
+func (v *View) ServiceCount() int { return v.services.Len() }
+
+// ServiceProgress is how far the cluster has come with a service.
+func (v *View) ServiceProgress(serviceID string) *swarmpb.ServiceProgress {
+	progress, _ := v.progress.Get(serviceID)
+	return progress
+}
+
+// SlotProgress is a slot's memory of restarts; nil for one that has not restarted.
+func (v *View) SlotProgress(serviceID string, slot uint64) *swarmpb.SlotProgress {
+	progress, _ := v.slots.Get(&swarmpb.SlotProgress{ServiceId: serviceID, Slot: slot})
+	return progress
+}
+
+// SlotsOf are the slots of a service that have restarted, by number.
+func (v *View) SlotsOf(serviceID string) iter.Seq[*swarmpb.SlotProgress] {
+	return from(v.slots, &swarmpb.SlotProgress{ServiceId: serviceID}, func(p *swarmpb.SlotProgress) bool {
+		return p.ServiceId == serviceID
+	})
+}
+
+// Template is the template of a service's tasks.
+func (v *View) Template(serviceID string, version uint64) *swarmpb.Template {
+	template, _ := v.templates.Get(&swarmpb.Template{ServiceId: serviceID, Version: version})
+	return template
+}
+
+// TemplatesOf are the templates of a service that something refers to, by version.
+func (v *View) TemplatesOf(serviceID string) iter.Seq[*swarmpb.Template] {
+	return from(v.templates, &swarmpb.Template{ServiceId: serviceID}, func(t *swarmpb.Template) bool {
+		return t.ServiceId == serviceID
+	})
+}
+
+// Task is a task by ID.
+func (v *View) Task(id string) *swarmpb.Task {
+	if row := v.taskRow(id); row != nil {
+		return row.task
+	}
+	return nil
+}
+
+// Placement says where a task goes, or why nowhere yet.
+func (v *View) Placement(taskID string) *swarmpb.TaskPlacement {
+	if row := v.taskRow(taskID); row != nil {
+		return row.placement
+	}
+	return nil
+}
+
+// Addresses are what the allocator gave a task.
+func (v *View) Addresses(taskID string) *swarmpb.TaskAddresses {
+	if row := v.taskRow(taskID); row != nil {
+		return row.addresses
+	}
+	return nil
+}
+
+// Status is what the worker last said of a task; nil before it accepted it.
+func (v *View) Status(taskID string) *swarmpb.TaskStatus {
+	if row := v.taskRow(taskID); row != nil {
+		return row.status
+	}
+	return nil
+}
+
+// TaskRows are a task and the rows beside it, each nil when there is none.
+type TaskRows struct {
+	Task      *swarmpb.Task
+	Placement *swarmpb.TaskPlacement
+	Addresses *swarmpb.TaskAddresses
+	Status    *swarmpb.TaskStatus
+	// Observed is as View.Observed says.
+	Observed swarmpb.TaskState
+}
+
+// TaskRows reads all rows of a task in one look-up. Task is nil when there is no such task.
+func (v *View) TaskRows(id string) TaskRows {
+	row := v.taskRow(id)
+	if row == nil {
+		return TaskRows{}
+	}
+	return TaskRows{row.task, row.placement, row.addresses, row.status, row.observed()}
+}
+
+// Observed is how far a task has come: what its worker said, once it has accepted the task; before that
+// ASSIGNED with a node, else PENDING when the allocator owes it nothing, else NEW. UNSPECIFIED: no such task.
+func (v *View) Observed(taskID string) swarmpb.TaskState {
+	if row := v.taskRow(taskID); row != nil {
+		return row.observed()
+	}
+	return swarmpb.TaskState_TASK_STATE_UNSPECIFIED
+}
+
+// NodeID is the node that a task is placed on; empty before.
+func (v *View) NodeID(taskID string) string {
+	return v.Placement(taskID).GetNodeId()
+}
+
+// Tasks are all tasks, by ID.
+func (v *View) Tasks() iter.Seq[*swarmpb.Task] {
+	return func(yield func(*swarmpb.Task) bool) {
+		v.tasks.Scan(func(item taskItem) bool { return yield(item.row.task) })
+	}
+}
+
+// TaskCount is the number of tasks.
+func (v *View) TaskCount() int { return v.tasks.Len() }
+
+// TasksOf are the tasks of a service, by slot and attempt.
+func (v *View) TasksOf(serviceID string) iter.Seq[*swarmpb.Task] {
+	return v.tasksOf(serviceID, taskKey{}, func(*taskKey) bool { return true })
+}
+
+// TasksFrom are the tasks of a service from a slot on, by slot and attempt.
+func (v *View) TasksFrom(serviceID string, slot uint64) iter.Seq[*swarmpb.Task] {
+	return v.tasksOf(serviceID, taskKey{slot: slot}, func(*taskKey) bool { return true })
+}
+
+// TasksIn are the tasks of one slot, by attempt.
+func (v *View) TasksIn(serviceID string, slot uint64) iter.Seq[*swarmpb.Task] {
+	return v.tasksOf(serviceID, taskKey{slot: slot}, func(key *taskKey) bool { return key.slot == slot })
+}
+
+func (v *View) tasksOf(serviceID string, pivot taskKey, while func(*taskKey) bool) iter.Seq[*swarmpb.Task] {
+	index, ok := v.perService.Get(serviceID)
+	if !ok {
+		return func(func(*swarmpb.Task) bool) {}
+	}
+	return v.resolve(from(index.tasks, &pivot, while))
+}
+
+// TasksOn are the tasks placed on a node, ended ones too, by ID.
+func (v *View) TasksOn(nodeID string) iter.Seq[*swarmpb.Task] {
+	index, ok := v.perNode.Get(nodeID)
+	if !ok {
+		return func(func(*swarmpb.Task) bool) {}
+	}
+	return func(yield func(*swarmpb.Task) bool) {
+		index.tasks.Scan(func(task nodeTask) bool { return yield(v.Task(task.key.id)) })
+	}
+}
+
+// Unplaced are the tasks that wait for a node: without one, not ended, desired state at most RUNNING; by
+// service, slot and attempt.
+func (v *View) Unplaced() iter.Seq[*swarmpb.Task] {
+	return func(yield func(*swarmpb.Task) bool) {
+		v.unplaced.Scan(func(item unplacedItem) bool { return yield(v.Task(item.key.id)) })
+	}
+}
+
+// UnplacedCount is the number of tasks that wait for a node.
+func (v *View) UnplacedCount() int { return v.unplaced.Len() }
+
+// UnplacedOf are the tasks of a service that wait for a node, by slot and attempt.
+func (v *View) UnplacedOf(serviceID string) iter.Seq[*swarmpb.Task] {
+	items := from(v.unplaced, unplacedItem{service: serviceID, key: new(taskKey)}, func(item unplacedItem) bool {
+		return item.service == serviceID
+	})
+	return func(yield func(*swarmpb.Task) bool) {
+		for item := range items {
+			if !yield(v.Task(item.key.id)) {
+				return
+			}
+		}
+	}
+}
+
+func (v *View) resolve(keys iter.Seq[*taskKey]) iter.Seq[*swarmpb.Task] {
+	return func(yield func(*swarmpb.Task) bool) {
+		for key := range keys {
+			if !yield(v.Task(key.id)) {
+				return
+			}
+		}
+	}
+}
+
+// Allocation is the row of an address: with its owner, or resting.
+func (v *View) Allocation(pool, address string) *swarmpb.Allocation {
+	allocation, _ := v.allocations.Get(&swarmpb.Allocation{Pool: pool, Address: address})
+	return allocation
+}
+
+// Allocations are the rows of a pool, owned and resting, by address as text.
+func (v *View) Allocations(pool string) iter.Seq[*swarmpb.Allocation] {
+	return from(v.allocations, &swarmpb.Allocation{Pool: pool}, func(a *swarmpb.Allocation) bool { return a.Pool == pool })
+}
+
+// AllocationsOf are the addresses that an owner holds, by pool and address.
+func (v *View) AllocationsOf(owner string) iter.Seq[*swarmpb.Allocation] {
+	items := from(v.owners, ownerItem{owner: owner}, func(item ownerItem) bool { return item.owner == owner })
+	return func(yield func(*swarmpb.Allocation) bool) {
+		for item := range items {
+			if !yield(v.Allocation(item.pool, item.address)) {
+				return
+			}
+		}
+	}
+}
+
+// Alarm is one alarm.
+func (v *View) Alarm(kind, object string) *swarmpb.Alarm {
+	alarm, _ := v.alarms.Get(&swarmpb.Alarm{Kind: kind, Object: object})
+	return alarm
+}
+
+// Alarms are all alarms, by kind and object.
+func (v *View) Alarms() iter.Seq[*swarmpb.Alarm] {
+	return func(yield func(*swarmpb.Alarm) bool) { v.alarms.Scan(yield) }
+}
+
+// values walks a map's values by key.
+func values[V any](m *btree.Map[string, V]) iter.Seq[V] {
+	return func(yield func(V) bool) {
+		m.Scan(func(_ string, value V) bool { return yield(value) })
+	}
+}
+
+// from walks a tree from a pivot on for as long as while holds.
+func from[T any](tree *btree.BTreeG[T], pivot T, while func(T) bool) iter.Seq[T] {
+	return func(yield func(T) bool) {
+		tree.Ascend(pivot, func(item T) bool { return while(item) && yield(item) })
+	}
+}

@@ -1,0 +1,32 @@
+package swarmpb
+
+import (
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+)
+
+// Defaults of a cluster's settings.
+const (
+	DefaultFabricPool        = "100.64.0.0/10"
+	DefaultFabricBlockLength = 24
+	DefaultNodeCertExpiry    = 90 * 24 * time.Hour
+	DefaultTaskHistoryLimit  = 5
+)
+
+// SetDefaults fills the fields that are unset, so that everyone sees what is in force.
+func (x *ClusterSpec) SetDefaults() {
+	if x.FabricPool == "" {
+		x.FabricPool = DefaultFabricPool
+	}
+	if x.FabricBlockLength == 0 {
+		x.FabricBlockLength = DefaultFabricBlockLength
+	}
+	if x.NodeCertExpiry == nil {
+		x.NodeCertExpiry = durationpb.New(DefaultNodeCertExpiry)
+	}
+	if x.TaskHistoryLimit == nil {
+		limit := uint32(DefaultTaskHistoryLimit)
+		x.TaskHistoryLimit = &limit
+	}
+}

@@ -1,0 +1,283 @@
+package wire
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+)
+
+// Protocols on the cluster port, by ALPN.
+const (
+	ALPNGRPC = "h2"
+	ALPNRaft = "swarm-raft"
+)
+
+// Credentials are a node's current identity, which renewal swaps while connections live, and the set of its
+// live connections by peer. The zero identity belongs to no cluster: every handshake fails until Set.
+type Credentials struct {
+	identity atomic.Pointer[Identity]
+	revoked  atomic.Pointer[func(string, swarmpb.NodeRole) bool]
+	dialer   atomic.Pointer[Dialer]
+
+	mu   sync.Mutex
+	live map[*trackedConn]struct{}
+}
+
+// Dialer opens the transport under TLS.
+type Dialer func(ctx context.Context, addr string) (net.Conn, error)
+
+// NewCredentials returns credentials without an identity.
+func NewCredentials() *Credentials {
+	return &Credentials{live: make(map[*trackedConn]struct{})}
+}
+
+// Set swaps the identity. Handshakes from now on use it; connections go on under the old one, unless it was of
+// another cluster or node: then they are closed.
+func (c *Credentials) Set(id Identity) {
+	old := c.identity.Swap(&id)
+	if old != nil && (old.ClusterID != id.ClusterID || old.NodeID != id.NodeID) {
+		c.closeWhere(func(PeerInfo) bool { return true })
+	}
+}
+
+// Clear forgets the identity, on leaving a cluster, and closes all connections.
+func (c *Credentials) Clear() {
+	c.identity.Store(nil)
+	c.closeWhere(func(PeerInfo) bool { return true })
+}
+
+// Identity returns the current identity; false while the node belongs to no cluster.
+func (c *Credentials) Identity() (Identity, bool) {
+	id := c.identity.Load()
+	if id == nil {
+		return Identity{}, false
+	}
+	return *id, true
+}
+
+// SetRevoked sets the check that every handshake passes besides the certificate's: true refuses a peer of that
+// node ID and role. It is called concurrently and must be quick.
+func (c *Credentials) SetRevoked(revoked func(nodeID string, role swarmpb.NodeRole) bool) {
+	c.revoked.Store(&revoked)
+}
+
+// SetDialer replaces the TCP dialer, for clusters within one process.
+func (c *Credentials) SetDialer(d Dialer) { c.dialer.Store(&d) }
+
+// CloseNode closes every live connection with a node, in both directions, and returns how many there were. A
+// node must be revoked before: then it cannot come back, and none slips in between.
+func (c *Credentials) CloseNode(nodeID string) int {
+	return c.closeWhere(func(p PeerInfo) bool { return p.NodeID == nodeID })
+}
+
+// CloseRevoked closes every live connection with a peer that is revoked by now, and returns how many there were: for
+// whoever may have missed that nodes were revoked.
+func (c *Credentials) CloseRevoked() int {
+	return c.closeWhere(func(p PeerInfo) bool { return p.NodeID != "" && c.isRevoked(p.NodeID, p.role()) })
+}
+
+// Connections returns how many connections with a node are live.
+func (c *Credentials) Connections(nodeID string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := 0
+	for t := range c.live {
+		if t.info.NodeID == nodeID {
+			n++
+		}
+	}
+	return n
+}
+
+// Expect says who must be at the other end of a connection that this node opens; zero fields: whoever.
+type Expect struct {
+	Role   swarmpb.NodeRole
+	NodeID string
+}
+
+// ServerTLS returns a configuration for accepting peers under the current identity: TLS 1.3, certificates of
+// the same cluster alone. A client without a certificate is let in on ALPNGRPC only; Raft is for managers.
+func (c *Credentials) ServerTLS(alpn ...string) *tls.Config {
+	return &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		SessionTicketsDisabled: true,
+		NextProtos:             slices.Clone(alpn),
+		ClientAuth:             tls.RequestClientCert,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			id, ok := c.Identity()
+			if !ok {
+				return nil, errNoCluster
+			}
+			return id.TLS, nil
+		},
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			if !slices.Contains(alpn, cs.NegotiatedProtocol) {
+				return fmt.Errorf("the peer negotiated no protocol of %v", alpn)
+			}
+			if len(cs.PeerCertificates) == 0 && cs.NegotiatedProtocol == ALPNGRPC {
+				return nil
+			}
+			var want Expect
+			if cs.NegotiatedProtocol == ALPNRaft {
+				want.Role = swarmpb.NodeRole_NODE_ROLE_MANAGER
+			}
+			return c.verify(cs, x509.ExtKeyUsageClientAuth, want)
+		},
+	}
+}
+
+// ClientTLS returns a configuration for reaching a peer of the same cluster under the current identity. Peers
+// are known by the names in their certificates, never by host name or address.
+func (c *Credentials) ClientTLS(alpn string, want Expect) *tls.Config {
+	return &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		SessionTicketsDisabled: true,
+		NextProtos:             []string{alpn},
+		// VerifyConnection does what this skips; it has no host name to compare.
+		InsecureSkipVerify: true,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			id, ok := c.Identity()
+			if !ok {
+				return nil, errNoCluster
+			}
+			return id.TLS, nil
+		},
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			if cs.NegotiatedProtocol != alpn {
+				return fmt.Errorf("the peer does not speak %s", alpn)
+			}
+			return c.verify(cs, x509.ExtKeyUsageServerAuth, want)
+		},
+	}
+}
+
+var errNoCluster = errors.New("this node belongs to no cluster; use `swarmctl init` or `swarmctl join`")
+
+// verify is the one check of a peer's certificate. It runs in VerifyConnection, so on every handshake.
+func (c *Credentials) verify(cs tls.ConnectionState, usage x509.ExtKeyUsage, want Expect) error {
+	id, ok := c.Identity()
+	if !ok {
+		return errNoCluster
+	}
+	if err := verifyChain(cs.PeerCertificates, id.Roots, usage, time.Now()); err != nil {
+		return fmt.Errorf("the peer's certificate is not valid in this cluster: %w", err)
+	}
+	node, cluster, role, err := namesOf(cs.PeerCertificates[0])
+	switch {
+	case err != nil:
+		return err
+	case cluster != id.ClusterID:
+		return fmt.Errorf("the peer is of another cluster (%s)", cluster)
+	case want.Role != 0 && role != want.Role:
+		return fmt.Errorf("the peer is node %s in the role %s; it must be a %s", node, RoleOU(role), RoleOU(want.Role))
+	case want.NodeID != "" && node != want.NodeID:
+		return fmt.Errorf("the peer is node %s; it should be node %s", node, want.NodeID)
+	case c.isRevoked(node, role):
+		return fmt.Errorf("node %s was removed from the cluster", node)
+	}
+	return nil
+}
+
+func (c *Credentials) isRevoked(node string, role swarmpb.NodeRole) bool {
+	f := c.revoked.Load()
+	return f != nil && *f != nil && (*f)(node, role)
+}
+
+func (c *Credentials) dial(ctx context.Context, addr string) (net.Conn, error) {
+	if d := c.dialer.Load(); d != nil && *d != nil {
+		return (*d)(ctx, addr)
+	}
+	return dialTCP(ctx, addr)
+}
+
+func (c *Credentials) closeWhere(match func(PeerInfo) bool) int {
+	c.mu.Lock()
+	var found []*trackedConn
+	for t := range c.live {
+		if match(t.info) {
+			found = append(found, t)
+		}
+	}
+	c.mu.Unlock()
+	for _, t := range found {
+		t.cut()
+	}
+	return len(found)
+}
+
+// track enters a handshaken connection into the set of the live ones. It ends with the life of the peer's
+// certificate, so that a role or an identity never outlasts its proof.
+func (c *Credentials) track(conn *tls.Conn) (*trackedConn, error) {
+	t := &trackedConn{Conn: conn, owner: c, info: peerOf(conn)}
+	life := AnonymousLifetime
+	if certs := conn.ConnectionState().PeerCertificates; len(certs) > 0 {
+		life = time.Until(certs[0].NotAfter)
+	}
+	c.mu.Lock()
+	c.live[t] = struct{}{}
+	t.expiry = time.AfterFunc(life, t.cut)
+	c.mu.Unlock()
+	// Revoked after the handshake's check and before the entry: CloseNode has not seen it.
+	if t.info.NodeID != "" && c.isRevoked(t.info.NodeID, t.info.role()) {
+		t.Close()
+		return nil, fmt.Errorf("node %s was removed from the cluster", t.info.NodeID)
+	}
+	return t, nil
+}
+
+// trackedConn is a handshaken connection with who is at its other end.
+type trackedConn struct {
+	*tls.Conn
+	owner *Credentials
+	info  PeerInfo
+
+	// Under owner.mu.
+	expiry *time.Timer
+	closed bool
+	after  []func()
+}
+
+// onClose has f called when the connection closes; when it is closed already, it returns false and f is not.
+func (t *trackedConn) onClose(f func()) bool {
+	t.owner.mu.Lock()
+	defer t.owner.mu.Unlock()
+	if !t.closed {
+		t.after = append(t.after, f)
+	}
+	return !t.closed
+}
+
+func (t *trackedConn) Close() error {
+	t.forget()
+	return t.Conn.Close()
+}
+
+// cut closes without the goodbye of TLS, which waits for a peer that reads nothing.
+func (t *trackedConn) cut() {
+	t.forget()
+	t.NetConn().Close()
+}
+
+func (t *trackedConn) forget() {
+	t.owner.mu.Lock()
+	first := !t.closed
+	t.closed = true
+	delete(t.owner.live, t)
+	t.expiry.Stop()
+	after := t.after
+	t.owner.mu.Unlock()
+	if first {
+		for _, f := range after {
+			f()
+		}
+	}
+}

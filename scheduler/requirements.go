@@ -1,0 +1,77 @@
+package scheduler
+
+import (
+	"fmt"
+	"strings"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+)
+
+// Requirements is what a task asks of its node. It is read-only once made.
+type Requirements struct {
+	Reserve Resources
+	// Ports are the fixed host ports; one that the node is to choose conflicts with nothing.
+	Ports       []Port
+	Constraints []Constraint
+	// Platforms that the image is there for; empty = not known, so any.
+	Platforms []Platform
+	// Spread is what to spread over, outermost first.
+	Spread []Attribute
+	// MaxPerNode tasks of the service on one node; 0 = no limit.
+	MaxPerNode uint64
+}
+
+// Platform is an operating system and an architecture; an empty one stands for any.
+type Platform struct {
+	OS, Arch string
+}
+
+func (p Platform) match(n *Node) bool {
+	return (p.OS == "" || strings.EqualFold(p.OS, n.OS)) &&
+		(p.Arch == "" || strings.EqualFold(architecture(p.Arch), architecture(n.Arch)))
+}
+
+// NewRequirements reads a template. The error names the constraint or preference that cannot be understood.
+func NewRequirements(t *swarmpb.Template) (*Requirements, error) {
+	reserve := t.GetSpec().GetResources().GetReservations()
+	q := &Requirements{
+		Reserve:    Resources{NanoCPUs: max(reserve.GetNanoCpus(), 0), MemoryBytes: max(reserve.GetMemoryBytes(), 0)},
+		Ports:      HostPorts(t.GetHostPorts()),
+		MaxPerNode: t.GetSpec().GetPlacement().GetMaxReplicasPerNode(),
+	}
+	for _, s := range t.GetSpec().GetPlacement().GetConstraints() {
+		parsed, err := swarmpb.ParseConstraint(s)
+		if err != nil {
+			return nil, err
+		}
+		c, err := NewConstraint(parsed)
+		if err != nil {
+			return nil, err
+		}
+		q.Constraints = append(q.Constraints, c)
+	}
+	for _, p := range t.GetSpec().GetPlacement().GetPreferences() {
+		a, err := ParseAttribute(p.GetSpread().GetDescriptor_())
+		if err != nil {
+			return nil, fmt.Errorf("spread preference: %w", err)
+		}
+		q.Spread = append(q.Spread, a)
+	}
+	return q, nil
+}
+
+// HostPorts picks the ports that a task binds on its node's address under a number of the user's choice.
+func HostPorts(ports []*swarmpb.PortConfig) []Port {
+	var out []Port
+	for _, p := range ports {
+		if p.GetPublishedPort() == 0 || p.GetMode() == swarmpb.PublishMode_PUBLISH_MODE_INGRESS {
+			continue
+		}
+		protocol := p.GetProtocol()
+		if protocol == swarmpb.Protocol_PROTOCOL_UNSPECIFIED {
+			protocol = swarmpb.Protocol_PROTOCOL_TCP
+		}
+		out = append(out, Port{Protocol: protocol, Number: p.GetPublishedPort()})
+	}
+	return out
+}

@@ -1,0 +1,470 @@
+package worker
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/proto/wire"
+	"github.com/swarmd/swarmd/worker/network"
+	"github.com/swarmd/swarmd/worker/runtime/runtimetest"
+)
+
+const (
+	stateReady    = swarmpb.TaskState_TASK_STATE_READY
+	stateRunning  = swarmpb.TaskState_TASK_STATE_RUNNING
+	stateComplete = swarmpb.TaskState_TASK_STATE_COMPLETE
+	stateShutdown = swarmpb.TaskState_TASK_STATE_SHUTDOWN
+	stateFailed   = swarmpb.TaskState_TASK_STATE_FAILED
+	stateRejected = swarmpb.TaskState_TASK_STATE_REJECTED
+)
+
+// fataler is what the harness needs of *testing.T and *rapid.T.
+type fataler interface {
+	Helper()
+	Fatalf(format string, args ...any)
+	Errorf(format string, args ...any)
+}
+
+// dispatcher is a manager as a worker sees it.
+type dispatcher struct {
+	swarmpb.UnimplementedDispatcherServer
+
+	mu       sync.Mutex
+	version  uint64
+	tasks    map[string]*swarmpb.AssignedTask
+	template map[templateKey]*swarmpb.AssignedTemplate
+	config   *swarmpb.NodeConfig
+	log      []*swarmpb.AssignmentChange // of the versions from 1 on
+	changed  chan struct{}
+	spoil    bool // the next increment names a wrong base
+	chunk    int  // changes in a chunk
+	refuse   error
+	statuses map[string]*swarmpb.TaskStatus
+	went     []string // each state that went back
+	calls    []int    // statuses in each UpdateStatus call
+	bad      string   // a status of this task is invalid
+	slow     time.Duration
+	applied  uint64
+	hellos   []*swarmpb.SessionHello
+	streams  int
+	peers    []*swarmpb.ManagerPeer
+}
+
+func newDispatcher() *dispatcher {
+	return &dispatcher{
+		tasks: map[string]*swarmpb.AssignedTask{}, template: map[templateKey]*swarmpb.AssignedTemplate{},
+		statuses: map[string]*swarmpb.TaskStatus{}, changed: make(chan struct{}), chunk: 3,
+		config: &swarmpb.NodeConfig{UplinkBlock: "100.64.3.0/24"},
+	}
+}
+
+// change makes a new version out of changes.
+func (d *dispatcher) change(changes ...*swarmpb.AssignmentChange) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, c := range changes {
+		d.version++
+		d.log = append(d.log, c)
+		switch c := c.Change.(type) {
+		case *swarmpb.AssignmentChange_Task:
+			d.tasks[c.Task.Id] = c.Task
+		case *swarmpb.AssignmentChange_RemoveTask:
+			delete(d.tasks, c.RemoveTask)
+		case *swarmpb.AssignmentChange_Template:
+			d.template[templateKey{c.Template.ServiceId, c.Template.Version}] = c.Template
+		case *swarmpb.AssignmentChange_NodeConfig:
+			d.config = c.NodeConfig
+		}
+	}
+	close(d.changed)
+	d.changed = make(chan struct{})
+}
+
+func taskChange(t *swarmpb.AssignedTask) *swarmpb.AssignmentChange {
+	return &swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_Task{Task: t}}
+}
+
+func templateChange(t *swarmpb.AssignedTemplate) *swarmpb.AssignmentChange {
+	return &swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_Template{Template: t}}
+}
+
+// assign has the node run a task of a service whose containers run args.
+func (d *dispatcher) assign(id string, desired swarmpb.TaskState, args ...string) {
+	d.assignSpec(id, desired, &swarmpb.ContainerSpec{Image: "nginx:alpine", Args: args})
+}
+
+func (d *dispatcher) assignSpec(id string, desired swarmpb.TaskState, c *swarmpb.ContainerSpec, ports ...*swarmpb.PortConfig) {
+	service := "service-of-" + id
+	d.change(
+		templateChange(&swarmpb.AssignedTemplate{ServiceId: service, Version: 1, Spec: &swarmpb.TaskSpec{Container: c}, HostPorts: ports}),
+		taskChange(&swarmpb.AssignedTask{Id: id, ServiceId: service, ServiceName: "web", Slot: 1, TemplateVersion: 1, DesiredState: desired}),
+	)
+}
+
+// desire changes what is desired of a task.
+func (d *dispatcher) desire(id string, desired swarmpb.TaskState) {
+	d.mu.Lock()
+	t := swarmpb.Clone(d.tasks[id])
+	d.mu.Unlock()
+	t.DesiredState = desired
+	d.change(taskChange(t))
+}
+
+func (d *dispatcher) remove(id string) {
+	d.change(&swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_RemoveTask{RemoveTask: id}})
+}
+
+func (d *dispatcher) status(id string) *swarmpb.TaskStatus {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.statuses[id]
+}
+
+func (d *dispatcher) Session(stream grpc.BidiStreamingServer[swarmpb.SessionRequest, swarmpb.SessionResponse]) error {
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	d.hellos = append(d.hellos, first.GetHello())
+	refuse := d.refuse
+	response := &swarmpb.SessionResponse{SessionId: fmt.Sprint("session-", len(d.hellos)), BeatInterval: int64(500 * time.Millisecond), Managers: d.peers}
+	d.mu.Unlock()
+	if refuse != nil {
+		return wire.ToStatus(refuse)
+	}
+	if err := stream.Send(response); err != nil {
+		return err
+	}
+	for {
+		r, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if b := r.GetBeat(); b != nil {
+			d.mu.Lock()
+			d.applied = b.AppliedVersion
+			d.mu.Unlock()
+		}
+	}
+}
+
+func (d *dispatcher) Assignments(_ *swarmpb.AssignmentsRequest, stream grpc.ServerStreamingServer[swarmpb.AssignmentsResponse]) error {
+	var base uint64
+	full := true
+	for {
+		d.mu.Lock()
+		d.streams += btoi(full)
+		changes := d.since(base, full)
+		version, changed, chunk, sent := d.version, d.changed, d.chunk, base
+		if d.spoil && !full {
+			d.spoil, sent = false, base+100
+		}
+		d.mu.Unlock()
+		if version > base || full {
+			for first := true; first || len(changes) > 0; first = false {
+				n := min(chunk, len(changes))
+				err := stream.Send(&swarmpb.AssignmentsResponse{BaseVersion: sent, Version: version, LastChunk: n == len(changes), Changes: changes[:n]})
+				if err != nil {
+					return err
+				}
+				changes = changes[n:]
+			}
+		}
+		base, full = version, false
+		select {
+		case <-changed:
+		case <-stream.Context().Done():
+			return stream.Context().Err()
+		}
+	}
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func (d *dispatcher) since(base uint64, full bool) []*swarmpb.AssignmentChange {
+	if !full {
+		return slices.Clone(d.log[base:])
+	}
+	out := []*swarmpb.AssignmentChange{{Change: &swarmpb.AssignmentChange_NodeConfig{NodeConfig: d.config}}}
+	for _, t := range d.template {
+		out = append(out, templateChange(t))
+	}
+	for _, id := range slices.Sorted(maps.Keys(d.tasks)) {
+		t := swarmpb.Clone(d.tasks[id])
+		t.ObservedState = max(t.ObservedState, d.statuses[id].GetState())
+		if !t.ObservedState.Ended() {
+			out = append(out, taskChange(t))
+		}
+	}
+	return out
+}
+
+func (d *dispatcher) UpdateStatus(_ context.Context, r *swarmpb.UpdateStatusRequest) (*swarmpb.UpdateStatusResponse, error) {
+	d.mu.Lock()
+	slow := d.slow
+	d.mu.Unlock()
+	time.Sleep(slow)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.calls = append(d.calls, len(r.Statuses))
+	for _, s := range r.Statuses {
+		if s.TaskId == d.bad {
+			return nil, wire.ToStatus(wire.Errorf(wire.CodeInvalid, "status of %s is bad", s.TaskId))
+		}
+	}
+	for _, s := range r.Statuses {
+		if before := d.statuses[s.TaskId]; s.State < before.GetState() {
+			d.went = append(d.went, fmt.Sprintf("%s: %s to %s", s.TaskId, before.GetState().Name(), s.State.Name()))
+		}
+		d.statuses[s.TaskId] = s
+	}
+	return &swarmpb.UpdateStatusResponse{}, nil
+}
+
+// fakeNet is a Network in memory.
+type fakeNet struct {
+	mu       sync.Mutex
+	block    string
+	attached map[string]netip.Addr
+	ports    map[uint32]string // published port -> task
+	next     byte
+	torn     bool
+}
+
+func (n *fakeNet) Configure(_ context.Context, cfg *swarmpb.NodeConfig) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.block = cmp.Or(cfg.GetUplinkBlock(), n.block)
+	return nil
+}
+
+func (n *fakeNet) Attach(_ context.Context, taskID string) (network.Attachment, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.block == "" {
+		return network.Attachment{}, fmt.Errorf("attach %s: %w", taskID, network.ErrNotConfigured)
+	}
+	if _, ok := n.attached[taskID]; !ok {
+		n.next++
+		n.attached[taskID] = netip.AddrFrom4([4]byte{100, 64, 3, n.next})
+	}
+	return network.Attachment{Namespace: "/run/netns/" + taskID, Address: n.attached[taskID]}, nil
+}
+
+func (n *fakeNet) Publish(_ context.Context, taskID string, ports []*swarmpb.PortConfig) ([]*swarmpb.PortConfig, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var out []*swarmpb.PortConfig
+	for _, p := range ports {
+		p = swarmpb.Clone(p)
+		if p.PublishedPort == 0 {
+			p.PublishedPort = 32768 + p.TargetPort
+		}
+		if owner, taken := n.ports[p.PublishedPort]; taken && owner != taskID {
+			return nil, fmt.Errorf("publish %d: %w by %s", p.PublishedPort, network.ErrPortTaken, owner)
+		}
+		n.ports[p.PublishedPort] = taskID
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+func (n *fakeNet) Detach(_ context.Context, taskID string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.attached, taskID)
+	maps.DeleteFunc(n.ports, func(_ uint32, owner string) bool { return owner == taskID })
+	return nil
+}
+
+func (n *fakeNet) Sweep(_ context.Context, keep []string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	maps.DeleteFunc(n.attached, func(id string, _ netip.Addr) bool { return !slices.Contains(keep, id) })
+	maps.DeleteFunc(n.ports, func(_ uint32, id string) bool { return !slices.Contains(keep, id) })
+	return nil
+}
+
+func (n *fakeNet) Teardown(context.Context) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.attached, n.ports, n.torn = map[string]netip.Addr{}, map[uint32]string{}, true
+	return nil
+}
+
+func (n *fakeNet) list() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Sorted(maps.Keys(n.attached))
+}
+
+// host is a node with one manager, in a bubble of virtual time.
+type host struct {
+	fataler
+	dir      string
+	manager  *dispatcher
+	runtime  *runtimetest.Fake
+	net      *fakeNet
+	limits   Limits
+	refused  []error
+	hostname string
+
+	listener *bufconn.Listener
+	server   *grpc.Server
+	agent    *Agent
+	cancel   context.CancelFunc
+	done     chan error
+
+	mu    sync.Mutex
+	isCut bool
+	conns []*grpc.ClientConn
+}
+
+func newHost(t fataler, dir string) *host {
+	h := &host{
+		fataler: t, dir: dir, manager: newDispatcher(), runtime: runtimetest.NewFake(runtimetest.FakeConfig{}), hostname: "worker-1",
+		net:      &fakeNet{attached: map[string]netip.Addr{}, ports: map[uint32]string{}},
+		listener: bufconn.Listen(1 << 16), server: grpc.NewServer(), limits: Limits{Starts: 4, Removals: 4},
+	}
+	swarmpb.RegisterDispatcherServer(h.server, h.manager)
+	go h.server.Serve(h.listener)
+	return h
+}
+
+// inBubble runs a test with a host whose agent runs.
+func inBubble(t *testing.T, test func(t *testing.T, h *host)) {
+	t.Helper()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, dir)
+		defer h.close()
+		h.start()
+		test(t, h)
+	})
+}
+
+func (h *host) close() {
+	if h.agent != nil {
+		h.stop()
+	}
+	h.server.Stop()
+}
+
+// start runs an agent, as a new process does.
+func (h *host) start() {
+	h.Helper()
+	agent, err := New(Config{
+		NodeID: "node-1", Hostname: h.hostname, ListenAddress: "192.0.2.1:2377", Dir: h.dir, Runtime: h.runtime, Network: h.net, Dial: h.dial,
+		Managers: []*swarmpb.ManagerPeer{{NodeId: "m", Address: "192.0.2.9:2377"}}, Limits: h.limits,
+		Refused: func(err error) { h.refused = append(h.refused, err) }, Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		h.Fatalf("new agent: %v", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	h.agent, h.cancel, h.done = agent, cancel, make(chan error, 1)
+	go func() { h.done <- agent.Run(ctx) }()
+	h.settle(time.Second)
+}
+
+// stop ends the agent, as a process that is told to stop does.
+func (h *host) stop() {
+	h.Helper()
+	h.cancel()
+	if err := <-h.done; err != nil {
+		h.Errorf("agent: %v", err)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, c := range h.conns {
+		_ = c.Close()
+	}
+	h.agent, h.conns = nil, nil
+}
+
+func (h *host) restart() {
+	h.stop()
+	h.start()
+}
+
+func (h *host) dial(context.Context, string) (Conn, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.isCut {
+		return nil, errors.New("no route to host")
+	}
+	conn, err := grpc.NewClient("passthrough:///manager", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return h.listener.DialContext(ctx) }))
+	if err == nil {
+		h.conns = append(h.conns, conn)
+	}
+	return conn, err
+}
+
+// cut takes the managers away, or gives them back.
+func (h *host) cut(is bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.isCut = is
+	for _, c := range h.conns {
+		_ = c.Close()
+	}
+	h.conns = nil
+}
+
+// settle lets virtual time pass.
+func (h *host) settle(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func (h *host) wantRunning(ids ...string) {
+	h.Helper()
+	slices.Sort(ids)
+	if got := h.runtime.Running(); !slices.Equal(got, ids) {
+		h.Fatalf("containers that run: %q, want %q", got, ids)
+	}
+}
+
+func (h *host) wantContainers(ids ...string) {
+	h.Helper()
+	slices.Sort(ids)
+	if got := h.runtime.Containers(); !slices.Equal(got, ids) {
+		h.Fatalf("containers: %q, want %q", got, ids)
+	}
+}
+
+func (h *host) wantState(id string, state swarmpb.TaskState, why string) *swarmpb.TaskStatus {
+	h.Helper()
+	s := h.manager.status(id)
+	if s.GetState() != state || s.GetError() != why {
+		h.Fatalf("task %s is reported %s with error %q, want %s with %q", id, s.GetState().Name(), s.GetError(), state.Name(), why)
+	}
+	return s
+}

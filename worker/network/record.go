@@ -1,0 +1,75 @@
+package network
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+)
+
+// record is what outlives the daemon of an attachment: one JSON file a task.
+type record struct {
+	TaskID  string
+	Address netip.Addr
+	Ports   []*swarmpb.PortConfig `json:",omitempty"`
+}
+
+func (r *record) forwards() []forward {
+	var out []forward
+	for _, p := range r.Ports {
+		out = append(out, forward{protocol: p.Protocol, port: uint16(p.PublishedPort), to: netip.AddrPortFrom(r.Address, uint16(p.TargetPort))})
+	}
+	return out
+}
+
+func (r *record) write(dir string) error {
+	data, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("encode attachment: %w", err)
+	}
+	tmp := filepath.Join(dir, "."+r.TaskID)
+	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+		return fmt.Errorf("write attachment: %w", err)
+	}
+	if err := os.Rename(tmp, filepath.Join(dir, r.TaskID)); err != nil {
+		return fmt.Errorf("write attachment: %w", err)
+	}
+	return nil
+}
+
+func removeRecord(dir, taskID string) error {
+	if err := os.Remove(filepath.Join(dir, taskID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove attachment: %w", err)
+	}
+	return nil
+}
+
+// readRecords skips and removes what cannot be read: Sweep then finds the task's namespace and link by name.
+func readRecords(dir string) (map[string]*record, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("read attachments: %w", err)
+	}
+	out := map[string]*record{}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("read attachment: %w", err)
+		}
+		r := new(record)
+		if json.Unmarshal(data, r) != nil || r.TaskID != e.Name() || !r.Address.Is4() {
+			if err := os.Remove(path); err != nil {
+				return nil, fmt.Errorf("remove attachment: %w", err)
+			}
+			continue
+		}
+		out[r.TaskID] = r
+	}
+	return out, nil
+}

@@ -1,0 +1,183 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/swarmd/swarmd/worker/runtime/runtimetest"
+)
+
+// stopped ends a property's run in its bubble: rapid's own Fatalf may only be called outside.
+type stopped struct{ reason string }
+
+type recorder struct{ failed *stopped }
+
+func (r *recorder) Helper() {}
+func (r *recorder) Errorf(format string, args ...any) {
+	if r.failed == nil {
+		r.failed = &stopped{fmt.Sprintf(format, args...)}
+	}
+}
+func (r *recorder) Fatalf(format string, args ...any) {
+	r.Errorf(format, args...)
+	panic(r.failed)
+}
+
+// move is one thing that happens to a node.
+type move struct {
+	what string
+	task int
+	args []string
+	wait time.Duration
+}
+
+func drawMoves(rt *rapid.T) []move {
+	return rapid.SliceOfN(rapid.Custom(func(rt *rapid.T) move {
+		return move{
+			what: rapid.SampledFrom([]string{
+				"assign", "assign", "assign", "ready", "run", "shutdown", "remove", "exit", "cut", "mend", "restart", "reboot", "gap", "slow", "flaky", "well",
+			}).Draw(rt, "what"),
+			task: rapid.IntRange(0, 7).Draw(rt, "task"),
+			args: rapid.SampledFrom([][]string{nil, {"exit", "0", "3s"}, {"exit", "4", "500ms"}, {"ignore-term"}}).Draw(rt, "args"),
+			wait: time.Duration(rapid.SampledFrom([]int{0, 0, 1, 90, 300, 2000, 15000}).Draw(rt, "wait")) * time.Millisecond,
+		}
+	}), 1, 40).Draw(rt, "moves")
+}
+
+func (h *host) play(m move, live map[int]string, made *int) {
+	id := live[m.task]
+	switch m.what {
+	case "assign", "ready":
+		if id != "" {
+			return
+		}
+		*made++
+		live[m.task] = fmt.Sprint("task-", *made)
+		desired := stateRunning
+		if m.what == "ready" {
+			desired = stateReady
+		}
+		h.manager.assign(live[m.task], desired, m.args...)
+	case "run", "shutdown":
+		desired := stateRunning
+		if m.what == "shutdown" {
+			desired = stateShutdown
+		}
+		if id != "" && h.manager.tasks[id].DesiredState < desired {
+			h.manager.desire(id, desired)
+		}
+	case "remove":
+		if id != "" {
+			h.manager.remove(id)
+			delete(live, m.task)
+		}
+	case "exit":
+		_ = h.runtime.Exit(id, 9) // it may not run now
+	case "cut":
+		h.cut(true)
+	case "mend":
+		h.cut(false)
+	case "restart":
+		h.restart()
+	case "reboot":
+		h.stop()
+		h.runtime.Reboot()
+		h.start()
+	case "gap":
+		h.manager.mu.Lock()
+		h.manager.spoil = true
+		h.manager.mu.Unlock()
+	case "slow", "flaky":
+		h.runtime.SetBefore(trouble(m.what))
+	case "well":
+		h.runtime.SetBefore(nil)
+	}
+}
+
+// trouble makes every operation slow, or every third one fail.
+func trouble(what string) func(context.Context, runtimetest.Op, string) error {
+	var n atomic.Int64
+	return func(ctx context.Context, op runtimetest.Op, _ string) error {
+		if what == "slow" && op != runtimetest.OpWait {
+			sleep(ctx, 700*time.Millisecond)
+		} else if n.Add(1)%3 == 0 {
+			return errors.New("flaky")
+		}
+		return nil
+	}
+}
+
+// wantConverged checks a node whose manager and runtime are well, and have been for a while.
+func (h *host) wantConverged(made int) {
+	h.Helper()
+	var wanted []string
+	for id, t := range h.manager.tasks {
+		state := h.manager.status(id).GetState()
+		switch {
+		case t.DesiredState == stateRunning && !state.Ended():
+			wanted = append(wanted, id)
+			if state != stateRunning {
+				h.Errorf("%s should run and is %s", id, state.Name())
+			}
+		case t.DesiredState == stateShutdown && !state.Ended():
+			h.Errorf("%s should have ended and is %s", id, state.Name())
+		case t.DesiredState == stateReady && state != stateReady:
+			h.Errorf("%s should be ready and is %s", id, state.Name())
+		}
+	}
+	h.wantRunning(wanted...)
+	h.wantContainers(wanted...)
+	for i := range made {
+		if n := h.runtime.Starts(fmt.Sprint("task-", i+1)); n > 1 {
+			h.Errorf("task-%d was started %d times", i+1, n)
+		}
+	}
+	if len(h.manager.went) > 0 {
+		h.Errorf("states went back: %q", h.manager.went)
+	}
+	for _, id := range h.net.list() {
+		if t := h.manager.tasks[id]; t == nil || h.manager.status(id).GetState().Ended() {
+			h.Errorf("%s is still on the network", id)
+		}
+	}
+	if h.manager.applied != h.manager.version {
+		h.Errorf("version %d is acknowledged, want %d", h.manager.applied, h.manager.version)
+	}
+}
+
+func TestAgent_AnythingHappens_EndsWithExactlyWhatIsWanted(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		moves := drawMoves(rt)
+		dir := t.TempDir()
+		r := &recorder{}
+		synctest.Test(t, func(*testing.T) {
+			h := newHost(r, dir)
+			defer h.close()
+			defer func() {
+				if e := recover(); e != nil && e != any(r.failed) {
+					panic(e)
+				}
+			}()
+			h.start()
+			live, made := map[int]string{}, 0
+			for _, m := range moves {
+				h.play(m, live, &made)
+				h.settle(m.wait)
+			}
+			h.runtime.SetBefore(nil)
+			h.cut(false)
+			h.settle(3 * time.Minute)
+			h.wantConverged(made)
+		})
+		if r.failed != nil {
+			rt.Fatalf("%s", r.failed.reason)
+		}
+	})
+}

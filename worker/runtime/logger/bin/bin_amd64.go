@@ -1,0 +1,6 @@
+package bin
+
+import _ "embed"
+
+//go:embed logger-amd64.gz
+var compressed []byte

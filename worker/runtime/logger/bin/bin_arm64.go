@@ -1,0 +1,6 @@
+package bin
+
+import _ "embed"
+
+//go:embed logger-arm64.gz
+var compressed []byte

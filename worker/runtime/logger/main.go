@@ -1,0 +1,146 @@
+// Command logger keeps what a container writes. The shim starts one beside each container (a containerd
+// `binary://` logger), so it serves while swarmd and containerd are down; with `init` as its first argument it
+// is the container's first process instead (see init.go).
+//
+// It promises lines of the form
+//
+//	2026-01-02T15:04:05.000000000Z stdout F text
+//
+// in DIR/current.log, F for a full line and P for a part of one longer than 16 KiB; files rotated by size
+// (current.log.1 is the youngest old one) and bounded in number; and that it never stops reading: what cannot
+// be written, on a full disk for example, is dropped and counted in a line of its own. It alone writes DIR.
+//
+// The program is small on purpose: one such process lives per container.
+package main
+
+import (
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"syscall"
+)
+
+//go:generate go run ./generate
+
+// The file descriptors that the shim hands over.
+const (
+	stdoutFD = 3
+	stderrFD = 4
+	readyFD  = 5
+)
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "init" {
+		os.Exit(runInit(os.Args[2:]))
+	}
+	runtime.GOMAXPROCS(1)
+	debug.SetGCPercent(20)
+	// The shim asks by SIGTERM right after it has closed its ends of the pipes: the end of both streams is what ends us.
+	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
+	if err := runLogger(options(os.Args[1:])); err != nil {
+		os.Stderr.WriteString("logger: " + err.Error() + "\n")
+		os.Exit(1)
+	}
+}
+
+// options reads the query of the URI, which the shim passes as key and value in any order: dir, size (bytes a
+// file), files (how many to keep, the current one included).
+func options(args []string) settings {
+	o := settings{size: 10 << 20, files: 3}
+	for i := 0; i+1 < len(args); i += 2 {
+		switch n, err := strconv.ParseInt(args[i+1], 10, 64); {
+		case args[i] == "dir":
+			o.dir = args[i+1]
+		case args[i] == "size" && err == nil && n >= 1<<10:
+			o.size = n
+		case args[i] == "files" && err == nil && n >= 1 && n <= 1000:
+			o.files = int(n)
+		}
+	}
+	return o
+}
+
+type settings struct {
+	dir   string
+	size  int64
+	files int
+}
+
+func runLogger(o settings) error {
+	out, err := openOutput(o)
+	if err != nil {
+		return err
+	}
+	sources := []source{{fd: stdoutFD, lines: newLines(out, "stdout")}, {fd: stderrFD, lines: newLines(out, "stderr")}}
+	syscall.Close(readyFD) // the container may start
+	return pump(sources, out)
+}
+
+// source is one stream of the container.
+type source struct {
+	fd    int
+	lines *lines
+}
+
+// pump copies until every source has ended. One thread serves both, so lines never mix and nothing is locked.
+func pump(sources []source, out *output) error {
+	poll, err := syscall.EpollCreate1(syscall.EPOLL_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(poll)
+	for i, s := range sources {
+		if err := syscall.SetNonblock(s.fd, true); err != nil {
+			return err
+		}
+		event := syscall.EpollEvent{Events: syscall.EPOLLIN, Fd: int32(i)}
+		if err := syscall.EpollCtl(poll, syscall.EPOLL_CTL_ADD, s.fd, &event); err != nil {
+			return err
+		}
+	}
+	buffer := make([]byte, 32<<10)
+	events := make([]syscall.EpollEvent, len(sources))
+	for open := len(sources); open > 0; {
+		n, err := syscall.EpollWait(poll, events, -1)
+		if err == syscall.EINTR {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for _, event := range events[:n] {
+			s := sources[event.Fd]
+			if s.read(buffer) {
+				continue
+			}
+			s.lines.end()
+			syscall.EpollCtl(poll, syscall.EPOLL_CTL_DEL, s.fd, nil)
+			syscall.Close(s.fd)
+			open--
+		}
+		out.flush()
+	}
+	return out.close()
+}
+
+// read takes what is there, at most four buffers so that the other stream gets its turn; false at the end.
+func (s source) read(buffer []byte) bool {
+	for range 4 {
+		n, err := syscall.Read(s.fd, buffer)
+		switch {
+		case err == syscall.EINTR:
+		case err == syscall.EAGAIN:
+			return true
+		case err != nil || n == 0:
+			return false
+		default:
+			s.lines.write(buffer[:n])
+			if n < len(buffer) {
+				return true
+			}
+		}
+	}
+	return true
+}

@@ -1,0 +1,142 @@
+// Package runtime is the surface between the agent and whatever runs containers.
+//
+// A container is named by its task's ID, so two containers of one task cannot exist. Every method is
+// idempotent where that makes sense: making what is there, or removing what is not, is no error. A Runtime
+// keeps its containers when the process that uses it dies; the next one finds them with List.
+package runtime
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+)
+
+// Errors that the agent branches on; a Runtime wraps them.
+var (
+	ErrNotFound = errors.New("not found")
+	ErrInUse    = errors.New("in use")
+	// ErrInvalid marks what no retry can mend: a bad image, a missing entrypoint, an unknown user.
+	ErrInvalid = errors.New("invalid")
+)
+
+// ContainerError is an error about one container. Who shows it beside that container's task needs only Err.
+type ContainerError struct {
+	Doing string // make, start
+	ID    string
+	Err   error
+}
+
+func (e *ContainerError) Error() string {
+	return e.Doing + " container " + e.ID + ": " + e.Err.Error()
+}
+
+func (e *ContainerError) Unwrap() error { return e.Err }
+
+// State of a container.
+type State int
+
+// States of a container, in order.
+const (
+	Created State = iota + 1
+	Running
+	Stopped
+)
+
+// Image in the local store.
+type Image struct {
+	Name      string // full reference, docker.io/library/nginx:alpine
+	Digest    string // of the manifest or index, sha256:...
+	Size      int64  // bytes, unpacked content in the store
+	CreatedAt time.Time
+}
+
+// Spec is everything that a container is made from.
+type Spec struct {
+	ID        string // the task's
+	Image     string // as the user wrote it
+	Digest    string // runs by digest where it is known
+	Container *swarmpb.ContainerSpec
+	Resources *swarmpb.ResourceRequirements
+	// Labels and Env that the cluster sets; a user's cannot override them.
+	Labels map[string]string
+	Env    []string
+	// Hostname in the container.
+	Hostname string
+	// Namespace is the path of the network namespace; empty = an own, empty one.
+	Namespace string
+	// ResolvConf, Hosts: contents of /etc/resolv.conf and /etc/hosts; empty = the runtime's defaults.
+	ResolvConf, Hosts string
+}
+
+// Container is what the runtime knows of one.
+type Container struct {
+	ID     string
+	State  State
+	Pid    uint32
+	Labels map[string]string
+	Exit   *Exit // when Stopped
+	Digest string
+}
+
+// Exit is how a container ended.
+type Exit struct {
+	Code      uint32 // 128 + signal when killed by one
+	At        time.Time
+	OOMKilled bool
+	// Unknown: it ended while nobody watched and its code could not be read.
+	Unknown bool
+}
+
+// Info describes the runtime.
+type Info struct {
+	Version    string // of containerd
+	OCIRuntime string // runc 1.1.5
+	Address    string
+}
+
+// PullProgress is told a few times a second during a pull.
+type PullProgress struct {
+	Done, Total int64 // bytes
+}
+
+// PullRequest names an image to have in the local store.
+type PullRequest struct {
+	Image  string
+	Digest string // empty = whatever the tag means now
+	// Progress may be nil.
+	Progress func(PullProgress)
+}
+
+// Runtime runs containers. All methods are safe for concurrent use.
+type Runtime interface {
+	Info(ctx context.Context) (Info, error)
+
+	// Pull fetches and unpacks. With no answer from the registry, an image that was loaded locally under the
+	// name (and the digest, if one is given) is good enough.
+	Pull(ctx context.Context, req PullRequest) (Image, error)
+	// Import reads a docker or OCI archive, plain or gzip.
+	Import(ctx context.Context, archive io.Reader) ([]Image, error)
+	Images(ctx context.Context) ([]Image, error)
+	// RemoveImage: ErrInUse while a container uses it, unless forced.
+	RemoveImage(ctx context.Context, name string, force bool) ([]string, error)
+
+	// Create makes the container, not its process. It replaces a half-made one.
+	Create(ctx context.Context, spec Spec) error
+	// Start starts its process and returns its pid.
+	Start(ctx context.Context, id string) (uint32, error)
+	// Wait returns when the process has ended; at once when it already has.
+	Wait(ctx context.Context, id string) (Exit, error)
+	// Kill sends a signal by name (SIGTERM) to its first process.
+	Kill(ctx context.Context, id, signal string) error
+	// Remove kills what is left and removes container, snapshot and anonymous volumes. Logs stay.
+	Remove(ctx context.Context, id string) error
+	// RemoveLogs removes what Remove leaves.
+	RemoveLogs(ctx context.Context, id string) error
+	// List is everything of ours, also what a former process made.
+	List(ctx context.Context) ([]Container, error)
+	// Stop ends a container: its stop signal, the grace period, SIGKILL.
+	Stop(ctx context.Context, id, signal string, grace time.Duration) (Exit, error)
+}

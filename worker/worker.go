@@ -1,0 +1,214 @@
+// Package worker is the agent of a host: it holds a session with some manager, takes what the node has to run,
+// brings the host's containers there through a runtime.Runtime, and reports what it sees.
+//
+// It promises: at most one container a task, and none that is not assigned once the managers have said so; a task
+// that has run is never started again; a task's state only grows; what runs goes on without managers, without this
+// process, and without its local database; every state is reported until a manager has acknowledged it.
+//
+// It alone decides when a container starts and ends, and alone writes the local database under Config.Dir. What
+// it is told is in assigned.go, the decision for one task in machine.go, its steps in steps.go.
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/worker/network"
+	"github.com/swarmd/swarmd/worker/runtime"
+)
+
+// Network is what the agent needs of *network.Network; every method is idempotent.
+type Network interface {
+	Configure(ctx context.Context, cfg *swarmpb.NodeConfig) error
+	// Attach fails with network.ErrNotConfigured until the node has its block.
+	Attach(ctx context.Context, taskID string) (network.Attachment, error)
+	// Publish binds the task's host ports; network.ErrPortTaken when one is not free.
+	Publish(ctx context.Context, taskID string, ports []*swarmpb.PortConfig) ([]*swarmpb.PortConfig, error)
+	Detach(ctx context.Context, taskID string) error
+	// Sweep detaches every task that is not in keep.
+	Sweep(ctx context.Context, keep []string) error
+	// Teardown removes everything, also what all tasks share.
+	Teardown(ctx context.Context) error
+}
+
+var _ Network = (*network.Network)(nil)
+
+// Conn is a connection to a manager; *grpc.ClientConn is one.
+type Conn interface {
+	grpc.ClientConnInterface
+	Close() error
+}
+
+// Config of an Agent. Fields without a remark are required.
+type Config struct {
+	NodeID string
+	// Hostname of the node; empty = the host's.
+	Hostname string
+	// ListenAddress is host:port of the node's cluster port, told to the managers.
+	ListenAddress string
+	// Dir keeps the local database.
+	Dir     string
+	Runtime runtime.Runtime
+	Network Network
+	// Dial connects to a manager at host:port. It need not wait for the connection.
+	Dial func(ctx context.Context, address string) (Conn, error)
+	// Managers to begin with; those learned later are kept in the local database and tried as well.
+	Managers []*swarmpb.ManagerPeer
+	// Version of this program, told to the managers.
+	Version string
+	// Labels of the engine, told to the managers.
+	Labels map[string]string
+	// Refused is told once that the managers refuse this node for good, with the reason, and with nil once one takes
+	// it again. The agent leaves the containers alone and goes on trying. May be nil.
+	Refused func(error)
+	// Seed of the choice among managers and of jitter.
+	Seed uint64
+	// Limits may be left zero.
+	Limits Limits
+	Logger *slog.Logger
+}
+
+// Agent runs what a node is assigned.
+type Agent struct {
+	cfg     Config
+	log     *slog.Logger
+	db      *db
+	fleet   *fleet
+	reports *reporter
+	session *link
+	issues  *problems
+
+	mu      sync.Mutex
+	running bool
+}
+
+// New makes an agent; nothing happens before Run.
+func New(cfg Config) (*Agent, error) {
+	switch {
+	case cfg.NodeID == "":
+		return nil, errors.New("worker: Config.NodeID is empty")
+	case cfg.Dir == "":
+		return nil, errors.New("worker: Config.Dir is empty")
+	case cfg.Runtime == nil || cfg.Network == nil || cfg.Dial == nil:
+		return nil, errors.New("worker: Config.Runtime, Network and Dial are required")
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	if cfg.Hostname == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return nil, fmt.Errorf("worker: read the host's name: %w", err)
+		}
+		cfg.Hostname = name
+	}
+	cfg.Limits = cfg.Limits.withDefaults()
+	a := &Agent{cfg: cfg, log: cfg.Logger, issues: newProblems()}
+	a.db = newDB(cfg.Dir, cfg.Logger, a.issues)
+	a.reports = newReporter(cfg.Limits, cfg.Logger, a.issues)
+	a.fleet = newFleet(cfg, a.db, a.reports, a.issues)
+	a.session = newLink(cfg, a.db, a.fleet, a.reports, a.issues)
+	return a, nil
+}
+
+// Run adopts what a former process left, then works until ctx ends. Containers go on when it returns.
+func (a *Agent) Run(ctx context.Context) error {
+	if err := a.enter(); err != nil {
+		return err
+	}
+	defer a.leave()
+	if err := a.db.open(); err != nil {
+		return err
+	}
+	defer a.db.close()
+
+	kept := a.db.load()
+	a.reports.restore(kept)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return a.db.run(ctx) })
+	a.fleet.begin(ctx, kept)
+	group.Go(func() error { return a.fleet.run(ctx) })
+	group.Go(func() error { return a.session.run(ctx, kept) })
+	return group.Wait()
+}
+
+func (a *Agent) enter() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.running {
+		return errors.New("worker: the agent is already running")
+	}
+	a.running = true
+	return nil
+}
+
+func (a *Agent) leave() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.running = false
+}
+
+// RemoveAll stops and removes all containers, their logs and networks, and forgets everything: the node leaves
+// its cluster. It is called after Run has returned.
+func (a *Agent) RemoveAll(ctx context.Context) error {
+	if err := a.enter(); err != nil {
+		return fmt.Errorf("remove all containers: %w", err)
+	}
+	defer a.leave()
+	if err := a.db.open(); err != nil {
+		return err
+	}
+	kept := a.db.load()
+	a.db.close()
+	if err := a.fleet.removeAll(ctx, kept); err != nil {
+		return fmt.Errorf("remove all containers: %w", err)
+	}
+	return a.db.wipe()
+}
+
+// ConnectedTo is the address of the manager that the session is with; empty without one.
+func (a *Agent) ConnectedTo() string { return a.session.connectedTo() }
+
+// RunningContainers is the number of tasks whose container runs.
+func (a *Agent) RunningContainers() int { return a.fleet.running() }
+
+// Problems says what does not work on this host, one line each, sorted.
+func (a *Agent) Problems() []string { return a.issues.list() }
+
+// Description is what the managers are told of this host.
+func (a *Agent) Description(ctx context.Context) *swarmpb.NodeDescription {
+	return describe(ctx, a.cfg)
+}
+
+// Limits bound the agent. A zero field has the default that its comment says.
+type Limits struct {
+	// Starts at once; 2 for each core.
+	Starts int
+	// Removals at once, of containers that end; 2 for each core.
+	Removals int
+	// Pulls at once; 4.
+	Pulls int
+	// StatusDelay is how long statuses are gathered before they are sent; 100 ms.
+	StatusDelay time.Duration
+	// PullFor is how long a pull that fails for a passing reason is tried again before the task is rejected; 5 min.
+	PullFor time.Duration
+	// StartFor is the same for a failing start; 15 s.
+	StartFor time.Duration
+	// RetryMin and RetryMax bound the pause between tries; 500 ms and 30 s.
+	RetryMin, RetryMax time.Duration
+	// ReconnectMin and ReconnectMax bound the pause between tries to reach a manager; 100 ms and 5 s.
+	ReconnectMin, ReconnectMax time.Duration
+	// Connect is how long a manager has to answer the begin of a session; 5 s.
+	Connect time.Duration
+	// History is the number of ended tasks that the node remembers, with their logs; 500.
+	History int
+}
