@@ -25,6 +25,7 @@ const (
 	closeWait     = 2 * time.Second
 	stableBackoff = 50 * time.Millisecond
 	logFillRatio  = 0.9 // keys only ever come at the end
+	newFileTx     = 1   // bbolt's newest transaction in a file that was never written to
 )
 
 var (
@@ -48,6 +49,9 @@ type retention func() (keep, newest uint64)
 // logStore is Raft's log and stable store in one bbolt file, each record sealed. It holds one run of indexes without
 // a gap. A write that passes the deadline is an error although its outcome is not known; until it returns every
 // other write fails too, and then the bounds are read again from disk.
+//
+// A flipped bit in a page can make bbolt forget elements without a word. So each bucket's sequence, which lies in
+// another page than its records, says what must be there: the log's last index (0: empty), and how many stable values.
 //
 // Appending at an index replaces everything from there on. So what a late write left behind is overwritten, and
 // Raft's removal of a conflicting suffix, which it always follows with an append at the same place, happens in the
@@ -156,6 +160,9 @@ func (l *logStore) check(db *bbolt.DB) ([]logDamage, error) {
 	err := db.View(func(tx *bbolt.Tx) error {
 		entries, values := tx.Bucket(bucketLog), tx.Bucket(bucketStable)
 		if entries == nil || values == nil {
+			if tx.ID() > newFileTx {
+				return errors.New("its buckets are missing")
+			}
 			return nil // made, and then power was lost
 		}
 		err := entries.ForEach(func(k, v []byte) error {
@@ -178,12 +185,24 @@ func (l *logStore) check(db *bbolt.DB) ([]logDamage, error) {
 		if err != nil {
 			return err
 		}
-		return values.ForEach(func(k, v []byte) error {
+		switch end := entries.Sequence(); {
+		case end > l.last:
+			damage = append(damage, logDamage{l.last + 1, end, errors.New("missing")})
+		case end < l.last:
+			return fmt.Errorf("it goes on to entry %d after its end at %d", l.last, end)
+		}
+		count := uint64(0)
+		err = values.ForEach(func(k, v []byte) error {
+			count++
 			if _, err := l.sealer.openStable(string(k), v); err != nil {
 				return fmt.Errorf("value %q: %w", k, err)
 			}
 			return nil
 		})
+		if err == nil && count != values.Sequence() {
+			err = fmt.Errorf("it holds %d of Raft's values instead of %d", count, values.Sequence())
+		}
+		return err
 	})
 	return damage, err
 }
@@ -282,7 +301,7 @@ func (l *logStore) StoreLogs(entries []*raft.Log) error {
 				return err
 			}
 		}
-		return nil
+		return b.SetSequence(from + uint64(len(entries)) - 1)
 	})
 	if err != nil {
 		return fmt.Errorf("append entries %d to %d to Raft log: %w", from, from+uint64(len(entries))-1, err)
@@ -355,6 +374,9 @@ func (l *logStore) deleteChunk(from, to uint64) error {
 			if err := b.Delete(indexKey(index)); err != nil {
 				return err
 			}
+		}
+		if to >= b.Sequence() {
+			return b.SetSequence(0)
 		}
 		return nil
 	})

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -297,9 +298,45 @@ func TestClose_WithHungWrite_DoesNotHang(t *testing.T) {
 // Whatever bit flips, a log that opens without damage holds what was written, or the state before the last
 // transaction: bbolt goes back to it when its newest meta page is damaged, as after a torn write.
 func TestLogFile_BitFlipAnywhere_IsNeverBelieved(t *testing.T) {
+	used := func(file []byte) int { return len(bytes.TrimRight(file, "\x00")) }
+	flips := func(file []byte) (bits []int) {
+		for range 200 {
+			bits = append(bits, rand.IntN(8*used(file)))
+		}
+		return bits
+	}
+	if seen := flipBits(t, flips); seen == 0 {
+		t.Error("no flipped bit was seen at all")
+	}
+}
+
+// A page that counts fewer elements than it has hides the last of them, and all else in it is in order.
+func TestLogFile_PageForgetsElements_IsNeverBelieved(t *testing.T) {
+	flips := func(file []byte) (bits []int) {
+		for page := 2 * os.Getpagesize(); page < len(file); page += os.Getpagesize() {
+			for bit := range 8 {
+				if count := binary.LittleEndian.Uint16(file[page+10:]); count&(1<<bit) != 0 {
+					bits = append(bits, 8*(page+10)+bit)
+				}
+			}
+		}
+		return bits
+	}
+	if seen := flipBits(t, flips); seen == 0 {
+		t.Error("no damaged count was seen at all")
+	}
+}
+
+// flipBits opens a log of 90 entries and a term again and again, each time with one of the bits flipped, fails where
+// something is lost without a word, and returns how often damage was reported.
+func flipBits(t *testing.T, bits func(file []byte) []int) (seen int) {
+	t.Helper()
 	dir := t.TempDir()
 	path := filepath.Join(dir, "raft.db")
 	l := openTestLog(t, path)
+	if err := (stableStore{l}).SetUint64(keyTerm, 7); err != nil {
+		t.Fatal(err)
+	}
 	for i := range uint64(30) {
 		if err := l.StoreLogs(entries(3*i+1, 3*i+3, 1)); err != nil {
 			t.Fatal(err)
@@ -310,12 +347,10 @@ func TestLogFile_BitFlipAnywhere_IsNeverBelieved(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	used := bytes.TrimRight(good, "\x00")
 	s := testSealer(t, testKey(), testCluster)
-	seen := 0
-	for i := range 200 {
+	for i, bit := range bits(good) {
 		bad := bytes.Clone(good)
-		bad[rand.IntN(len(used))] ^= 1 << rand.IntN(8)
+		bad[bit/8] ^= 1 << (bit % 8)
 		broken := filepath.Join(dir, fmt.Sprint("broken", i)) // what bbolt has mapped must not change
 		if err := os.WriteFile(broken, bad, 0o600); err != nil {
 			t.Fatal(err)
@@ -328,11 +363,12 @@ func TestLogFile_BitFlipAnywhere_IsNeverBelieved(t *testing.T) {
 		if len(damage) > 0 {
 			seen++
 		} else if l.first != 1 || l.last != 90 && l.last != 87 {
-			t.Errorf("log is %d to %d and nothing was said", l.first, l.last)
+			t.Errorf("bit %d of byte %d: log is %d to %d and nothing was said", bit%8, bit/8, l.first, l.last)
+		} else if term, err := (stableStore{l}).GetUint64(keyTerm); err != nil || term != 7 {
+			t.Errorf("bit %d of byte %d: term is %d, %v", bit%8, bit/8, term, err)
 		}
 		l.close()
+		os.Remove(broken)
 	}
-	if seen == 0 {
-		t.Error("no flipped bit was seen at all")
-	}
+	return seen
 }

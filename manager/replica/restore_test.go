@@ -56,6 +56,16 @@ func (m *member) flipEntry(t *testing.T, index uint64) {
 	})
 }
 
+// cut makes the log end before the entry from, as if the rest had never been written.
+func cut(entries *bbolt.Bucket, from, last uint64) error {
+	for i := from; i <= last; i++ {
+		if err := entries.Delete(indexKey(i)); err != nil {
+			return err
+		}
+	}
+	return entries.SetSequence(from - 1)
+}
+
 func (m *member) newest(t *testing.T) string {
 	t.Helper()
 	list, _ := m.snapshots.List()
@@ -199,12 +209,7 @@ func TestRestart_NewestSnapshotDamagedAndLogTooShort_Refuses(t *testing.T) {
 		list, _ := m.snapshots.List()
 		flipFile(t, m.newest(t))
 		m.edit(t, func(entries, _ *bbolt.Bucket) error {
-			for i := list[0].Index; i <= m.logs.last; i++ {
-				if err := entries.Delete(indexKey(i)); err != nil {
-					return err
-				}
-			}
-			return nil
+			return cut(entries, list[0].Index, m.logs.last)
 		})
 		m.mustRefuse(t, "the Raft log ends at")
 	})
@@ -224,12 +229,7 @@ func TestRestart_LogThatDoesNotReachTheSnapshot_IsDropped(t *testing.T) {
 		m := stopped(t, 2)
 		list, _ := m.snapshots.List()
 		m.edit(t, func(entries, _ *bbolt.Bucket) error {
-			for i := list[0].Index - 3; i <= m.logs.last; i++ {
-				if err := entries.Delete(indexKey(i)); err != nil {
-					return err
-				}
-			}
-			return nil
+			return cut(entries, list[0].Index - 3, m.logs.last)
 		})
 		m.mustCount(t, 20)
 	})

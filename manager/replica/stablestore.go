@@ -21,7 +21,7 @@ type stableStore struct{ log *logStore }
 // Set implements raft.StableStore.
 func (s stableStore) Set(key, value []byte) error {
 	record := s.log.sealer.sealStable(string(key), value)
-	put := func(tx *bbolt.Tx) error { return tx.Bucket(bucketStable).Put(bytes.Clone(key), record) }
+	put := func(tx *bbolt.Tx) error { return putStable(tx.Bucket(bucketStable), bytes.Clone(key), record) }
 	if !bytes.Equal(key, keyTerm) {
 		if err := s.log.write(s.log.deadline, put); err != nil {
 			return fmt.Errorf("write %s: %w", key, err)
@@ -42,6 +42,16 @@ func (s stableStore) Set(key, value []byte) error {
 		case <-time.After(stableBackoff):
 		}
 	}
+}
+
+// putStable keeps the bucket's sequence at the number of its values; see logStore.
+func putStable(b *bbolt.Bucket, key, record []byte) error {
+	if b.Get(key) == nil {
+		if _, err := b.NextSequence(); err != nil {
+			return err
+		}
+	}
+	return b.Put(key, record)
 }
 
 // Get implements raft.StableStore.
@@ -89,7 +99,10 @@ func (l *logStore) bootstrap(configuration raft.Configuration) error {
 		if k, _ := entries.Cursor().First(); k != nil || values.Get(keyTerm) != nil {
 			return errHasState
 		}
-		if err := values.Put(keyTerm, term); err != nil {
+		if err := putStable(values, keyTerm, term); err != nil {
+			return err
+		}
+		if err := entries.SetSequence(1); err != nil {
 			return err
 		}
 		return entries.Put(indexKey(1), record)
