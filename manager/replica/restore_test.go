@@ -229,7 +229,7 @@ func TestRestart_LogThatDoesNotReachTheSnapshot_IsDropped(t *testing.T) {
 		m := stopped(t, 2)
 		list, _ := m.snapshots.List()
 		m.edit(t, func(entries, _ *bbolt.Bucket) error {
-			return cut(entries, list[0].Index - 3, m.logs.last)
+			return cut(entries, list[0].Index-3, m.logs.last)
 		})
 		m.mustCount(t, 20)
 	})
