@@ -377,9 +377,11 @@ type NodeInfo struct {
 	Status *NodeStatus            `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
 	Leader bool                   `protobuf:"varint,3,opt,name=leader,proto3" json:"leader,omitempty"`
 	// Sum of what its tasks reserve, and their number.
-	Reserved      *Resources `protobuf:"bytes,4,opt,name=reserved,proto3" json:"reserved,omitempty"`
-	Tasks         uint32     `protobuf:"varint,5,opt,name=tasks,proto3" json:"tasks,omitempty"`
-	UplinkBlock   string     `protobuf:"bytes,6,opt,name=uplink_block,json=uplinkBlock,proto3" json:"uplink_block,omitempty"`
+	Reserved    *Resources `protobuf:"bytes,4,opt,name=reserved,proto3" json:"reserved,omitempty"`
+	Tasks       uint32     `protobuf:"varint,5,opt,name=tasks,proto3" json:"tasks,omitempty"`
+	UplinkBlock string     `protobuf:"bytes,6,opt,name=uplink_block,json=uplinkBlock,proto3" json:"uplink_block,omitempty"`
+	// Unset for a node that takes no part in Raft.
+	Manager       *ManagerStatus `protobuf:"bytes,7,opt,name=manager,proto3" json:"manager,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -456,6 +458,85 @@ func (x *NodeInfo) GetUplinkBlock() string {
 	return ""
 }
 
+func (x *NodeInfo) GetManager() *ManagerStatus {
+	if x != nil {
+		return x.Manager
+	}
+	return nil
+}
+
+// ManagerStatus is a node's part in Raft.
+type ManagerStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// host:port
+	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Leader  bool   `protobuf:"varint,2,opt,name=leader,proto3" json:"leader,omitempty"`
+	// It counts for majorities; a manager that has just joined does not until it has caught up.
+	Voter bool `protobuf:"varint,3,opt,name=voter,proto3" json:"voter,omitempty"`
+	// Its node is ready, so it counts as one that answers.
+	Reachable     bool `protobuf:"varint,4,opt,name=reachable,proto3" json:"reachable,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ManagerStatus) Reset() {
+	*x = ManagerStatus{}
+	mi := &file_swarm_v1_control_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ManagerStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ManagerStatus) ProtoMessage() {}
+
+func (x *ManagerStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ManagerStatus.ProtoReflect.Descriptor instead.
+func (*ManagerStatus) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ManagerStatus) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *ManagerStatus) GetLeader() bool {
+	if x != nil {
+		return x.Leader
+	}
+	return false
+}
+
+func (x *ManagerStatus) GetVoter() bool {
+	if x != nil {
+		return x.Voter
+	}
+	return false
+}
+
+func (x *ManagerStatus) GetReachable() bool {
+	if x != nil {
+		return x.Reachable
+	}
+	return false
+}
+
 type ListNodesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -464,7 +545,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[7]
+	mi := &file_swarm_v1_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -476,7 +557,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[7]
+	mi := &file_swarm_v1_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -489,7 +570,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{7}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{8}
 }
 
 type ListNodesResponse struct {
@@ -501,7 +582,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[8]
+	mi := &file_swarm_v1_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -513,7 +594,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[8]
+	mi := &file_swarm_v1_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -526,7 +607,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{8}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeInfo {
@@ -546,7 +627,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[9]
+	mi := &file_swarm_v1_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -558,7 +639,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[9]
+	mi := &file_swarm_v1_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -571,7 +652,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{9}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetNodeRequest) GetNode() string {
@@ -590,7 +671,7 @@ type GetNodeResponse struct {
 
 func (x *GetNodeResponse) Reset() {
 	*x = GetNodeResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[10]
+	mi := &file_swarm_v1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -602,7 +683,7 @@ func (x *GetNodeResponse) String() string {
 func (*GetNodeResponse) ProtoMessage() {}
 
 func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[10]
+	mi := &file_swarm_v1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -615,10 +696,123 @@ func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeResponse.ProtoReflect.Descriptor instead.
 func (*GetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetNodeResponse) GetNode() *NodeInfo {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+type UpdateNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// meta.version of the node that the new spec was made from; 0 = whatever it is.
+	Version       uint64    `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	Spec          *NodeSpec `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
+	RequestId     string    `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateNodeRequest) Reset() {
+	*x = UpdateNodeRequest{}
+	mi := &file_swarm_v1_control_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateNodeRequest) ProtoMessage() {}
+
+func (x *UpdateNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateNodeRequest.ProtoReflect.Descriptor instead.
+func (*UpdateNodeRequest) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *UpdateNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *UpdateNodeRequest) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *UpdateNodeRequest) GetSpec() *NodeSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *UpdateNodeRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type UpdateNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *NodeInfo              `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateNodeResponse) Reset() {
+	*x = UpdateNodeResponse{}
+	mi := &file_swarm_v1_control_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateNodeResponse) ProtoMessage() {}
+
+func (x *UpdateNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateNodeResponse.ProtoReflect.Descriptor instead.
+func (*UpdateNodeResponse) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *UpdateNodeResponse) GetNode() *NodeInfo {
 	if x != nil {
 		return x.Node
 	}
@@ -636,7 +830,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[11]
+	mi := &file_swarm_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -648,7 +842,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[11]
+	mi := &file_swarm_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -661,7 +855,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RemoveNodeRequest) GetNode() string {
@@ -694,7 +888,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[12]
+	mi := &file_swarm_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -706,7 +900,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[12]
+	mi := &file_swarm_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -719,7 +913,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RemoveNodeResponse) GetId() string {
@@ -739,7 +933,7 @@ type CreateServiceRequest struct {
 
 func (x *CreateServiceRequest) Reset() {
 	*x = CreateServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[13]
+	mi := &file_swarm_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -751,7 +945,7 @@ func (x *CreateServiceRequest) String() string {
 func (*CreateServiceRequest) ProtoMessage() {}
 
 func (x *CreateServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[13]
+	mi := &file_swarm_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -764,7 +958,7 @@ func (x *CreateServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateServiceRequest.ProtoReflect.Descriptor instead.
 func (*CreateServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CreateServiceRequest) GetSpec() *ServiceSpec {
@@ -791,7 +985,7 @@ type CreateServiceResponse struct {
 
 func (x *CreateServiceResponse) Reset() {
 	*x = CreateServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[14]
+	mi := &file_swarm_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -803,7 +997,7 @@ func (x *CreateServiceResponse) String() string {
 func (*CreateServiceResponse) ProtoMessage() {}
 
 func (x *CreateServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[14]
+	mi := &file_swarm_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -816,7 +1010,7 @@ func (x *CreateServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateServiceResponse.ProtoReflect.Descriptor instead.
 func (*CreateServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CreateServiceResponse) GetId() string {
@@ -846,7 +1040,7 @@ type UpdateServiceRequest struct {
 
 func (x *UpdateServiceRequest) Reset() {
 	*x = UpdateServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[15]
+	mi := &file_swarm_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -858,7 +1052,7 @@ func (x *UpdateServiceRequest) String() string {
 func (*UpdateServiceRequest) ProtoMessage() {}
 
 func (x *UpdateServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[15]
+	mi := &file_swarm_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -871,7 +1065,7 @@ func (x *UpdateServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateServiceRequest.ProtoReflect.Descriptor instead.
 func (*UpdateServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UpdateServiceRequest) GetService() string {
@@ -912,7 +1106,7 @@ type UpdateServiceResponse struct {
 
 func (x *UpdateServiceResponse) Reset() {
 	*x = UpdateServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[16]
+	mi := &file_swarm_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -924,7 +1118,7 @@ func (x *UpdateServiceResponse) String() string {
 func (*UpdateServiceResponse) ProtoMessage() {}
 
 func (x *UpdateServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[16]
+	mi := &file_swarm_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -937,7 +1131,7 @@ func (x *UpdateServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateServiceResponse.ProtoReflect.Descriptor instead.
 func (*UpdateServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *UpdateServiceResponse) GetId() string {
@@ -964,7 +1158,7 @@ type RemoveServiceRequest struct {
 
 func (x *RemoveServiceRequest) Reset() {
 	*x = RemoveServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[17]
+	mi := &file_swarm_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -976,7 +1170,7 @@ func (x *RemoveServiceRequest) String() string {
 func (*RemoveServiceRequest) ProtoMessage() {}
 
 func (x *RemoveServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[17]
+	mi := &file_swarm_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -989,7 +1183,7 @@ func (x *RemoveServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServiceRequest.ProtoReflect.Descriptor instead.
 func (*RemoveServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RemoveServiceRequest) GetService() string {
@@ -1015,7 +1209,7 @@ type RemoveServiceResponse struct {
 
 func (x *RemoveServiceResponse) Reset() {
 	*x = RemoveServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[18]
+	mi := &file_swarm_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1027,7 +1221,7 @@ func (x *RemoveServiceResponse) String() string {
 func (*RemoveServiceResponse) ProtoMessage() {}
 
 func (x *RemoveServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[18]
+	mi := &file_swarm_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1040,7 +1234,7 @@ func (x *RemoveServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServiceResponse.ProtoReflect.Descriptor instead.
 func (*RemoveServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RemoveServiceResponse) GetId() string {
@@ -1064,7 +1258,7 @@ type ServiceInfo struct {
 
 func (x *ServiceInfo) Reset() {
 	*x = ServiceInfo{}
-	mi := &file_swarm_v1_control_proto_msgTypes[19]
+	mi := &file_swarm_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1076,7 +1270,7 @@ func (x *ServiceInfo) String() string {
 func (*ServiceInfo) ProtoMessage() {}
 
 func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[19]
+	mi := &file_swarm_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1089,7 +1283,7 @@ func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceInfo.ProtoReflect.Descriptor instead.
 func (*ServiceInfo) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ServiceInfo) GetService() *Service {
@@ -1129,7 +1323,7 @@ type GetServiceRequest struct {
 
 func (x *GetServiceRequest) Reset() {
 	*x = GetServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[20]
+	mi := &file_swarm_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1141,7 +1335,7 @@ func (x *GetServiceRequest) String() string {
 func (*GetServiceRequest) ProtoMessage() {}
 
 func (x *GetServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[20]
+	mi := &file_swarm_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1154,7 +1348,7 @@ func (x *GetServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceRequest.ProtoReflect.Descriptor instead.
 func (*GetServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetServiceRequest) GetService() string {
@@ -1173,7 +1367,7 @@ type GetServiceResponse struct {
 
 func (x *GetServiceResponse) Reset() {
 	*x = GetServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[21]
+	mi := &file_swarm_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1185,7 +1379,7 @@ func (x *GetServiceResponse) String() string {
 func (*GetServiceResponse) ProtoMessage() {}
 
 func (x *GetServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[21]
+	mi := &file_swarm_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1198,7 +1392,7 @@ func (x *GetServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceResponse.ProtoReflect.Descriptor instead.
 func (*GetServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetServiceResponse) GetService() *ServiceInfo {
@@ -1216,7 +1410,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[22]
+	mi := &file_swarm_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1228,7 +1422,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[22]
+	mi := &file_swarm_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1241,7 +1435,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 type ListServicesResponse struct {
@@ -1253,7 +1447,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[23]
+	mi := &file_swarm_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1265,7 +1459,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[23]
+	mi := &file_swarm_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1278,7 +1472,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListServicesResponse) GetServices() []*ServiceInfo {
@@ -1314,7 +1508,7 @@ type TaskInfo struct {
 
 func (x *TaskInfo) Reset() {
 	*x = TaskInfo{}
-	mi := &file_swarm_v1_control_proto_msgTypes[24]
+	mi := &file_swarm_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1326,7 +1520,7 @@ func (x *TaskInfo) String() string {
 func (*TaskInfo) ProtoMessage() {}
 
 func (x *TaskInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[24]
+	mi := &file_swarm_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1339,7 +1533,7 @@ func (x *TaskInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskInfo.ProtoReflect.Descriptor instead.
 func (*TaskInfo) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TaskInfo) GetTask() *Task {
@@ -1435,7 +1629,7 @@ type GetTaskRequest struct {
 
 func (x *GetTaskRequest) Reset() {
 	*x = GetTaskRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[25]
+	mi := &file_swarm_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1447,7 +1641,7 @@ func (x *GetTaskRequest) String() string {
 func (*GetTaskRequest) ProtoMessage() {}
 
 func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[25]
+	mi := &file_swarm_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1460,7 +1654,7 @@ func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskRequest.ProtoReflect.Descriptor instead.
 func (*GetTaskRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetTaskRequest) GetTask() string {
@@ -1480,7 +1674,7 @@ type GetTaskResponse struct {
 
 func (x *GetTaskResponse) Reset() {
 	*x = GetTaskResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[26]
+	mi := &file_swarm_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1492,7 +1686,7 @@ func (x *GetTaskResponse) String() string {
 func (*GetTaskResponse) ProtoMessage() {}
 
 func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[26]
+	mi := &file_swarm_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1505,7 +1699,7 @@ func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskResponse.ProtoReflect.Descriptor instead.
 func (*GetTaskResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetTaskResponse) GetTask() *TaskInfo {
@@ -1537,7 +1731,7 @@ type ListTasksRequest struct {
 
 func (x *ListTasksRequest) Reset() {
 	*x = ListTasksRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[27]
+	mi := &file_swarm_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1549,7 +1743,7 @@ func (x *ListTasksRequest) String() string {
 func (*ListTasksRequest) ProtoMessage() {}
 
 func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[27]
+	mi := &file_swarm_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1562,7 +1756,7 @@ func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
 func (*ListTasksRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListTasksRequest) GetService() string {
@@ -1603,7 +1797,7 @@ type ListTasksResponse struct {
 
 func (x *ListTasksResponse) Reset() {
 	*x = ListTasksResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[28]
+	mi := &file_swarm_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1615,7 +1809,7 @@ func (x *ListTasksResponse) String() string {
 func (*ListTasksResponse) ProtoMessage() {}
 
 func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[28]
+	mi := &file_swarm_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1628,7 +1822,7 @@ func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
 func (*ListTasksResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListTasksResponse) GetTasks() []*TaskInfo {
@@ -1654,7 +1848,7 @@ type WatchServiceRequest struct {
 
 func (x *WatchServiceRequest) Reset() {
 	*x = WatchServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[29]
+	mi := &file_swarm_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1666,7 +1860,7 @@ func (x *WatchServiceRequest) String() string {
 func (*WatchServiceRequest) ProtoMessage() {}
 
 func (x *WatchServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[29]
+	mi := &file_swarm_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1679,7 +1873,7 @@ func (x *WatchServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchServiceRequest.ProtoReflect.Descriptor instead.
 func (*WatchServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WatchServiceRequest) GetService() string {
@@ -1705,7 +1899,7 @@ type WatchServiceResponse struct {
 
 func (x *WatchServiceResponse) Reset() {
 	*x = WatchServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[30]
+	mi := &file_swarm_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1717,7 +1911,7 @@ func (x *WatchServiceResponse) String() string {
 func (*WatchServiceResponse) ProtoMessage() {}
 
 func (x *WatchServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[30]
+	mi := &file_swarm_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1730,7 +1924,7 @@ func (x *WatchServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchServiceResponse.ProtoReflect.Descriptor instead.
 func (*WatchServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *WatchServiceResponse) GetService() *ServiceInfo {
@@ -1790,20 +1984,34 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"request_id\x18\x02 \x01(\tR\trequestId\"p\n" +
 	"\x17RotateJoinTokenResponse\x12,\n" +
 	"\x06tokens\x18\x01 \x01(\v2\x14.swarm.v1.JoinTokensR\x06tokens\x12'\n" +
-	"\x0fmanager_address\x18\x02 \x01(\tR\x0emanagerAddress\"\xde\x01\n" +
+	"\x0fmanager_address\x18\x02 \x01(\tR\x0emanagerAddress\"\x91\x02\n" +
 	"\bNodeInfo\x12\"\n" +
 	"\x04node\x18\x01 \x01(\v2\x0e.swarm.v1.NodeR\x04node\x12,\n" +
 	"\x06status\x18\x02 \x01(\v2\x14.swarm.v1.NodeStatusR\x06status\x12\x16\n" +
 	"\x06leader\x18\x03 \x01(\bR\x06leader\x12/\n" +
 	"\breserved\x18\x04 \x01(\v2\x13.swarm.v1.ResourcesR\breserved\x12\x14\n" +
 	"\x05tasks\x18\x05 \x01(\rR\x05tasks\x12!\n" +
-	"\fuplink_block\x18\x06 \x01(\tR\vuplinkBlock\"\x12\n" +
+	"\fuplink_block\x18\x06 \x01(\tR\vuplinkBlock\x121\n" +
+	"\amanager\x18\a \x01(\v2\x17.swarm.v1.ManagerStatusR\amanager\"u\n" +
+	"\rManagerStatus\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x16\n" +
+	"\x06leader\x18\x02 \x01(\bR\x06leader\x12\x14\n" +
+	"\x05voter\x18\x03 \x01(\bR\x05voter\x12\x1c\n" +
+	"\treachable\x18\x04 \x01(\bR\treachable\"\x12\n" +
 	"\x10ListNodesRequest\"=\n" +
 	"\x11ListNodesResponse\x12(\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x12.swarm.v1.NodeInfoR\x05nodes\"$\n" +
 	"\x0eGetNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"9\n" +
 	"\x0fGetNodeResponse\x12&\n" +
+	"\x04node\x18\x01 \x01(\v2\x12.swarm.v1.NodeInfoR\x04node\"\x88\x01\n" +
+	"\x11UpdateNodeRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\x12&\n" +
+	"\x04spec\x18\x03 \x01(\v2\x12.swarm.v1.NodeSpecR\x04spec\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\"<\n" +
+	"\x12UpdateNodeResponse\x12&\n" +
 	"\x04node\x18\x01 \x01(\v2\x12.swarm.v1.NodeInfoR\x04node\"\\\n" +
 	"\x11RemoveNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
@@ -1880,7 +2088,8 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\aservice\x18\x01 \x01(\v2\x15.swarm.v1.ServiceInfoR\aservice\x12(\n" +
 	"\x05tasks\x18\x02 \x03(\v2\x12.swarm.v1.TaskInfoR\x05tasks\x12\x18\n" +
 	"\aremoved\x18\x03 \x03(\tR\aremoved\x12\x12\n" +
-	"\x04more\x18\x04 \x01(\bR\x04more2\xbc\t\n" +
+	"\x04more\x18\x04 \x01(\bR\x04more2\x8f\n" +
+	"\n" +
 	"\aControl\x12Q\n" +
 	"\n" +
 	"GetCluster\x12\x1b.swarm.v1.GetClusterRequest\x1a\x1c.swarm.v1.GetClusterResponse\"\b\xea\xb9\x18\x04\n" +
@@ -1892,6 +2101,9 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\tListNodes\x12\x1a.swarm.v1.ListNodesRequest\x1a\x1b.swarm.v1.ListNodesResponse\"\b\xea\xb9\x18\x04\n" +
 	"\x02\x04\x03\x12H\n" +
 	"\aGetNode\x12\x18.swarm.v1.GetNodeRequest\x1a\x19.swarm.v1.GetNodeResponse\"\b\xea\xb9\x18\x04\n" +
+	"\x02\x04\x03\x12Q\n" +
+	"\n" +
+	"UpdateNode\x12\x1b.swarm.v1.UpdateNodeRequest\x1a\x1c.swarm.v1.UpdateNodeResponse\"\b\xea\xb9\x18\x04\n" +
 	"\x02\x04\x03\x12Q\n" +
 	"\n" +
 	"RemoveNode\x12\x1b.swarm.v1.RemoveNodeRequest\x1a\x1c.swarm.v1.RemoveNodeResponse\"\b\xea\xb9\x18\x04\n" +
@@ -1926,7 +2138,7 @@ func file_swarm_v1_control_proto_rawDescGZIP() []byte {
 	return file_swarm_v1_control_proto_rawDescData
 }
 
-var file_swarm_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_swarm_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_swarm_v1_control_proto_goTypes = []any{
 	(*GetClusterRequest)(nil),       // 0: swarm.v1.GetClusterRequest
 	(*GetClusterResponse)(nil),      // 1: swarm.v1.GetClusterResponse
@@ -1935,107 +2147,116 @@ var file_swarm_v1_control_proto_goTypes = []any{
 	(*RotateJoinTokenRequest)(nil),  // 4: swarm.v1.RotateJoinTokenRequest
 	(*RotateJoinTokenResponse)(nil), // 5: swarm.v1.RotateJoinTokenResponse
 	(*NodeInfo)(nil),                // 6: swarm.v1.NodeInfo
-	(*ListNodesRequest)(nil),        // 7: swarm.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 8: swarm.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),          // 9: swarm.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),         // 10: swarm.v1.GetNodeResponse
-	(*RemoveNodeRequest)(nil),       // 11: swarm.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),      // 12: swarm.v1.RemoveNodeResponse
-	(*CreateServiceRequest)(nil),    // 13: swarm.v1.CreateServiceRequest
-	(*CreateServiceResponse)(nil),   // 14: swarm.v1.CreateServiceResponse
-	(*UpdateServiceRequest)(nil),    // 15: swarm.v1.UpdateServiceRequest
-	(*UpdateServiceResponse)(nil),   // 16: swarm.v1.UpdateServiceResponse
-	(*RemoveServiceRequest)(nil),    // 17: swarm.v1.RemoveServiceRequest
-	(*RemoveServiceResponse)(nil),   // 18: swarm.v1.RemoveServiceResponse
-	(*ServiceInfo)(nil),             // 19: swarm.v1.ServiceInfo
-	(*GetServiceRequest)(nil),       // 20: swarm.v1.GetServiceRequest
-	(*GetServiceResponse)(nil),      // 21: swarm.v1.GetServiceResponse
-	(*ListServicesRequest)(nil),     // 22: swarm.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),    // 23: swarm.v1.ListServicesResponse
-	(*TaskInfo)(nil),                // 24: swarm.v1.TaskInfo
-	(*GetTaskRequest)(nil),          // 25: swarm.v1.GetTaskRequest
-	(*GetTaskResponse)(nil),         // 26: swarm.v1.GetTaskResponse
-	(*ListTasksRequest)(nil),        // 27: swarm.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),       // 28: swarm.v1.ListTasksResponse
-	(*WatchServiceRequest)(nil),     // 29: swarm.v1.WatchServiceRequest
-	(*WatchServiceResponse)(nil),    // 30: swarm.v1.WatchServiceResponse
-	(*Meta)(nil),                    // 31: swarm.v1.Meta
-	(*ClusterSpec)(nil),             // 32: swarm.v1.ClusterSpec
-	(*Alarm)(nil),                   // 33: swarm.v1.Alarm
-	(*JoinTokens)(nil),              // 34: swarm.v1.JoinTokens
-	(NodeRole)(0),                   // 35: swarm.v1.NodeRole
-	(*Node)(nil),                    // 36: swarm.v1.Node
-	(*NodeStatus)(nil),              // 37: swarm.v1.NodeStatus
-	(*Resources)(nil),               // 38: swarm.v1.Resources
-	(*ServiceSpec)(nil),             // 39: swarm.v1.ServiceSpec
-	(*Service)(nil),                 // 40: swarm.v1.Service
-	(*ServiceProgress)(nil),         // 41: swarm.v1.ServiceProgress
-	(*Task)(nil),                    // 42: swarm.v1.Task
-	(TaskState)(0),                  // 43: swarm.v1.TaskState
-	(*TaskPlacement)(nil),           // 44: swarm.v1.TaskPlacement
-	(*TaskStatus)(nil),              // 45: swarm.v1.TaskStatus
-	(*TaskSpec)(nil),                // 46: swarm.v1.TaskSpec
+	(*ManagerStatus)(nil),           // 7: swarm.v1.ManagerStatus
+	(*ListNodesRequest)(nil),        // 8: swarm.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),       // 9: swarm.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),          // 10: swarm.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),         // 11: swarm.v1.GetNodeResponse
+	(*UpdateNodeRequest)(nil),       // 12: swarm.v1.UpdateNodeRequest
+	(*UpdateNodeResponse)(nil),      // 13: swarm.v1.UpdateNodeResponse
+	(*RemoveNodeRequest)(nil),       // 14: swarm.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),      // 15: swarm.v1.RemoveNodeResponse
+	(*CreateServiceRequest)(nil),    // 16: swarm.v1.CreateServiceRequest
+	(*CreateServiceResponse)(nil),   // 17: swarm.v1.CreateServiceResponse
+	(*UpdateServiceRequest)(nil),    // 18: swarm.v1.UpdateServiceRequest
+	(*UpdateServiceResponse)(nil),   // 19: swarm.v1.UpdateServiceResponse
+	(*RemoveServiceRequest)(nil),    // 20: swarm.v1.RemoveServiceRequest
+	(*RemoveServiceResponse)(nil),   // 21: swarm.v1.RemoveServiceResponse
+	(*ServiceInfo)(nil),             // 22: swarm.v1.ServiceInfo
+	(*GetServiceRequest)(nil),       // 23: swarm.v1.GetServiceRequest
+	(*GetServiceResponse)(nil),      // 24: swarm.v1.GetServiceResponse
+	(*ListServicesRequest)(nil),     // 25: swarm.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),    // 26: swarm.v1.ListServicesResponse
+	(*TaskInfo)(nil),                // 27: swarm.v1.TaskInfo
+	(*GetTaskRequest)(nil),          // 28: swarm.v1.GetTaskRequest
+	(*GetTaskResponse)(nil),         // 29: swarm.v1.GetTaskResponse
+	(*ListTasksRequest)(nil),        // 30: swarm.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),       // 31: swarm.v1.ListTasksResponse
+	(*WatchServiceRequest)(nil),     // 32: swarm.v1.WatchServiceRequest
+	(*WatchServiceResponse)(nil),    // 33: swarm.v1.WatchServiceResponse
+	(*Meta)(nil),                    // 34: swarm.v1.Meta
+	(*ClusterSpec)(nil),             // 35: swarm.v1.ClusterSpec
+	(*Alarm)(nil),                   // 36: swarm.v1.Alarm
+	(*JoinTokens)(nil),              // 37: swarm.v1.JoinTokens
+	(NodeRole)(0),                   // 38: swarm.v1.NodeRole
+	(*Node)(nil),                    // 39: swarm.v1.Node
+	(*NodeStatus)(nil),              // 40: swarm.v1.NodeStatus
+	(*Resources)(nil),               // 41: swarm.v1.Resources
+	(*NodeSpec)(nil),                // 42: swarm.v1.NodeSpec
+	(*ServiceSpec)(nil),             // 43: swarm.v1.ServiceSpec
+	(*Service)(nil),                 // 44: swarm.v1.Service
+	(*ServiceProgress)(nil),         // 45: swarm.v1.ServiceProgress
+	(*Task)(nil),                    // 46: swarm.v1.Task
+	(TaskState)(0),                  // 47: swarm.v1.TaskState
+	(*TaskPlacement)(nil),           // 48: swarm.v1.TaskPlacement
+	(*TaskStatus)(nil),              // 49: swarm.v1.TaskStatus
+	(*TaskSpec)(nil),                // 50: swarm.v1.TaskSpec
 }
 var file_swarm_v1_control_proto_depIdxs = []int32{
-	31, // 0: swarm.v1.GetClusterResponse.meta:type_name -> swarm.v1.Meta
-	32, // 1: swarm.v1.GetClusterResponse.spec:type_name -> swarm.v1.ClusterSpec
-	33, // 2: swarm.v1.GetClusterResponse.alarms:type_name -> swarm.v1.Alarm
-	34, // 3: swarm.v1.GetJoinTokensResponse.tokens:type_name -> swarm.v1.JoinTokens
-	35, // 4: swarm.v1.RotateJoinTokenRequest.role:type_name -> swarm.v1.NodeRole
-	34, // 5: swarm.v1.RotateJoinTokenResponse.tokens:type_name -> swarm.v1.JoinTokens
-	36, // 6: swarm.v1.NodeInfo.node:type_name -> swarm.v1.Node
-	37, // 7: swarm.v1.NodeInfo.status:type_name -> swarm.v1.NodeStatus
-	38, // 8: swarm.v1.NodeInfo.reserved:type_name -> swarm.v1.Resources
-	6,  // 9: swarm.v1.ListNodesResponse.nodes:type_name -> swarm.v1.NodeInfo
-	6,  // 10: swarm.v1.GetNodeResponse.node:type_name -> swarm.v1.NodeInfo
-	39, // 11: swarm.v1.CreateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
-	39, // 12: swarm.v1.UpdateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
-	40, // 13: swarm.v1.ServiceInfo.service:type_name -> swarm.v1.Service
-	41, // 14: swarm.v1.ServiceInfo.progress:type_name -> swarm.v1.ServiceProgress
-	19, // 15: swarm.v1.GetServiceResponse.service:type_name -> swarm.v1.ServiceInfo
-	19, // 16: swarm.v1.ListServicesResponse.services:type_name -> swarm.v1.ServiceInfo
-	42, // 17: swarm.v1.TaskInfo.task:type_name -> swarm.v1.Task
-	43, // 18: swarm.v1.TaskInfo.state:type_name -> swarm.v1.TaskState
-	44, // 19: swarm.v1.TaskInfo.placement:type_name -> swarm.v1.TaskPlacement
-	45, // 20: swarm.v1.TaskInfo.status:type_name -> swarm.v1.TaskStatus
-	24, // 21: swarm.v1.GetTaskResponse.task:type_name -> swarm.v1.TaskInfo
-	46, // 22: swarm.v1.GetTaskResponse.spec:type_name -> swarm.v1.TaskSpec
-	24, // 23: swarm.v1.ListTasksResponse.tasks:type_name -> swarm.v1.TaskInfo
-	19, // 24: swarm.v1.WatchServiceResponse.service:type_name -> swarm.v1.ServiceInfo
-	24, // 25: swarm.v1.WatchServiceResponse.tasks:type_name -> swarm.v1.TaskInfo
-	0,  // 26: swarm.v1.Control.GetCluster:input_type -> swarm.v1.GetClusterRequest
-	2,  // 27: swarm.v1.Control.GetJoinTokens:input_type -> swarm.v1.GetJoinTokensRequest
-	4,  // 28: swarm.v1.Control.RotateJoinToken:input_type -> swarm.v1.RotateJoinTokenRequest
-	7,  // 29: swarm.v1.Control.ListNodes:input_type -> swarm.v1.ListNodesRequest
-	9,  // 30: swarm.v1.Control.GetNode:input_type -> swarm.v1.GetNodeRequest
-	11, // 31: swarm.v1.Control.RemoveNode:input_type -> swarm.v1.RemoveNodeRequest
-	13, // 32: swarm.v1.Control.CreateService:input_type -> swarm.v1.CreateServiceRequest
-	15, // 33: swarm.v1.Control.UpdateService:input_type -> swarm.v1.UpdateServiceRequest
-	17, // 34: swarm.v1.Control.RemoveService:input_type -> swarm.v1.RemoveServiceRequest
-	20, // 35: swarm.v1.Control.GetService:input_type -> swarm.v1.GetServiceRequest
-	22, // 36: swarm.v1.Control.ListServices:input_type -> swarm.v1.ListServicesRequest
-	25, // 37: swarm.v1.Control.GetTask:input_type -> swarm.v1.GetTaskRequest
-	27, // 38: swarm.v1.Control.ListTasks:input_type -> swarm.v1.ListTasksRequest
-	29, // 39: swarm.v1.Control.WatchService:input_type -> swarm.v1.WatchServiceRequest
-	1,  // 40: swarm.v1.Control.GetCluster:output_type -> swarm.v1.GetClusterResponse
-	3,  // 41: swarm.v1.Control.GetJoinTokens:output_type -> swarm.v1.GetJoinTokensResponse
-	5,  // 42: swarm.v1.Control.RotateJoinToken:output_type -> swarm.v1.RotateJoinTokenResponse
-	8,  // 43: swarm.v1.Control.ListNodes:output_type -> swarm.v1.ListNodesResponse
-	10, // 44: swarm.v1.Control.GetNode:output_type -> swarm.v1.GetNodeResponse
-	12, // 45: swarm.v1.Control.RemoveNode:output_type -> swarm.v1.RemoveNodeResponse
-	14, // 46: swarm.v1.Control.CreateService:output_type -> swarm.v1.CreateServiceResponse
-	16, // 47: swarm.v1.Control.UpdateService:output_type -> swarm.v1.UpdateServiceResponse
-	18, // 48: swarm.v1.Control.RemoveService:output_type -> swarm.v1.RemoveServiceResponse
-	21, // 49: swarm.v1.Control.GetService:output_type -> swarm.v1.GetServiceResponse
-	23, // 50: swarm.v1.Control.ListServices:output_type -> swarm.v1.ListServicesResponse
-	26, // 51: swarm.v1.Control.GetTask:output_type -> swarm.v1.GetTaskResponse
-	28, // 52: swarm.v1.Control.ListTasks:output_type -> swarm.v1.ListTasksResponse
-	30, // 53: swarm.v1.Control.WatchService:output_type -> swarm.v1.WatchServiceResponse
-	40, // [40:54] is the sub-list for method output_type
-	26, // [26:40] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	34, // 0: swarm.v1.GetClusterResponse.meta:type_name -> swarm.v1.Meta
+	35, // 1: swarm.v1.GetClusterResponse.spec:type_name -> swarm.v1.ClusterSpec
+	36, // 2: swarm.v1.GetClusterResponse.alarms:type_name -> swarm.v1.Alarm
+	37, // 3: swarm.v1.GetJoinTokensResponse.tokens:type_name -> swarm.v1.JoinTokens
+	38, // 4: swarm.v1.RotateJoinTokenRequest.role:type_name -> swarm.v1.NodeRole
+	37, // 5: swarm.v1.RotateJoinTokenResponse.tokens:type_name -> swarm.v1.JoinTokens
+	39, // 6: swarm.v1.NodeInfo.node:type_name -> swarm.v1.Node
+	40, // 7: swarm.v1.NodeInfo.status:type_name -> swarm.v1.NodeStatus
+	41, // 8: swarm.v1.NodeInfo.reserved:type_name -> swarm.v1.Resources
+	7,  // 9: swarm.v1.NodeInfo.manager:type_name -> swarm.v1.ManagerStatus
+	6,  // 10: swarm.v1.ListNodesResponse.nodes:type_name -> swarm.v1.NodeInfo
+	6,  // 11: swarm.v1.GetNodeResponse.node:type_name -> swarm.v1.NodeInfo
+	42, // 12: swarm.v1.UpdateNodeRequest.spec:type_name -> swarm.v1.NodeSpec
+	6,  // 13: swarm.v1.UpdateNodeResponse.node:type_name -> swarm.v1.NodeInfo
+	43, // 14: swarm.v1.CreateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
+	43, // 15: swarm.v1.UpdateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
+	44, // 16: swarm.v1.ServiceInfo.service:type_name -> swarm.v1.Service
+	45, // 17: swarm.v1.ServiceInfo.progress:type_name -> swarm.v1.ServiceProgress
+	22, // 18: swarm.v1.GetServiceResponse.service:type_name -> swarm.v1.ServiceInfo
+	22, // 19: swarm.v1.ListServicesResponse.services:type_name -> swarm.v1.ServiceInfo
+	46, // 20: swarm.v1.TaskInfo.task:type_name -> swarm.v1.Task
+	47, // 21: swarm.v1.TaskInfo.state:type_name -> swarm.v1.TaskState
+	48, // 22: swarm.v1.TaskInfo.placement:type_name -> swarm.v1.TaskPlacement
+	49, // 23: swarm.v1.TaskInfo.status:type_name -> swarm.v1.TaskStatus
+	27, // 24: swarm.v1.GetTaskResponse.task:type_name -> swarm.v1.TaskInfo
+	50, // 25: swarm.v1.GetTaskResponse.spec:type_name -> swarm.v1.TaskSpec
+	27, // 26: swarm.v1.ListTasksResponse.tasks:type_name -> swarm.v1.TaskInfo
+	22, // 27: swarm.v1.WatchServiceResponse.service:type_name -> swarm.v1.ServiceInfo
+	27, // 28: swarm.v1.WatchServiceResponse.tasks:type_name -> swarm.v1.TaskInfo
+	0,  // 29: swarm.v1.Control.GetCluster:input_type -> swarm.v1.GetClusterRequest
+	2,  // 30: swarm.v1.Control.GetJoinTokens:input_type -> swarm.v1.GetJoinTokensRequest
+	4,  // 31: swarm.v1.Control.RotateJoinToken:input_type -> swarm.v1.RotateJoinTokenRequest
+	8,  // 32: swarm.v1.Control.ListNodes:input_type -> swarm.v1.ListNodesRequest
+	10, // 33: swarm.v1.Control.GetNode:input_type -> swarm.v1.GetNodeRequest
+	12, // 34: swarm.v1.Control.UpdateNode:input_type -> swarm.v1.UpdateNodeRequest
+	14, // 35: swarm.v1.Control.RemoveNode:input_type -> swarm.v1.RemoveNodeRequest
+	16, // 36: swarm.v1.Control.CreateService:input_type -> swarm.v1.CreateServiceRequest
+	18, // 37: swarm.v1.Control.UpdateService:input_type -> swarm.v1.UpdateServiceRequest
+	20, // 38: swarm.v1.Control.RemoveService:input_type -> swarm.v1.RemoveServiceRequest
+	23, // 39: swarm.v1.Control.GetService:input_type -> swarm.v1.GetServiceRequest
+	25, // 40: swarm.v1.Control.ListServices:input_type -> swarm.v1.ListServicesRequest
+	28, // 41: swarm.v1.Control.GetTask:input_type -> swarm.v1.GetTaskRequest
+	30, // 42: swarm.v1.Control.ListTasks:input_type -> swarm.v1.ListTasksRequest
+	32, // 43: swarm.v1.Control.WatchService:input_type -> swarm.v1.WatchServiceRequest
+	1,  // 44: swarm.v1.Control.GetCluster:output_type -> swarm.v1.GetClusterResponse
+	3,  // 45: swarm.v1.Control.GetJoinTokens:output_type -> swarm.v1.GetJoinTokensResponse
+	5,  // 46: swarm.v1.Control.RotateJoinToken:output_type -> swarm.v1.RotateJoinTokenResponse
+	9,  // 47: swarm.v1.Control.ListNodes:output_type -> swarm.v1.ListNodesResponse
+	11, // 48: swarm.v1.Control.GetNode:output_type -> swarm.v1.GetNodeResponse
+	13, // 49: swarm.v1.Control.UpdateNode:output_type -> swarm.v1.UpdateNodeResponse
+	15, // 50: swarm.v1.Control.RemoveNode:output_type -> swarm.v1.RemoveNodeResponse
+	17, // 51: swarm.v1.Control.CreateService:output_type -> swarm.v1.CreateServiceResponse
+	19, // 52: swarm.v1.Control.UpdateService:output_type -> swarm.v1.UpdateServiceResponse
+	21, // 53: swarm.v1.Control.RemoveService:output_type -> swarm.v1.RemoveServiceResponse
+	24, // 54: swarm.v1.Control.GetService:output_type -> swarm.v1.GetServiceResponse
+	26, // 55: swarm.v1.Control.ListServices:output_type -> swarm.v1.ListServicesResponse
+	29, // 56: swarm.v1.Control.GetTask:output_type -> swarm.v1.GetTaskResponse
+	31, // 57: swarm.v1.Control.ListTasks:output_type -> swarm.v1.ListTasksResponse
+	33, // 58: swarm.v1.Control.WatchService:output_type -> swarm.v1.WatchServiceResponse
+	44, // [44:59] is the sub-list for method output_type
+	29, // [29:44] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_control_proto_init() }
@@ -2052,7 +2273,7 @@ func file_swarm_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_control_proto_rawDesc), len(file_swarm_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

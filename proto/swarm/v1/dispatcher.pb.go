@@ -190,8 +190,10 @@ type SessionBeat struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The highest assignments version whose changes the node has applied.
 	AppliedVersion uint64 `protobuf:"varint,1,opt,name=applied_version,json=appliedVersion,proto3" json:"applied_version,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Counts the beats of a session from 1.
+	Sequence      uint64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SessionBeat) Reset() {
@@ -231,13 +233,23 @@ func (x *SessionBeat) GetAppliedVersion() uint64 {
 	return 0
 }
 
+func (x *SessionBeat) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
 type SessionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Names the session in the other two calls.
 	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// How often to beat, in nanoseconds.
-	BeatInterval  int64          `protobuf:"varint,2,opt,name=beat_interval,json=beatInterval,proto3" json:"beat_interval,omitempty"`
-	Managers      []*ManagerPeer `protobuf:"bytes,3,rep,name=managers,proto3" json:"managers,omitempty"`
+	BeatInterval int64          `protobuf:"varint,2,opt,name=beat_interval,json=beatInterval,proto3" json:"beat_interval,omitempty"`
+	Managers     []*ManagerPeer `protobuf:"bytes,3,rep,name=managers,proto3" json:"managers,omitempty"`
+	// The newest beat that the manager has heard while it had contact with a leader: up to when the node sent it,
+	// it was not cut off.
+	HeardSequence uint64 `protobuf:"varint,4,opt,name=heard_sequence,json=heardSequence,proto3" json:"heard_sequence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -291,6 +303,13 @@ func (x *SessionResponse) GetManagers() []*ManagerPeer {
 		return x.Managers
 	}
 	return nil
+}
+
+func (x *SessionResponse) GetHeardSequence() uint64 {
+	if x != nil {
+		return x.HeardSequence
+	}
+	return 0
 }
 
 type ManagerPeer struct {
@@ -850,7 +869,11 @@ type NodeConfig struct {
 	// it is allocated.
 	UplinkBlock string `protobuf:"bytes,1,opt,name=uplink_block,json=uplinkBlock,proto3" json:"uplink_block,omitempty"`
 	// The pool that all blocks come from.
-	FabricPool    string `protobuf:"bytes,2,opt,name=fabric_pool,json=fabricPool,proto3" json:"fabric_pool,omitempty"`
+	FabricPool string `protobuf:"bytes,2,opt,name=fabric_pool,json=fabricPool,proto3" json:"fabric_pool,omitempty"`
+	// The role that the node is to have; another one than its certificate's makes it ask for a new certificate.
+	Role NodeRole `protobuf:"varint,3,opt,name=role,proto3,enum=swarm.v1.NodeRole" json:"role,omitempty"`
+	// Keys of gossip, the primary one first; empty = no gossip.
+	GossipKeys    [][]byte `protobuf:"bytes,4,rep,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -897,6 +920,20 @@ func (x *NodeConfig) GetFabricPool() string {
 		return x.FabricPool
 	}
 	return ""
+}
+
+func (x *NodeConfig) GetRole() NodeRole {
+	if x != nil {
+		return x.Role
+	}
+	return NodeRole_NODE_ROLE_UNSPECIFIED
+}
+
+func (x *NodeConfig) GetGossipKeys() [][]byte {
+	if x != nil {
+		return x.GossipKeys
+	}
+	return nil
 }
 
 type UpdateStatusRequest struct {
@@ -1001,14 +1038,16 @@ const file_swarm_v1_dispatcher_proto_rawDesc = "" +
 	"\fSessionHello\x12;\n" +
 	"\vdescription\x18\x01 \x01(\v2\x19.swarm.v1.NodeDescriptionR\vdescription\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12%\n" +
-	"\x0elisten_address\x18\x03 \x01(\tR\rlistenAddress\"6\n" +
+	"\x0elisten_address\x18\x03 \x01(\tR\rlistenAddress\"R\n" +
 	"\vSessionBeat\x12'\n" +
-	"\x0fapplied_version\x18\x01 \x01(\x04R\x0eappliedVersion\"\x88\x01\n" +
+	"\x0fapplied_version\x18\x01 \x01(\x04R\x0eappliedVersion\x12\x1a\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\"\xaf\x01\n" +
 	"\x0fSessionResponse\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12#\n" +
 	"\rbeat_interval\x18\x02 \x01(\x03R\fbeatInterval\x121\n" +
-	"\bmanagers\x18\x03 \x03(\v2\x15.swarm.v1.ManagerPeerR\bmanagers\"X\n" +
+	"\bmanagers\x18\x03 \x03(\v2\x15.swarm.v1.ManagerPeerR\bmanagers\x12%\n" +
+	"\x0eheard_sequence\x18\x04 \x01(\x04R\rheardSequence\"X\n" +
 	"\vManagerPeer\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x16\n" +
@@ -1054,12 +1093,15 @@ const file_swarm_v1_dispatcher_proto_rawDesc = "" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12&\n" +
 	"\x04spec\x18\x03 \x01(\v2\x12.swarm.v1.TaskSpecR\x04spec\x123\n" +
 	"\n" +
-	"host_ports\x18\x04 \x03(\v2\x14.swarm.v1.PortConfigR\thostPorts\"P\n" +
+	"host_ports\x18\x04 \x03(\v2\x14.swarm.v1.PortConfigR\thostPorts\"\x99\x01\n" +
 	"\n" +
 	"NodeConfig\x12!\n" +
 	"\fuplink_block\x18\x01 \x01(\tR\vuplinkBlock\x12\x1f\n" +
 	"\vfabric_pool\x18\x02 \x01(\tR\n" +
-	"fabricPool\"f\n" +
+	"fabricPool\x12&\n" +
+	"\x04role\x18\x03 \x01(\x0e2\x12.swarm.v1.NodeRoleR\x04role\x12\x1f\n" +
+	"\vgossip_keys\x18\x04 \x03(\fR\n" +
+	"gossipKeys\"f\n" +
 	"\x13UpdateStatusRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x120\n" +
@@ -1106,7 +1148,8 @@ var file_swarm_v1_dispatcher_proto_goTypes = []any{
 	(TaskState)(0),               // 15: swarm.v1.TaskState
 	(*TaskSpec)(nil),             // 16: swarm.v1.TaskSpec
 	(*PortConfig)(nil),           // 17: swarm.v1.PortConfig
-	(*TaskStatus)(nil),           // 18: swarm.v1.TaskStatus
+	(NodeRole)(0),                // 18: swarm.v1.NodeRole
+	(*TaskStatus)(nil),           // 19: swarm.v1.TaskStatus
 }
 var file_swarm_v1_dispatcher_proto_depIdxs = []int32{
 	1,  // 0: swarm.v1.SessionRequest.hello:type_name -> swarm.v1.SessionHello
@@ -1123,18 +1166,19 @@ var file_swarm_v1_dispatcher_proto_depIdxs = []int32{
 	15, // 11: swarm.v1.AssignedTask.observed_state:type_name -> swarm.v1.TaskState
 	16, // 12: swarm.v1.AssignedTemplate.spec:type_name -> swarm.v1.TaskSpec
 	17, // 13: swarm.v1.AssignedTemplate.host_ports:type_name -> swarm.v1.PortConfig
-	18, // 14: swarm.v1.UpdateStatusRequest.statuses:type_name -> swarm.v1.TaskStatus
-	0,  // 15: swarm.v1.Dispatcher.Session:input_type -> swarm.v1.SessionRequest
-	5,  // 16: swarm.v1.Dispatcher.Assignments:input_type -> swarm.v1.AssignmentsRequest
-	12, // 17: swarm.v1.Dispatcher.UpdateStatus:input_type -> swarm.v1.UpdateStatusRequest
-	3,  // 18: swarm.v1.Dispatcher.Session:output_type -> swarm.v1.SessionResponse
-	6,  // 19: swarm.v1.Dispatcher.Assignments:output_type -> swarm.v1.AssignmentsResponse
-	13, // 20: swarm.v1.Dispatcher.UpdateStatus:output_type -> swarm.v1.UpdateStatusResponse
-	18, // [18:21] is the sub-list for method output_type
-	15, // [15:18] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	18, // 14: swarm.v1.NodeConfig.role:type_name -> swarm.v1.NodeRole
+	19, // 15: swarm.v1.UpdateStatusRequest.statuses:type_name -> swarm.v1.TaskStatus
+	0,  // 16: swarm.v1.Dispatcher.Session:input_type -> swarm.v1.SessionRequest
+	5,  // 17: swarm.v1.Dispatcher.Assignments:input_type -> swarm.v1.AssignmentsRequest
+	12, // 18: swarm.v1.Dispatcher.UpdateStatus:input_type -> swarm.v1.UpdateStatusRequest
+	3,  // 19: swarm.v1.Dispatcher.Session:output_type -> swarm.v1.SessionResponse
+	6,  // 20: swarm.v1.Dispatcher.Assignments:output_type -> swarm.v1.AssignmentsResponse
+	13, // 21: swarm.v1.Dispatcher.UpdateStatus:output_type -> swarm.v1.UpdateStatusResponse
+	19, // [19:22] is the sub-list for method output_type
+	16, // [16:19] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_dispatcher_proto_init() }

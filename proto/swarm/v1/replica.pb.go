@@ -23,6 +23,78 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type RejoinRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RejoinRequest) Reset() {
+	*x = RejoinRequest{}
+	mi := &file_swarm_v1_replica_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RejoinRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RejoinRequest) ProtoMessage() {}
+
+func (x *RejoinRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_replica_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RejoinRequest.ProtoReflect.Descriptor instead.
+func (*RejoinRequest) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_replica_proto_rawDescGZIP(), []int{0}
+}
+
+type RejoinResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RejoinResponse) Reset() {
+	*x = RejoinResponse{}
+	mi := &file_swarm_v1_replica_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RejoinResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RejoinResponse) ProtoMessage() {}
+
+func (x *RejoinResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_replica_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RejoinResponse.ProtoReflect.Descriptor instead.
+func (*RejoinResponse) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_replica_proto_rawDescGZIP(), []int{1}
+}
+
 type ProposeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Proposal      *Proposal              `protobuf:"bytes,1,opt,name=proposal,proto3" json:"proposal,omitempty"`
@@ -32,7 +104,7 @@ type ProposeRequest struct {
 
 func (x *ProposeRequest) Reset() {
 	*x = ProposeRequest{}
-	mi := &file_swarm_v1_replica_proto_msgTypes[0]
+	mi := &file_swarm_v1_replica_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -44,7 +116,7 @@ func (x *ProposeRequest) String() string {
 func (*ProposeRequest) ProtoMessage() {}
 
 func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_replica_proto_msgTypes[0]
+	mi := &file_swarm_v1_replica_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -57,7 +129,7 @@ func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeRequest.ProtoReflect.Descriptor instead.
 func (*ProposeRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_replica_proto_rawDescGZIP(), []int{0}
+	return file_swarm_v1_replica_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ProposeRequest) GetProposal() *Proposal {
@@ -76,7 +148,7 @@ type ProposeResponse struct {
 
 func (x *ProposeResponse) Reset() {
 	*x = ProposeResponse{}
-	mi := &file_swarm_v1_replica_proto_msgTypes[1]
+	mi := &file_swarm_v1_replica_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -88,7 +160,7 @@ func (x *ProposeResponse) String() string {
 func (*ProposeResponse) ProtoMessage() {}
 
 func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_replica_proto_msgTypes[1]
+	mi := &file_swarm_v1_replica_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -101,7 +173,7 @@ func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeResponse.ProtoReflect.Descriptor instead.
 func (*ProposeResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_replica_proto_rawDescGZIP(), []int{1}
+	return file_swarm_v1_replica_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ProposeResponse) GetResult() *Result {
@@ -119,7 +191,7 @@ type ReadIndexRequest struct {
 
 func (x *ReadIndexRequest) Reset() {
 	*x = ReadIndexRequest{}
-	mi := &file_swarm_v1_replica_proto_msgTypes[2]
+	mi := &file_swarm_v1_replica_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -131,7 +203,7 @@ func (x *ReadIndexRequest) String() string {
 func (*ReadIndexRequest) ProtoMessage() {}
 
 func (x *ReadIndexRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_replica_proto_msgTypes[2]
+	mi := &file_swarm_v1_replica_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -144,7 +216,7 @@ func (x *ReadIndexRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadIndexRequest.ProtoReflect.Descriptor instead.
 func (*ReadIndexRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_replica_proto_rawDescGZIP(), []int{2}
+	return file_swarm_v1_replica_proto_rawDescGZIP(), []int{4}
 }
 
 type ReadIndexResponse struct {
@@ -156,7 +228,7 @@ type ReadIndexResponse struct {
 
 func (x *ReadIndexResponse) Reset() {
 	*x = ReadIndexResponse{}
-	mi := &file_swarm_v1_replica_proto_msgTypes[3]
+	mi := &file_swarm_v1_replica_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -168,7 +240,7 @@ func (x *ReadIndexResponse) String() string {
 func (*ReadIndexResponse) ProtoMessage() {}
 
 func (x *ReadIndexResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_replica_proto_msgTypes[3]
+	mi := &file_swarm_v1_replica_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -181,7 +253,7 @@ func (x *ReadIndexResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadIndexResponse.ProtoReflect.Descriptor instead.
 func (*ReadIndexResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_replica_proto_rawDescGZIP(), []int{3}
+	return file_swarm_v1_replica_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ReadIndexResponse) GetIndex() uint64 {
@@ -195,18 +267,22 @@ var File_swarm_v1_replica_proto protoreflect.FileDescriptor
 
 const file_swarm_v1_replica_proto_rawDesc = "" +
 	"\n" +
-	"\x16swarm/v1/replica.proto\x12\bswarm.v1\x1a\x15swarm/v1/access.proto\x1a\x14swarm/v1/store.proto\"@\n" +
+	"\x16swarm/v1/replica.proto\x12\bswarm.v1\x1a\x15swarm/v1/access.proto\x1a\x14swarm/v1/store.proto\"\x0f\n" +
+	"\rRejoinRequest\"\x10\n" +
+	"\x0eRejoinResponse\"@\n" +
 	"\x0eProposeRequest\x12.\n" +
 	"\bproposal\x18\x01 \x01(\v2\x12.swarm.v1.ProposalR\bproposal\";\n" +
 	"\x0fProposeResponse\x12(\n" +
 	"\x06result\x18\x01 \x01(\v2\x10.swarm.v1.ResultR\x06result\"\x12\n" +
 	"\x10ReadIndexRequest\")\n" +
 	"\x11ReadIndexResponse\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index2\xa1\x01\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index2\xe7\x01\n" +
 	"\aReplica\x12G\n" +
 	"\aPropose\x12\x18.swarm.v1.ProposeRequest\x1a\x19.swarm.v1.ProposeResponse\"\a\xea\xb9\x18\x03\n" +
 	"\x01\x03\x12M\n" +
 	"\tReadIndex\x12\x1a.swarm.v1.ReadIndexRequest\x1a\x1b.swarm.v1.ReadIndexResponse\"\a\xea\xb9\x18\x03\n" +
+	"\x01\x03\x12D\n" +
+	"\x06Rejoin\x12\x17.swarm.v1.RejoinRequest\x1a\x18.swarm.v1.RejoinResponse\"\a\xea\xb9\x18\x03\n" +
 	"\x01\x03B1Z/github.com/swarmd/swarmd/proto/swarm/v1;swarmpbb\x06proto3"
 
 var (
@@ -221,24 +297,28 @@ func file_swarm_v1_replica_proto_rawDescGZIP() []byte {
 	return file_swarm_v1_replica_proto_rawDescData
 }
 
-var file_swarm_v1_replica_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_swarm_v1_replica_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_swarm_v1_replica_proto_goTypes = []any{
-	(*ProposeRequest)(nil),    // 0: swarm.v1.ProposeRequest
-	(*ProposeResponse)(nil),   // 1: swarm.v1.ProposeResponse
-	(*ReadIndexRequest)(nil),  // 2: swarm.v1.ReadIndexRequest
-	(*ReadIndexResponse)(nil), // 3: swarm.v1.ReadIndexResponse
-	(*Proposal)(nil),          // 4: swarm.v1.Proposal
-	(*Result)(nil),            // 5: swarm.v1.Result
+	(*RejoinRequest)(nil),     // 0: swarm.v1.RejoinRequest
+	(*RejoinResponse)(nil),    // 1: swarm.v1.RejoinResponse
+	(*ProposeRequest)(nil),    // 2: swarm.v1.ProposeRequest
+	(*ProposeResponse)(nil),   // 3: swarm.v1.ProposeResponse
+	(*ReadIndexRequest)(nil),  // 4: swarm.v1.ReadIndexRequest
+	(*ReadIndexResponse)(nil), // 5: swarm.v1.ReadIndexResponse
+	(*Proposal)(nil),          // 6: swarm.v1.Proposal
+	(*Result)(nil),            // 7: swarm.v1.Result
 }
 var file_swarm_v1_replica_proto_depIdxs = []int32{
-	4, // 0: swarm.v1.ProposeRequest.proposal:type_name -> swarm.v1.Proposal
-	5, // 1: swarm.v1.ProposeResponse.result:type_name -> swarm.v1.Result
-	0, // 2: swarm.v1.Replica.Propose:input_type -> swarm.v1.ProposeRequest
-	2, // 3: swarm.v1.Replica.ReadIndex:input_type -> swarm.v1.ReadIndexRequest
-	1, // 4: swarm.v1.Replica.Propose:output_type -> swarm.v1.ProposeResponse
-	3, // 5: swarm.v1.Replica.ReadIndex:output_type -> swarm.v1.ReadIndexResponse
-	4, // [4:6] is the sub-list for method output_type
-	2, // [2:4] is the sub-list for method input_type
+	6, // 0: swarm.v1.ProposeRequest.proposal:type_name -> swarm.v1.Proposal
+	7, // 1: swarm.v1.ProposeResponse.result:type_name -> swarm.v1.Result
+	2, // 2: swarm.v1.Replica.Propose:input_type -> swarm.v1.ProposeRequest
+	4, // 3: swarm.v1.Replica.ReadIndex:input_type -> swarm.v1.ReadIndexRequest
+	0, // 4: swarm.v1.Replica.Rejoin:input_type -> swarm.v1.RejoinRequest
+	3, // 5: swarm.v1.Replica.Propose:output_type -> swarm.v1.ProposeResponse
+	5, // 6: swarm.v1.Replica.ReadIndex:output_type -> swarm.v1.ReadIndexResponse
+	1, // 7: swarm.v1.Replica.Rejoin:output_type -> swarm.v1.RejoinResponse
+	5, // [5:8] is the sub-list for method output_type
+	2, // [2:5] is the sub-list for method input_type
 	2, // [2:2] is the sub-list for extension type_name
 	2, // [2:2] is the sub-list for extension extendee
 	0, // [0:2] is the sub-list for field type_name
@@ -257,7 +337,7 @@ func file_swarm_v1_replica_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_replica_proto_rawDesc), len(file_swarm_v1_replica_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

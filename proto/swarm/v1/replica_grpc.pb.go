@@ -23,6 +23,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Replica_Propose_FullMethodName   = "/swarm.v1.Replica/Propose"
 	Replica_ReadIndex_FullMethodName = "/swarm.v1.Replica/ReadIndex"
+	Replica_Rejoin_FullMethodName    = "/swarm.v1.Replica/Rejoin"
 )
 
 // ReplicaClient is the client API for Replica service.
@@ -33,6 +34,9 @@ type ReplicaClient interface {
 	Propose(ctx context.Context, in *ProposeRequest, opts ...grpc.CallOption) (*ProposeResponse, error)
 	// ReadIndex returns an index that a follower must have applied to read linearizably.
 	ReadIndex(ctx context.Context, in *ReadIndexRequest, opts ...grpc.CallOption) (*ReadIndexResponse, error)
+	// Rejoin takes the vote from the calling manager, whose data is damaged, so that it may begin again from nothing and
+	// catch up. The leader refuses while the others would have no majority.
+	Rejoin(ctx context.Context, in *RejoinRequest, opts ...grpc.CallOption) (*RejoinResponse, error)
 }
 
 type replicaClient struct {
@@ -63,6 +67,16 @@ func (c *replicaClient) ReadIndex(ctx context.Context, in *ReadIndexRequest, opt
 	return out, nil
 }
 
+func (c *replicaClient) Rejoin(ctx context.Context, in *RejoinRequest, opts ...grpc.CallOption) (*RejoinResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RejoinResponse)
+	err := c.cc.Invoke(ctx, Replica_Rejoin_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ReplicaServer is the server API for Replica service.
 // All implementations must embed UnimplementedReplicaServer
 // for forward compatibility.
@@ -71,6 +85,9 @@ type ReplicaServer interface {
 	Propose(context.Context, *ProposeRequest) (*ProposeResponse, error)
 	// ReadIndex returns an index that a follower must have applied to read linearizably.
 	ReadIndex(context.Context, *ReadIndexRequest) (*ReadIndexResponse, error)
+	// Rejoin takes the vote from the calling manager, whose data is damaged, so that it may begin again from nothing and
+	// catch up. The leader refuses while the others would have no majority.
+	Rejoin(context.Context, *RejoinRequest) (*RejoinResponse, error)
 	mustEmbedUnimplementedReplicaServer()
 }
 
@@ -86,6 +103,9 @@ func (UnimplementedReplicaServer) Propose(context.Context, *ProposeRequest) (*Pr
 }
 func (UnimplementedReplicaServer) ReadIndex(context.Context, *ReadIndexRequest) (*ReadIndexResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReadIndex not implemented")
+}
+func (UnimplementedReplicaServer) Rejoin(context.Context, *RejoinRequest) (*RejoinResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Rejoin not implemented")
 }
 func (UnimplementedReplicaServer) mustEmbedUnimplementedReplicaServer() {}
 func (UnimplementedReplicaServer) testEmbeddedByValue()                 {}
@@ -144,6 +164,24 @@ func _Replica_ReadIndex_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Replica_Rejoin_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RejoinRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ReplicaServer).Rejoin(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Replica_Rejoin_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ReplicaServer).Rejoin(ctx, req.(*RejoinRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Replica_ServiceDesc is the grpc.ServiceDesc for Replica service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -158,6 +196,10 @@ var Replica_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ReadIndex",
 			Handler:    _Replica_ReadIndex_Handler,
+		},
+		{
+			MethodName: "Rejoin",
+			Handler:    _Replica_Rejoin_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -92,7 +92,9 @@ type Cluster struct {
 	Spec   *ClusterSpec           `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
 	RootCa *RootCA                `protobuf:"bytes,4,opt,name=root_ca,json=rootCa,proto3" json:"root_ca,omitempty"`
 	// The secret halves only ever leave through GetJoinTokens.
-	JoinTokens    *JoinTokens `protobuf:"bytes,5,opt,name=join_tokens,json=joinTokens,proto3" json:"join_tokens,omitempty"`
+	JoinTokens *JoinTokens `protobuf:"bytes,5,opt,name=join_tokens,json=joinTokens,proto3" json:"join_tokens,omitempty"`
+	// Keys that gossip is encrypted with, at most three: nodes accept all of them and send under the primary one.
+	GossipKeys    []*GossipKey `protobuf:"bytes,6,rep,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -162,6 +164,77 @@ func (x *Cluster) GetJoinTokens() *JoinTokens {
 	return nil
 }
 
+func (x *Cluster) GetGossipKeys() []*GossipKey {
+	if x != nil {
+		return x.GossipKeys
+	}
+	return nil
+}
+
+// GossipKey is handed to nodes with their configuration. Writer: ca.
+type GossipKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 32 bytes.
+	Key []byte `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Gossip is sent under this one; exactly one key is primary.
+	Primary bool `protobuf:"varint,2,opt,name=primary,proto3" json:"primary,omitempty"`
+	// Since when it is in the state that it is in.
+	Since         int64 `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GossipKey) Reset() {
+	*x = GossipKey{}
+	mi := &file_swarm_v1_rows_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GossipKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GossipKey) ProtoMessage() {}
+
+func (x *GossipKey) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_rows_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GossipKey.ProtoReflect.Descriptor instead.
+func (*GossipKey) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *GossipKey) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *GossipKey) GetPrimary() bool {
+	if x != nil {
+		return x.Primary
+	}
+	return false
+}
+
+func (x *GossipKey) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
 type RootCA struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// PEM.
@@ -174,7 +247,7 @@ type RootCA struct {
 
 func (x *RootCA) Reset() {
 	*x = RootCA{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[1]
+	mi := &file_swarm_v1_rows_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -186,7 +259,7 @@ func (x *RootCA) String() string {
 func (*RootCA) ProtoMessage() {}
 
 func (x *RootCA) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[1]
+	mi := &file_swarm_v1_rows_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -199,7 +272,7 @@ func (x *RootCA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootCA.ProtoReflect.Descriptor instead.
 func (*RootCA) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{1}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *RootCA) GetCert() []byte {
@@ -232,7 +305,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[2]
+	mi := &file_swarm_v1_rows_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -244,7 +317,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[2]
+	mi := &file_swarm_v1_rows_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -257,7 +330,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{2}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Node) GetId() string {
@@ -315,7 +388,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[3]
+	mi := &file_swarm_v1_rows_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -327,7 +400,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[3]
+	mi := &file_swarm_v1_rows_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -340,7 +413,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{3}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *NodeStatus) GetNodeId() string {
@@ -418,7 +491,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[4]
+	mi := &file_swarm_v1_rows_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -430,7 +503,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[4]
+	mi := &file_swarm_v1_rows_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -443,7 +516,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{4}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Service) GetId() string {
@@ -509,7 +582,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[5]
+	mi := &file_swarm_v1_rows_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -521,7 +594,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[5]
+	mi := &file_swarm_v1_rows_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -534,7 +607,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{5}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Template) GetServiceId() string {
@@ -586,7 +659,7 @@ type UpdateStatus struct {
 
 func (x *UpdateStatus) Reset() {
 	*x = UpdateStatus{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[6]
+	mi := &file_swarm_v1_rows_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -598,7 +671,7 @@ func (x *UpdateStatus) String() string {
 func (*UpdateStatus) ProtoMessage() {}
 
 func (x *UpdateStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[6]
+	mi := &file_swarm_v1_rows_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -611,7 +684,7 @@ func (x *UpdateStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateStatus.ProtoReflect.Descriptor instead.
 func (*UpdateStatus) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{6}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *UpdateStatus) GetState() UpdateState {
@@ -684,7 +757,7 @@ type ServiceProgress struct {
 
 func (x *ServiceProgress) Reset() {
 	*x = ServiceProgress{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[7]
+	mi := &file_swarm_v1_rows_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +769,7 @@ func (x *ServiceProgress) String() string {
 func (*ServiceProgress) ProtoMessage() {}
 
 func (x *ServiceProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[7]
+	mi := &file_swarm_v1_rows_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -709,7 +782,7 @@ func (x *ServiceProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceProgress.ProtoReflect.Descriptor instead.
 func (*ServiceProgress) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{7}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ServiceProgress) GetServiceId() string {
@@ -768,7 +841,7 @@ type SlotProgress struct {
 
 func (x *SlotProgress) Reset() {
 	*x = SlotProgress{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[8]
+	mi := &file_swarm_v1_rows_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -780,7 +853,7 @@ func (x *SlotProgress) String() string {
 func (*SlotProgress) ProtoMessage() {}
 
 func (x *SlotProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[8]
+	mi := &file_swarm_v1_rows_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -793,7 +866,7 @@ func (x *SlotProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlotProgress.ProtoReflect.Descriptor instead.
 func (*SlotProgress) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{8}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SlotProgress) GetServiceId() string {
@@ -900,7 +973,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[9]
+	mi := &file_swarm_v1_rows_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -912,7 +985,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[9]
+	mi := &file_swarm_v1_rows_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -925,7 +998,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{9}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Task) GetId() string {
@@ -1028,7 +1101,7 @@ type TaskPlacement struct {
 
 func (x *TaskPlacement) Reset() {
 	*x = TaskPlacement{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[10]
+	mi := &file_swarm_v1_rows_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1040,7 +1113,7 @@ func (x *TaskPlacement) String() string {
 func (*TaskPlacement) ProtoMessage() {}
 
 func (x *TaskPlacement) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[10]
+	mi := &file_swarm_v1_rows_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1053,7 +1126,7 @@ func (x *TaskPlacement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskPlacement.ProtoReflect.Descriptor instead.
 func (*TaskPlacement) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{10}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TaskPlacement) GetTaskId() string {
@@ -1103,7 +1176,7 @@ type TaskAddresses struct {
 
 func (x *TaskAddresses) Reset() {
 	*x = TaskAddresses{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[11]
+	mi := &file_swarm_v1_rows_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1115,7 +1188,7 @@ func (x *TaskAddresses) String() string {
 func (*TaskAddresses) ProtoMessage() {}
 
 func (x *TaskAddresses) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[11]
+	mi := &file_swarm_v1_rows_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1128,7 +1201,7 @@ func (x *TaskAddresses) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskAddresses.ProtoReflect.Descriptor instead.
 func (*TaskAddresses) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{11}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TaskAddresses) GetTaskId() string {
@@ -1171,7 +1244,7 @@ type ContainerStatus struct {
 
 func (x *ContainerStatus) Reset() {
 	*x = ContainerStatus{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[12]
+	mi := &file_swarm_v1_rows_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1183,7 +1256,7 @@ func (x *ContainerStatus) String() string {
 func (*ContainerStatus) ProtoMessage() {}
 
 func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[12]
+	mi := &file_swarm_v1_rows_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1196,7 +1269,7 @@ func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStatus.ProtoReflect.Descriptor instead.
 func (*ContainerStatus) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{12}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ContainerStatus) GetContainerId() string {
@@ -1276,7 +1349,7 @@ type TaskStatus struct {
 
 func (x *TaskStatus) Reset() {
 	*x = TaskStatus{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[13]
+	mi := &file_swarm_v1_rows_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1288,7 +1361,7 @@ func (x *TaskStatus) String() string {
 func (*TaskStatus) ProtoMessage() {}
 
 func (x *TaskStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[13]
+	mi := &file_swarm_v1_rows_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1301,7 +1374,7 @@ func (x *TaskStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskStatus.ProtoReflect.Descriptor instead.
 func (*TaskStatus) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{13}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TaskStatus) GetTaskId() string {
@@ -1385,7 +1458,7 @@ type Allocation struct {
 
 func (x *Allocation) Reset() {
 	*x = Allocation{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[14]
+	mi := &file_swarm_v1_rows_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1397,7 +1470,7 @@ func (x *Allocation) String() string {
 func (*Allocation) ProtoMessage() {}
 
 func (x *Allocation) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[14]
+	mi := &file_swarm_v1_rows_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1410,7 +1483,7 @@ func (x *Allocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Allocation.ProtoReflect.Descriptor instead.
 func (*Allocation) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{14}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Allocation) GetPool() string {
@@ -1464,7 +1537,7 @@ type Alarm struct {
 
 func (x *Alarm) Reset() {
 	*x = Alarm{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[15]
+	mi := &file_swarm_v1_rows_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1476,7 +1549,7 @@ func (x *Alarm) String() string {
 func (*Alarm) ProtoMessage() {}
 
 func (x *Alarm) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[15]
+	mi := &file_swarm_v1_rows_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1489,7 +1562,7 @@ func (x *Alarm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alarm.ProtoReflect.Descriptor instead.
 func (*Alarm) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{15}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Alarm) GetKind() string {
@@ -1538,14 +1611,20 @@ var File_swarm_v1_rows_proto protoreflect.FileDescriptor
 
 const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\n" +
-	"\x13swarm/v1/rows.proto\x12\bswarm.v1\x1a\x14swarm/v1/types.proto\"\xca\x01\n" +
+	"\x13swarm/v1/rows.proto\x12\bswarm.v1\x1a\x14swarm/v1/types.proto\"\x80\x02\n" +
 	"\aCluster\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\"\n" +
 	"\x04meta\x18\x02 \x01(\v2\x0e.swarm.v1.MetaR\x04meta\x12)\n" +
 	"\x04spec\x18\x03 \x01(\v2\x15.swarm.v1.ClusterSpecR\x04spec\x12)\n" +
 	"\aroot_ca\x18\x04 \x01(\v2\x10.swarm.v1.RootCAR\x06rootCa\x125\n" +
 	"\vjoin_tokens\x18\x05 \x01(\v2\x14.swarm.v1.JoinTokensR\n" +
-	"joinTokens\".\n" +
+	"joinTokens\x124\n" +
+	"\vgossip_keys\x18\x06 \x03(\v2\x13.swarm.v1.GossipKeyR\n" +
+	"gossipKeys\"M\n" +
+	"\tGossipKey\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x18\n" +
+	"\aprimary\x18\x02 \x01(\bR\aprimary\x12\x14\n" +
+	"\x05since\x18\x03 \x01(\x03R\x05since\".\n" +
 	"\x06RootCA\x12\x12\n" +
 	"\x04cert\x18\x01 \x01(\fR\x04cert\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\"\xc0\x01\n" +
@@ -1698,67 +1777,69 @@ func file_swarm_v1_rows_proto_rawDescGZIP() []byte {
 }
 
 var file_swarm_v1_rows_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_swarm_v1_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_swarm_v1_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_swarm_v1_rows_proto_goTypes = []any{
 	(UpdateState)(0),        // 0: swarm.v1.UpdateState
 	(*Cluster)(nil),         // 1: swarm.v1.Cluster
-	(*RootCA)(nil),          // 2: swarm.v1.RootCA
-	(*Node)(nil),            // 3: swarm.v1.Node
-	(*NodeStatus)(nil),      // 4: swarm.v1.NodeStatus
-	(*Service)(nil),         // 5: swarm.v1.Service
-	(*Template)(nil),        // 6: swarm.v1.Template
-	(*UpdateStatus)(nil),    // 7: swarm.v1.UpdateStatus
-	(*ServiceProgress)(nil), // 8: swarm.v1.ServiceProgress
-	(*SlotProgress)(nil),    // 9: swarm.v1.SlotProgress
-	(*Task)(nil),            // 10: swarm.v1.Task
-	(*TaskPlacement)(nil),   // 11: swarm.v1.TaskPlacement
-	(*TaskAddresses)(nil),   // 12: swarm.v1.TaskAddresses
-	(*ContainerStatus)(nil), // 13: swarm.v1.ContainerStatus
-	(*TaskStatus)(nil),      // 14: swarm.v1.TaskStatus
-	(*Allocation)(nil),      // 15: swarm.v1.Allocation
-	(*Alarm)(nil),           // 16: swarm.v1.Alarm
-	(*Meta)(nil),            // 17: swarm.v1.Meta
-	(*ClusterSpec)(nil),     // 18: swarm.v1.ClusterSpec
-	(*JoinTokens)(nil),      // 19: swarm.v1.JoinTokens
-	(*NodeSpec)(nil),        // 20: swarm.v1.NodeSpec
-	(NodeRole)(0),           // 21: swarm.v1.NodeRole
-	(NodeState)(0),          // 22: swarm.v1.NodeState
-	(*NodeDescription)(nil), // 23: swarm.v1.NodeDescription
-	(*ServiceSpec)(nil),     // 24: swarm.v1.ServiceSpec
-	(*TaskSpec)(nil),        // 25: swarm.v1.TaskSpec
-	(*PortConfig)(nil),      // 26: swarm.v1.PortConfig
-	(TaskState)(0),          // 27: swarm.v1.TaskState
+	(*GossipKey)(nil),       // 2: swarm.v1.GossipKey
+	(*RootCA)(nil),          // 3: swarm.v1.RootCA
+	(*Node)(nil),            // 4: swarm.v1.Node
+	(*NodeStatus)(nil),      // 5: swarm.v1.NodeStatus
+	(*Service)(nil),         // 6: swarm.v1.Service
+	(*Template)(nil),        // 7: swarm.v1.Template
+	(*UpdateStatus)(nil),    // 8: swarm.v1.UpdateStatus
+	(*ServiceProgress)(nil), // 9: swarm.v1.ServiceProgress
+	(*SlotProgress)(nil),    // 10: swarm.v1.SlotProgress
+	(*Task)(nil),            // 11: swarm.v1.Task
+	(*TaskPlacement)(nil),   // 12: swarm.v1.TaskPlacement
+	(*TaskAddresses)(nil),   // 13: swarm.v1.TaskAddresses
+	(*ContainerStatus)(nil), // 14: swarm.v1.ContainerStatus
+	(*TaskStatus)(nil),      // 15: swarm.v1.TaskStatus
+	(*Allocation)(nil),      // 16: swarm.v1.Allocation
+	(*Alarm)(nil),           // 17: swarm.v1.Alarm
+	(*Meta)(nil),            // 18: swarm.v1.Meta
+	(*ClusterSpec)(nil),     // 19: swarm.v1.ClusterSpec
+	(*JoinTokens)(nil),      // 20: swarm.v1.JoinTokens
+	(*NodeSpec)(nil),        // 21: swarm.v1.NodeSpec
+	(NodeRole)(0),           // 22: swarm.v1.NodeRole
+	(NodeState)(0),          // 23: swarm.v1.NodeState
+	(*NodeDescription)(nil), // 24: swarm.v1.NodeDescription
+	(*ServiceSpec)(nil),     // 25: swarm.v1.ServiceSpec
+	(*TaskSpec)(nil),        // 26: swarm.v1.TaskSpec
+	(*PortConfig)(nil),      // 27: swarm.v1.PortConfig
+	(TaskState)(0),          // 28: swarm.v1.TaskState
 }
 var file_swarm_v1_rows_proto_depIdxs = []int32{
-	17, // 0: swarm.v1.Cluster.meta:type_name -> swarm.v1.Meta
-	18, // 1: swarm.v1.Cluster.spec:type_name -> swarm.v1.ClusterSpec
-	2,  // 2: swarm.v1.Cluster.root_ca:type_name -> swarm.v1.RootCA
-	19, // 3: swarm.v1.Cluster.join_tokens:type_name -> swarm.v1.JoinTokens
-	17, // 4: swarm.v1.Node.meta:type_name -> swarm.v1.Meta
-	20, // 5: swarm.v1.Node.spec:type_name -> swarm.v1.NodeSpec
-	21, // 6: swarm.v1.Node.role:type_name -> swarm.v1.NodeRole
-	17, // 7: swarm.v1.NodeStatus.meta:type_name -> swarm.v1.Meta
-	22, // 8: swarm.v1.NodeStatus.state:type_name -> swarm.v1.NodeState
-	23, // 9: swarm.v1.NodeStatus.description:type_name -> swarm.v1.NodeDescription
-	17, // 10: swarm.v1.Service.meta:type_name -> swarm.v1.Meta
-	24, // 11: swarm.v1.Service.spec:type_name -> swarm.v1.ServiceSpec
-	24, // 12: swarm.v1.Service.previous_spec:type_name -> swarm.v1.ServiceSpec
-	25, // 13: swarm.v1.Template.spec:type_name -> swarm.v1.TaskSpec
-	26, // 14: swarm.v1.Template.host_ports:type_name -> swarm.v1.PortConfig
-	0,  // 15: swarm.v1.UpdateStatus.state:type_name -> swarm.v1.UpdateState
-	17, // 16: swarm.v1.ServiceProgress.meta:type_name -> swarm.v1.Meta
-	7,  // 17: swarm.v1.ServiceProgress.update:type_name -> swarm.v1.UpdateStatus
-	17, // 18: swarm.v1.SlotProgress.meta:type_name -> swarm.v1.Meta
-	17, // 19: swarm.v1.Task.meta:type_name -> swarm.v1.Meta
-	27, // 20: swarm.v1.Task.desired_state:type_name -> swarm.v1.TaskState
-	27, // 21: swarm.v1.TaskStatus.state:type_name -> swarm.v1.TaskState
-	13, // 22: swarm.v1.TaskStatus.container:type_name -> swarm.v1.ContainerStatus
-	26, // 23: swarm.v1.TaskStatus.host_ports:type_name -> swarm.v1.PortConfig
-	24, // [24:24] is the sub-list for method output_type
-	24, // [24:24] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	18, // 0: swarm.v1.Cluster.meta:type_name -> swarm.v1.Meta
+	19, // 1: swarm.v1.Cluster.spec:type_name -> swarm.v1.ClusterSpec
+	3,  // 2: swarm.v1.Cluster.root_ca:type_name -> swarm.v1.RootCA
+	20, // 3: swarm.v1.Cluster.join_tokens:type_name -> swarm.v1.JoinTokens
+	2,  // 4: swarm.v1.Cluster.gossip_keys:type_name -> swarm.v1.GossipKey
+	18, // 5: swarm.v1.Node.meta:type_name -> swarm.v1.Meta
+	21, // 6: swarm.v1.Node.spec:type_name -> swarm.v1.NodeSpec
+	22, // 7: swarm.v1.Node.role:type_name -> swarm.v1.NodeRole
+	18, // 8: swarm.v1.NodeStatus.meta:type_name -> swarm.v1.Meta
+	23, // 9: swarm.v1.NodeStatus.state:type_name -> swarm.v1.NodeState
+	24, // 10: swarm.v1.NodeStatus.description:type_name -> swarm.v1.NodeDescription
+	18, // 11: swarm.v1.Service.meta:type_name -> swarm.v1.Meta
+	25, // 12: swarm.v1.Service.spec:type_name -> swarm.v1.ServiceSpec
+	25, // 13: swarm.v1.Service.previous_spec:type_name -> swarm.v1.ServiceSpec
+	26, // 14: swarm.v1.Template.spec:type_name -> swarm.v1.TaskSpec
+	27, // 15: swarm.v1.Template.host_ports:type_name -> swarm.v1.PortConfig
+	0,  // 16: swarm.v1.UpdateStatus.state:type_name -> swarm.v1.UpdateState
+	18, // 17: swarm.v1.ServiceProgress.meta:type_name -> swarm.v1.Meta
+	8,  // 18: swarm.v1.ServiceProgress.update:type_name -> swarm.v1.UpdateStatus
+	18, // 19: swarm.v1.SlotProgress.meta:type_name -> swarm.v1.Meta
+	18, // 20: swarm.v1.Task.meta:type_name -> swarm.v1.Meta
+	28, // 21: swarm.v1.Task.desired_state:type_name -> swarm.v1.TaskState
+	28, // 22: swarm.v1.TaskStatus.state:type_name -> swarm.v1.TaskState
+	14, // 23: swarm.v1.TaskStatus.container:type_name -> swarm.v1.ContainerStatus
+	27, // 24: swarm.v1.TaskStatus.host_ports:type_name -> swarm.v1.PortConfig
+	25, // [25:25] is the sub-list for method output_type
+	25, // [25:25] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_rows_proto_init() }
@@ -1773,7 +1854,7 @@ func file_swarm_v1_rows_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_rows_proto_rawDesc), len(file_swarm_v1_rows_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

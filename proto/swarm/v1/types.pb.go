@@ -1354,9 +1354,12 @@ type TaskSpec struct {
 	Restart   *RestartPolicy         `protobuf:"bytes,3,opt,name=restart,proto3" json:"restart,omitempty"`
 	Placement *Placement             `protobuf:"bytes,4,opt,name=placement,proto3" json:"placement,omitempty"`
 	// Counts --force: a change replaces all tasks though nothing else changed.
-	ForceUpdate   uint64 `protobuf:"varint,5,opt,name=force_update,json=forceUpdate,proto3" json:"force_update,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ForceUpdate uint64 `protobuf:"varint,5,opt,name=force_update,json=forceUpdate,proto3" json:"force_update,omitempty"`
+	// A node that has had no contact with any manager for this long stops the task, and the managers start no
+	// replacement of it before that must have happened. Unset = never: the task goes on, and may run twice.
+	StopAfterDisconnect *durationpb.Duration `protobuf:"bytes,6,opt,name=stop_after_disconnect,json=stopAfterDisconnect,proto3" json:"stop_after_disconnect,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *TaskSpec) Reset() {
@@ -1422,6 +1425,13 @@ func (x *TaskSpec) GetForceUpdate() uint64 {
 		return x.ForceUpdate
 	}
 	return 0
+}
+
+func (x *TaskSpec) GetStopAfterDisconnect() *durationpb.Duration {
+	if x != nil {
+		return x.StopAfterDisconnect
+	}
+	return nil
 }
 
 type ReplicatedMode struct {
@@ -2067,8 +2077,10 @@ type ClusterSpec struct {
 	NodeCertExpiry *durationpb.Duration `protobuf:"bytes,3,opt,name=node_cert_expiry,json=nodeCertExpiry,proto3" json:"node_cert_expiry,omitempty"`
 	// Ended tasks kept a slot; unset = 5.
 	TaskHistoryLimit *uint32 `protobuf:"varint,4,opt,name=task_history_limit,json=taskHistoryLimit,proto3,oneof" json:"task_history_limit,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// How often the key that encrypts gossip is replaced; unset = 24 h, floor 1 h.
+	GossipKeyRotation *durationpb.Duration `protobuf:"bytes,5,opt,name=gossip_key_rotation,json=gossipKeyRotation,proto3" json:"gossip_key_rotation,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *ClusterSpec) Reset() {
@@ -2127,6 +2139,13 @@ func (x *ClusterSpec) GetTaskHistoryLimit() uint32 {
 		return *x.TaskHistoryLimit
 	}
 	return 0
+}
+
+func (x *ClusterSpec) GetGossipKeyRotation() *durationpb.Duration {
+	if x != nil {
+		return x.GossipKeyRotation
+	}
+	return nil
 }
 
 type JoinTokens struct {
@@ -2257,13 +2276,14 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\tPlacement\x12 \n" +
 	"\vconstraints\x18\x01 \x03(\tR\vconstraints\x12?\n" +
 	"\vpreferences\x18\x02 \x03(\v2\x1d.swarm.v1.PlacementPreferenceR\vpreferences\x121\n" +
-	"\x15max_replicas_per_node\x18\x03 \x01(\x04R\x12maxReplicasPerNode\"\x88\x02\n" +
+	"\x15max_replicas_per_node\x18\x03 \x01(\x04R\x12maxReplicasPerNode\"\xd7\x02\n" +
 	"\bTaskSpec\x125\n" +
 	"\tcontainer\x18\x01 \x01(\v2\x17.swarm.v1.ContainerSpecR\tcontainer\x12<\n" +
 	"\tresources\x18\x02 \x01(\v2\x1e.swarm.v1.ResourceRequirementsR\tresources\x121\n" +
 	"\arestart\x18\x03 \x01(\v2\x17.swarm.v1.RestartPolicyR\arestart\x121\n" +
 	"\tplacement\x18\x04 \x01(\v2\x13.swarm.v1.PlacementR\tplacement\x12!\n" +
-	"\fforce_update\x18\x05 \x01(\x04R\vforceUpdate\",\n" +
+	"\fforce_update\x18\x05 \x01(\x04R\vforceUpdate\x12M\n" +
+	"\x15stop_after_disconnect\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x13stopAfterDisconnect\",\n" +
 	"\x0eReplicatedMode\x12\x1a\n" +
 	"\breplicas\x18\x01 \x01(\x04R\breplicas\"\f\n" +
 	"\n" +
@@ -2318,13 +2338,14 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12.\n" +
 	"\bplatform\x18\x02 \x01(\v2\x12.swarm.v1.PlatformR\bplatform\x121\n" +
 	"\tresources\x18\x03 \x01(\v2\x13.swarm.v1.ResourcesR\tresources\x123\n" +
-	"\x06engine\x18\x04 \x01(\v2\x1b.swarm.v1.EngineDescriptionR\x06engine\"\xed\x01\n" +
+	"\x06engine\x18\x04 \x01(\v2\x1b.swarm.v1.EngineDescriptionR\x06engine\"\xb8\x02\n" +
 	"\vClusterSpec\x12\x1f\n" +
 	"\vfabric_pool\x18\x01 \x01(\tR\n" +
 	"fabricPool\x12.\n" +
 	"\x13fabric_block_length\x18\x02 \x01(\rR\x11fabricBlockLength\x12C\n" +
 	"\x10node_cert_expiry\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x0enodeCertExpiry\x121\n" +
-	"\x12task_history_limit\x18\x04 \x01(\rH\x00R\x10taskHistoryLimit\x88\x01\x01B\x15\n" +
+	"\x12task_history_limit\x18\x04 \x01(\rH\x00R\x10taskHistoryLimit\x88\x01\x01\x12I\n" +
+	"\x13gossip_key_rotation\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x11gossipKeyRotationB\x15\n" +
 	"\x13_task_history_limit\">\n" +
 	"\n" +
 	"JoinTokens\x12\x16\n" +
@@ -2463,32 +2484,34 @@ var file_swarm_v1_types_proto_depIdxs = []int32{
 	12, // 14: swarm.v1.TaskSpec.resources:type_name -> swarm.v1.ResourceRequirements
 	13, // 15: swarm.v1.TaskSpec.restart:type_name -> swarm.v1.RestartPolicy
 	19, // 16: swarm.v1.TaskSpec.placement:type_name -> swarm.v1.Placement
-	21, // 17: swarm.v1.ServiceMode.replicated:type_name -> swarm.v1.ReplicatedMode
-	22, // 18: swarm.v1.ServiceMode.global:type_name -> swarm.v1.GlobalMode
-	37, // 19: swarm.v1.UpdateConfig.delay:type_name -> google.protobuf.Duration
-	9,  // 20: swarm.v1.UpdateConfig.failure_action:type_name -> swarm.v1.FailureAction
-	37, // 21: swarm.v1.UpdateConfig.monitor:type_name -> google.protobuf.Duration
-	8,  // 22: swarm.v1.UpdateConfig.order:type_name -> swarm.v1.UpdateOrder
-	14, // 23: swarm.v1.EndpointSpec.ports:type_name -> swarm.v1.PortConfig
-	34, // 24: swarm.v1.ServiceSpec.labels:type_name -> swarm.v1.ServiceSpec.LabelsEntry
-	20, // 25: swarm.v1.ServiceSpec.task:type_name -> swarm.v1.TaskSpec
-	23, // 26: swarm.v1.ServiceSpec.mode:type_name -> swarm.v1.ServiceMode
-	24, // 27: swarm.v1.ServiceSpec.update:type_name -> swarm.v1.UpdateConfig
-	24, // 28: swarm.v1.ServiceSpec.rollback:type_name -> swarm.v1.UpdateConfig
-	25, // 29: swarm.v1.ServiceSpec.endpoint:type_name -> swarm.v1.EndpointSpec
-	1,  // 30: swarm.v1.NodeSpec.desired_role:type_name -> swarm.v1.NodeRole
-	2,  // 31: swarm.v1.NodeSpec.availability:type_name -> swarm.v1.NodeAvailability
-	35, // 32: swarm.v1.NodeSpec.labels:type_name -> swarm.v1.NodeSpec.LabelsEntry
-	36, // 33: swarm.v1.EngineDescription.labels:type_name -> swarm.v1.EngineDescription.LabelsEntry
-	28, // 34: swarm.v1.NodeDescription.platform:type_name -> swarm.v1.Platform
-	11, // 35: swarm.v1.NodeDescription.resources:type_name -> swarm.v1.Resources
-	29, // 36: swarm.v1.NodeDescription.engine:type_name -> swarm.v1.EngineDescription
-	37, // 37: swarm.v1.ClusterSpec.node_cert_expiry:type_name -> google.protobuf.Duration
-	38, // [38:38] is the sub-list for method output_type
-	38, // [38:38] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	37, // 17: swarm.v1.TaskSpec.stop_after_disconnect:type_name -> google.protobuf.Duration
+	21, // 18: swarm.v1.ServiceMode.replicated:type_name -> swarm.v1.ReplicatedMode
+	22, // 19: swarm.v1.ServiceMode.global:type_name -> swarm.v1.GlobalMode
+	37, // 20: swarm.v1.UpdateConfig.delay:type_name -> google.protobuf.Duration
+	9,  // 21: swarm.v1.UpdateConfig.failure_action:type_name -> swarm.v1.FailureAction
+	37, // 22: swarm.v1.UpdateConfig.monitor:type_name -> google.protobuf.Duration
+	8,  // 23: swarm.v1.UpdateConfig.order:type_name -> swarm.v1.UpdateOrder
+	14, // 24: swarm.v1.EndpointSpec.ports:type_name -> swarm.v1.PortConfig
+	34, // 25: swarm.v1.ServiceSpec.labels:type_name -> swarm.v1.ServiceSpec.LabelsEntry
+	20, // 26: swarm.v1.ServiceSpec.task:type_name -> swarm.v1.TaskSpec
+	23, // 27: swarm.v1.ServiceSpec.mode:type_name -> swarm.v1.ServiceMode
+	24, // 28: swarm.v1.ServiceSpec.update:type_name -> swarm.v1.UpdateConfig
+	24, // 29: swarm.v1.ServiceSpec.rollback:type_name -> swarm.v1.UpdateConfig
+	25, // 30: swarm.v1.ServiceSpec.endpoint:type_name -> swarm.v1.EndpointSpec
+	1,  // 31: swarm.v1.NodeSpec.desired_role:type_name -> swarm.v1.NodeRole
+	2,  // 32: swarm.v1.NodeSpec.availability:type_name -> swarm.v1.NodeAvailability
+	35, // 33: swarm.v1.NodeSpec.labels:type_name -> swarm.v1.NodeSpec.LabelsEntry
+	36, // 34: swarm.v1.EngineDescription.labels:type_name -> swarm.v1.EngineDescription.LabelsEntry
+	28, // 35: swarm.v1.NodeDescription.platform:type_name -> swarm.v1.Platform
+	11, // 36: swarm.v1.NodeDescription.resources:type_name -> swarm.v1.Resources
+	29, // 37: swarm.v1.NodeDescription.engine:type_name -> swarm.v1.EngineDescription
+	37, // 38: swarm.v1.ClusterSpec.node_cert_expiry:type_name -> google.protobuf.Duration
+	37, // 39: swarm.v1.ClusterSpec.gossip_key_rotation:type_name -> google.protobuf.Duration
+	40, // [40:40] is the sub-list for method output_type
+	40, // [40:40] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_types_proto_init() }
