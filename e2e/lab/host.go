@@ -45,6 +45,10 @@ func (h *Host) PowerOff() error {
 		return nil
 	}
 	err := h.Resume()
+	if h.release != nil { // what waits for a disk cannot be killed
+		err = errors.Join(err, h.release())
+		h.release = nil
+	}
 	h.node.kill()
 	h.node = nil
 	return errors.Join(err, removeCgroups(strings.TrimPrefix(h.cgroupParent(), "/")))

@@ -45,14 +45,23 @@ type response struct {
 	Error string
 }
 
-// Dispatch runs a host's first process when this process was started as one, and does not return then. A program
+// Dispatch runs one of the lab's own processes when this process was started as one, and does not return then. A program
 // that makes labs calls it first in main or TestMain.
 func Dispatch() {
-	if len(os.Args) < 3 || os.Args[1] != initArg {
+	if len(os.Args) < 3 {
 		return
 	}
-	fmt.Fprintln(os.Stderr, "lab host:", runInit(os.Args[2]))
-	os.Exit(1)
+	switch os.Args[1] {
+	case initArg:
+		fmt.Fprintln(os.Stderr, "lab host:", runInit(os.Args[2]))
+		os.Exit(1)
+	case hangArg:
+		if err := runHang(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, "lab disk:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 }
 
 // runInit waits until its network is there (a byte on standard input), sets up the host's mounts and serves until

@@ -69,6 +69,8 @@ type Host struct {
 	lab   *Lab
 	index int
 	node  *node
+	// release ends the last hang of its disk.
+	release func() error
 }
 
 // New makes the switch and the hosts. The hosts run nothing yet.

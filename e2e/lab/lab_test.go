@@ -98,3 +98,37 @@ func TestPowerOff_EverythingOnTheHostIsGone_DataStays(t *testing.T) {
 		t.Errorf("%q %v; want the data kept, the run directory empty, the process gone", out, err)
 	}
 }
+
+func TestOwnDisk_Hangs_WritesWaitUntilItIsReleased(t *testing.T) {
+	l := newLab(t, 1)
+	h := l.Hosts()[0]
+	if err := h.OwnDisk(64); err != nil {
+		t.Fatal(err)
+	}
+	release, err := h.HangDisk()
+	if err != nil {
+		t.Fatal(err)
+	}
+	written := make(chan error, 1)
+	go func() {
+		_, code, err := h.Run("/bin/sh", "-c", "echo data >/var/lib/swarmd/file && sync /var/lib/swarmd/file")
+		if err == nil && code != 0 {
+			t.Errorf("exit %d", code)
+		}
+		written <- err
+	}()
+	select {
+	case err := <-written:
+		t.Fatalf("a write on a hung disk has returned: %v", err)
+	case <-time.After(300 * time.Millisecond):
+	}
+	if err := release(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-written; err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.HangDisk(); err != nil { // powered off while it hangs: see newLab
+		t.Fatal(err)
+	}
+}
