@@ -72,9 +72,11 @@ type GetClusterResponse struct {
 	Tasks      uint32   `protobuf:"varint,8,opt,name=tasks,proto3" json:"tasks,omitempty"`
 	Alarms     []*Alarm `protobuf:"bytes,9,rep,name=alarms,proto3" json:"alarms,omitempty"`
 	// Node ID of the leader.
-	Leader        string `protobuf:"bytes,10,opt,name=leader,proto3" json:"leader,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Leader string `protobuf:"bytes,10,opt,name=leader,proto3" json:"leader,omitempty"`
+	// Of the managers, those that vote and whose node is ready.
+	ReachableManagers uint32 `protobuf:"varint,11,opt,name=reachable_managers,json=reachableManagers,proto3" json:"reachable_managers,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *GetClusterResponse) Reset() {
@@ -175,6 +177,13 @@ func (x *GetClusterResponse) GetLeader() string {
 		return x.Leader
 	}
 	return ""
+}
+
+func (x *GetClusterResponse) GetReachableManagers() uint32 {
+	if x != nil {
+		return x.ReachableManagers
+	}
+	return 0
 }
 
 type GetJoinTokensRequest struct {
@@ -1960,7 +1969,7 @@ var File_swarm_v1_control_proto protoreflect.FileDescriptor
 const file_swarm_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"\x16swarm/v1/control.proto\x12\bswarm.v1\x1a\x15swarm/v1/access.proto\x1a\x13swarm/v1/rows.proto\x1a\x14swarm/v1/types.proto\"\x13\n" +
-	"\x11GetClusterRequest\"\xb9\x02\n" +
+	"\x11GetClusterRequest\"\xe8\x02\n" +
 	"\x12GetClusterResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\"\n" +
 	"\x04meta\x18\x02 \x01(\v2\x0e.swarm.v1.MetaR\x04meta\x12)\n" +
@@ -1973,7 +1982,8 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\x05tasks\x18\b \x01(\rR\x05tasks\x12'\n" +
 	"\x06alarms\x18\t \x03(\v2\x0f.swarm.v1.AlarmR\x06alarms\x12\x16\n" +
 	"\x06leader\x18\n" +
-	" \x01(\tR\x06leader\"\x16\n" +
+	" \x01(\tR\x06leader\x12-\n" +
+	"\x12reachable_managers\x18\v \x01(\rR\x11reachableManagers\"\x16\n" +
 	"\x14GetJoinTokensRequest\"n\n" +
 	"\x15GetJoinTokensResponse\x12,\n" +
 	"\x06tokens\x18\x01 \x01(\v2\x14.swarm.v1.JoinTokensR\x06tokens\x12'\n" +
