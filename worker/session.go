@@ -63,7 +63,9 @@ func (l *link) setConnected(address string) {
 func (l *link) run(ctx context.Context, k kept) error {
 	l.bootID = swarmpb.NewID()
 	l.refused = false
-	l.managers.learn(k.managers)
+	if l.managers.learn(k.managers) {
+		l.learned(k.managers)
+	}
 	pause := backoff{min: l.cfg.Limits.ReconnectMin, max: l.cfg.Limits.ReconnectMax}
 	for ctx.Err() == nil {
 		address, ok := l.managers.pick()
@@ -231,6 +233,13 @@ func (l *link) hear(stream sessionStream, interval chan<- time.Duration) error {
 func (l *link) heard(r *swarmpb.SessionResponse) {
 	if l.managers.learn(r.GetManagers()) {
 		l.db.set(bucketNode, keyManagers, &swarmpb.SessionResponse{Managers: r.GetManagers()})
+		l.learned(r.GetManagers())
+	}
+}
+
+func (l *link) learned(peers []*swarmpb.ManagerPeer) {
+	if l.cfg.Learned != nil {
+		l.cfg.Learned(peers)
 	}
 }
 

@@ -63,6 +63,9 @@ type Config struct {
 	Dial func(ctx context.Context, address string) (Conn, error)
 	// Managers to begin with; those learned later are kept in the local database and tried as well.
 	Managers []*swarmpb.ManagerPeer
+	// Learned is told of the managers that the cluster has, when they are first known and when they change. It must be
+	// quick. May be nil.
+	Learned func([]*swarmpb.ManagerPeer)
 	// Version of this program, told to the managers.
 	Version string
 	// Labels of the engine, told to the managers.
