@@ -28,12 +28,13 @@ type Renewer struct {
 	// Managers returns the addresses to ask, best first.
 	Managers func() []string
 	Logger   *slog.Logger
-	// Renewed, if set, is told of each new identity, once it is in use. Its role may be another than before.
+	// Renewed, if set, is told of each new identity, once it is in use and saved: what is begun upon it is found again
+	// by the next start. Its role may be another than before.
 	Renewed func(Identity)
 	// Self, if set, is the CA in this process, asked before any other: a manager can always renew itself, though
 	// its certificate has expired and nobody would talk to it.
 	Self RenewFunc
-	// Wake, if set, has the certificate renewed at once: the node's role has changed.
+	// Wake, if set, has the certificate renewed at once, or tried again at once: the node's role has changed.
 	Wake <-chan struct{}
 	// Rand draws from [0, 1); nil: math/rand.
 	Rand func() float64
@@ -63,6 +64,9 @@ func (r *Renewer) Run(ctx context.Context) error {
 		if err := r.retry(ctx, draw, "save certificate", r.save); err != nil {
 			return err
 		}
+		if id, ok := r.Credentials.Identity(); ok && r.Renewed != nil {
+			r.Renewed(id)
+		}
 	}
 }
 
@@ -79,9 +83,6 @@ func (r *Renewer) renew(ctx context.Context) error {
 	}
 	r.Credentials.Set(id)
 	r.Logger.Info("renewed the node's certificate", "node", id.NodeID, "role", RoleOU(id.Role), "expires", id.Expires)
-	if r.Renewed != nil {
-		r.Renewed(id)
-	}
 	return nil
 }
 
@@ -124,6 +125,8 @@ func (r *Renewer) retry(ctx context.Context, draw func() float64, what string, d
 		timer := time.NewTimer(pause/2 + time.Duration(draw()*float64(pause)/2))
 		select {
 		case <-timer.C:
+		case <-r.Wake:
+			timer.Stop()
 		case <-ctx.Done():
 			timer.Stop()
 			return ctx.Err()

@@ -110,6 +110,57 @@ func TestRenewer_DaysGoBy_RenewsWithinLifeAndSaves(t *testing.T) {
 	})
 }
 
+func TestRenewer_WokenBetweenTries_TriesAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := &selfCA{testCA: newTestCA(t, "c1"), role: managerRole, failures: 20}
+		wake := make(chan struct{})
+		r, stop := ca.start(t, ca.identityUntil("m1", managerRole, time.Now().Add(-time.Hour)), wake)
+		time.Sleep(20 * time.Minute) // the pause has grown to minutes by now
+		synctest.Wait()
+		calls, _ := ca.seen()
+		ca.with(func() { ca.failures = 0 })
+		wake <- struct{}{}
+		synctest.Wait()
+		if after, told := ca.seen(); after != calls+1 || told != 1 {
+			t.Errorf("%d tries after it was woken, told of %d", after-calls, told)
+		}
+		if id, err := LoadIdentity(r.Dir); err != nil || id.Expired(time.Now()) {
+			t.Errorf("saved %v, %v", id.Expires, err)
+		}
+		if err := stop(); !errors.Is(err, context.Canceled) {
+			t.Errorf("Run returned %v", err)
+		}
+	})
+}
+
+func TestRenewer_Renewed_IsToldOnceItIsSaved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := &selfCA{testCA: newTestCA(t, "c1"), role: managerRole}
+		creds := NewCredentials()
+		creds.Set(ca.identity("m1", workerRole))
+		wake, told := make(chan struct{}, 1), false
+		r := &Renewer{
+			Credentials: creds, Dir: t.TempDir(), Managers: func() []string { return nil }, Logger: slog.New(slog.DiscardHandler),
+			Self: ca.renew, Wake: wake,
+		}
+		r.Renewed = func(id Identity) {
+			saved, err := LoadIdentity(r.Dir)
+			if told = true; err != nil || saved.Role != id.Role || id.Role != managerRole {
+				t.Errorf("told of %v with %v on disk: %v", id.Role, saved.Role, err)
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- r.Run(ctx) }()
+		wake <- struct{}{}
+		synctest.Wait()
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) || !told {
+			t.Errorf("Run returned %v, told: %v", err, told)
+		}
+	})
+}
+
 func TestRenewer_ManagerOffPastItsCertificate_RenewsItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := &selfCA{testCA: newTestCA(t, "c1"), role: managerRole}
