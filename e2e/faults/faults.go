@@ -106,8 +106,12 @@ func killHost(ctx context.Context, c *measure.Cluster, n int) ([]row, error) {
 	w.Close()
 	var down, elsewhere measure.Series
 	for i := range n {
-		d, e, err := killOneHost(ctx, c, c.Members()[1+i%2])
+		victim := c.Members()[1+i%2]
+		d, e, err := timeLoss(ctx, c, victim, victim.PowerOff)
 		if err != nil {
+			return nil, err
+		}
+		if err := back(ctx, c, victim); err != nil {
 			return nil, err
 		}
 		down, elsewhere = append(down, d), append(elsewhere, e)
@@ -119,12 +123,13 @@ func killHost(ctx context.Context, c *measure.Cluster, n int) ([]row, error) {
 	}, nil
 }
 
-func killOneHost(ctx context.Context, c *measure.Cluster, victim *measure.Host) (down, elsewhere time.Duration, err error) {
+// timeLoss loses a host, and says when it was called down and when what ran there ran elsewhere.
+func timeLoss(ctx context.Context, c *measure.Cluster, victim *measure.Host, lose func() error) (down, elsewhere time.Duration, err error) {
 	w, err := resettled(ctx, c)
 	if err != nil {
 		return 0, 0, err
 	}
-	defer w.Close()
+	defer func() { w.Close() }()
 	on := func(p *measure.Picture) (n int) {
 		for _, t := range p.RunningTasks() {
 			if t.GetNodeId() == victim.NodeID {
@@ -137,7 +142,7 @@ func killOneHost(ctx context.Context, c *measure.Cluster, victim *measure.Host) 
 		return 0, 0, fmt.Errorf("no replica runs on %s", victim.Name)
 	}
 	begin := time.Now()
-	if err := victim.PowerOff(); err != nil {
+	if err := lose(); err != nil {
 		return 0, 0, err
 	}
 	seen := make(chan error, 1)
@@ -151,14 +156,11 @@ func killOneHost(ctx context.Context, c *measure.Cluster, victim *measure.Host) 
 	if errDown := <-seen; err == nil {
 		err = errDown
 	}
-	if err == nil {
-		err = back(ctx, c, victim, w)
-	}
 	return down, elsewhere, err
 }
 
-// back brings a dead host back and moves a fair share of the replicas onto it for the next run.
-func back(ctx context.Context, c *measure.Cluster, h *measure.Host, w *measure.Watch) error {
+// back brings a dead host back and gives it a fair share of the replicas for the next run.
+func back(ctx context.Context, c *measure.Cluster, h *measure.Host) error {
 	if err := h.PowerOn(); err != nil {
 		return err
 	}
@@ -168,9 +170,19 @@ func back(ctx context.Context, c *measure.Cluster, h *measure.Host, w *measure.W
 	if err := c.Await(ctx, h, swarmpb.NodeState_NODE_STATE_READY); err != nil {
 		return err
 	}
+	w, err := resettled(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer w.Close()
 	if len(w.RunningTasks()) != replicas {
 		return fmt.Errorf("%d replicas run after %s came back, want %d", len(w.RunningTasks()), h.Name, replicas)
 	}
+	return spread(ctx, c, w)
+}
+
+// spread moves a fair share of the replicas onto every host.
+func spread(ctx context.Context, c *measure.Cluster, w *measure.Watch) error {
 	for _, count := range []uint64{replicas / 3, replicas} {
 		if err := c.Scale(ctx, service, count); err != nil {
 			return err
@@ -231,15 +243,16 @@ func killManager(ctx context.Context, c *measure.Cluster, n int) ([]row, error) 
 func firstWrite(ctx context.Context, c *measure.Cluster, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
+	request := &swarmpb.CreateServiceRequest{Spec: measure.Service(name, 0), RequestId: swarmpb.NewID()}
 	for {
 		c.Manager().Reconnect()
-		err := c.Create(ctx, measure.Service(name, 0))
+		_, err := c.Manager().Control.CreateService(ctx, request)
 		if err == nil {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("no write is accepted after a restart: %w", err)
+			return fmt.Errorf("no write is accepted: %w", err)
 		case <-time.After(retryEvery):
 		}
 	}

@@ -1,5 +1,7 @@
-// Command faults measures the time from a fault to its repair, on hosts with real containers: a container killed,
-// a host killed, the manager's daemon killed and started again. It prints median and worst beside Docker Swarm's.
+// Command faults measures the time from a fault to its repair, on hosts with real containers: a container killed, a
+// host killed, a lone manager's daemon killed and started again; with three managers the leader killed, paused, on a
+// disk that hangs, and stopped as planned; with five the leader and a worker killed in the same instant. It prints
+// median and worst beside Docker Swarm's.
 package main
 
 import (
@@ -40,12 +42,22 @@ type row struct {
 
 // fault is a kind of fault: n of them, one after the other, and what was measured.
 type fault struct {
-	name string
-	try  func(ctx context.Context, c *measure.Cluster, n int) ([]row, error)
+	name              string
+	managers, workers int
+	// ownDisk: the hosts have disks that can hang.
+	ownDisk bool
+	try     func(ctx context.Context, c *measure.Cluster, n int) ([]row, error)
 }
 
 func run() error {
-	faults := []fault{{"container", killContainer}, {"host", killHost}, {"manager", killManager}}
+	faults := []fault{
+		{"container", 1, 2, false, killContainer},
+		{"host", 1, 2, false, killHost},
+		{"manager", 1, 2, false, killManager},
+		{"leader", 3, 1, true, loseLeader},
+		{"stop", 3, 1, false, stopLeader},
+		{"both", 5, 3, false, killLeaderAndHost},
+	}
 	var names []string
 	for _, f := range faults {
 		names = append(names, f.name)
@@ -78,13 +90,13 @@ func run() error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 
-	fmt.Printf("3 hosts on this machine, load %s at the start\n", measure.Load())
+	fmt.Printf("hosts on this machine, load %s at the start\n", measure.Load())
 	var rows []row
 	for _, f := range faults {
 		if !slices.Contains(chosen, f.name) {
 			continue
 		}
-		more, err := on3Hosts(ctx, cfg, *runs, f)
+		more, err := onHosts(ctx, cfg, *runs, f)
 		if err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
 		}
@@ -94,13 +106,24 @@ func run() error {
 	return print(os.Stdout, rows)
 }
 
-func on3Hosts(ctx context.Context, cfg measure.Config, runs int, f fault) (rows []row, err error) {
+// diskMiB is the size of a host's own disk: well over the watermark under which a manager gives up leadership.
+const diskMiB = 1024
+
+func onHosts(ctx context.Context, cfg measure.Config, runs int, f fault) (rows []row, err error) {
+	if f.ownDisk {
+		cfg.DiskMiB = diskMiB
+	}
 	c, _, err := measure.Found(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = c.Close(err) }()
-	for range 2 {
+	for range f.managers - 1 {
+		if _, err := c.JoinManager(ctx); err != nil {
+			return nil, err
+		}
+	}
+	for range f.workers {
 		if _, _, err := c.Join(ctx); err != nil {
 			return nil, err
 		}

@@ -35,16 +35,19 @@ type Config struct {
 	Dir string
 	// Swarmd is the binary under test, Archive the demo image.
 	Swarmd, Archive string
+	// DiskMiB, unless 0, is the size of a disk that each host has for its data.
+	DiskMiB int
 	// Env is added to swarmd's environment.
 	Env []string
 }
 
-// Cluster is a lab whose first host is the manager.
+// Cluster is a lab whose first hosts are the managers.
 type Cluster struct {
 	*lab.Lab
-	cfg   Config
-	hosts []*Host
-	token string
+	cfg    Config
+	hosts  []*Host
+	asked  *Host
+	tokens *swarmpb.JoinTokens
 }
 
 // Host is a host with a client of its local socket.
@@ -89,11 +92,33 @@ func (c *Cluster) Close(err error) error {
 	return errors.Join(c.Lab.Close(), os.RemoveAll(c.cfg.Dir))
 }
 
-// Manager is the first host.
-func (c *Cluster) Manager() *Host { return c.hosts[0] }
+// Manager is the one that is asked: the first host, or what Ask has chosen.
+func (c *Cluster) Manager() *Host { return c.asked }
 
-// Members are all hosts, the manager first.
+// Ask has another manager asked from now on.
+func (c *Cluster) Ask(h *Host) { c.asked = h }
+
+// Members are all hosts, the managers first.
 func (c *Cluster) Members() []*Host { return c.hosts }
+
+// Leader is the manager that leads, as the one that is asked sees it.
+func (c *Cluster) Leader(ctx context.Context) (*Host, error) {
+	var leader *Host
+	err := until(ctx, func() error {
+		r, err := c.Manager().Control.GetCluster(ctx, &swarmpb.GetClusterRequest{})
+		if err != nil {
+			return err
+		}
+		for _, h := range c.hosts {
+			if h.NodeID == r.GetLeader() {
+				leader = h
+				return nil
+			}
+		}
+		return errors.New("there is no leader")
+	})
+	return leader, err
+}
 
 func (c *Cluster) init(ctx context.Context) (time.Duration, error) {
 	h, err := c.add(ctx)
@@ -105,20 +130,47 @@ func (c *Cluster) init(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, fmt.Errorf("init: %w", err)
 	}
-	h.NodeID, c.token = made.GetNodeId(), made.GetTokens().GetWorker()
+	h.NodeID, c.tokens, c.asked = made.GetNodeId(), made.GetTokens(), h
 	err = c.Await(ctx, h, swarmpb.NodeState_NODE_STATE_READY)
 	return time.Since(begin), err
 }
 
 // Join adds a host as a worker; it says how long the join took until the manager saw the node ready.
 func (c *Cluster) Join(ctx context.Context) (*Host, time.Duration, error) {
+	return c.join(ctx, c.tokens.GetWorker())
+}
+
+// JoinManager adds a host as a manager and waits until it votes.
+func (c *Cluster) JoinManager(ctx context.Context) (*Host, error) {
+	h, _, err := c.join(ctx, c.tokens.GetManager())
+	if err != nil {
+		return nil, err
+	}
+	return h, c.AwaitVoter(ctx, h)
+}
+
+// AwaitVoter waits until a host is a manager that votes and answers.
+func (c *Cluster) AwaitVoter(ctx context.Context, h *Host) error {
+	return until(ctx, func() error {
+		r, err := c.Manager().Control.GetNode(ctx, &swarmpb.GetNodeRequest{Node: h.NodeID})
+		if err != nil {
+			return err
+		}
+		if m := r.GetNode().GetManager(); !m.GetVoter() || !m.GetReachable() {
+			return fmt.Errorf("%s is no voter yet", h.Name)
+		}
+		return nil
+	})
+}
+
+func (c *Cluster) join(ctx context.Context, token string) (*Host, time.Duration, error) {
 	h, err := c.add(ctx)
 	if err != nil {
 		return nil, 0, err
 	}
 	begin := time.Now()
 	made, err := h.Local.Join(ctx, &swarmpb.JoinRequest{
-		Token: c.token, Managers: []string{c.Manager().Addr.String()}, AdvertiseAddress: h.Addr.String(),
+		Token: token, Managers: []string{c.Manager().Addr.String()}, AdvertiseAddress: h.Addr.String(),
 	})
 	if err != nil {
 		return nil, 0, fmt.Errorf("join: %w", err)
@@ -135,6 +187,11 @@ func (c *Cluster) add(ctx context.Context) (*Host, error) {
 		return nil, err
 	}
 	h := &Host{Host: on}
+	if c.cfg.DiskMiB > 0 {
+		if err := h.OwnDisk(c.cfg.DiskMiB); err != nil {
+			return nil, err
+		}
+	}
 	if h.conn, err = wire.DialLocal(on.Socket()); err != nil {
 		return nil, err
 	}
@@ -168,6 +225,12 @@ func (h *Host) Answers(ctx context.Context) error {
 
 // Reconnect has the next call dial at once, after a daemon that was gone: a client's pause would be measured.
 func (h *Host) Reconnect() { h.conn.ResetConnectBackoff() }
+
+// ConnectedTo is the address of the manager that the host's worker has its session with.
+func (h *Host) ConnectedTo(ctx context.Context) (string, error) {
+	info, err := h.Local.GetInfo(ctx, &swarmpb.GetInfoRequest{})
+	return info.GetConnectedTo(), err
+}
 
 func (h *Host) load(ctx context.Context, archive string) error {
 	f, err := os.Open(archive)
