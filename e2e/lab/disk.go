@@ -66,6 +66,14 @@ func (h *Host) HangDisk() (release func() error, err error) {
 	return release, nil
 }
 
+// ReleaseDisk ends the last hang of the host's disk.
+func (h *Host) ReleaseDisk() error {
+	if h.release == nil {
+		return nil
+	}
+	return h.release()
+}
+
 // FIFREEZE and FITHAW of linux/fs.h.
 const (
 	ioctlFreeze = 0xC0045877
