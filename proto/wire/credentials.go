@@ -26,6 +26,7 @@ const (
 type Credentials struct {
 	identity atomic.Pointer[Identity]
 	revoked  atomic.Pointer[func(string, swarmpb.NodeRole) bool]
+	role     atomic.Pointer[func(string, swarmpb.NodeRole) swarmpb.NodeRole]
 	dialer   atomic.Pointer[Dialer]
 
 	mu   sync.Mutex
@@ -65,9 +66,29 @@ func (c *Credentials) Identity() (Identity, bool) {
 }
 
 // SetRevoked sets the check that every handshake passes besides the certificate's: true refuses a peer of that
-// node ID and role. It is called concurrently and must be quick.
+// node ID and certified role; nil: none is refused. It is called concurrently, with no lock held, and a handshake
+// waits for it.
 func (c *Credentials) SetRevoked(revoked func(nodeID string, role swarmpb.NodeRole) bool) {
 	c.revoked.Store(&revoked)
+}
+
+// SetRole sets what role counts for a peer whose certificate says certified, which is what counts with nil. It is
+// asked at every handshake and at every call, so that a manager which is none any more loses its rights while its
+// connections live. It is called concurrently and must be quick.
+func (c *Credentials) SetRole(role func(nodeID string, certified swarmpb.NodeRole) swarmpb.NodeRole) {
+	c.role.Store(&role)
+}
+
+// roleOf is the role that counts. It never is more than the certificate says.
+func (c *Credentials) roleOf(nodeID string, certified swarmpb.NodeRole) swarmpb.NodeRole {
+	f := c.role.Load()
+	if certified != swarmpb.NodeRole_NODE_ROLE_MANAGER || f == nil || *f == nil {
+		return certified
+	}
+	if (*f)(nodeID, certified) == swarmpb.NodeRole_NODE_ROLE_MANAGER {
+		return certified
+	}
+	return swarmpb.NodeRole_NODE_ROLE_WORKER
 }
 
 // SetDialer replaces the TCP dialer, for clusters within one process.
@@ -79,10 +100,31 @@ func (c *Credentials) CloseNode(nodeID string) int {
 	return c.closeWhere(func(p PeerInfo) bool { return p.NodeID == nodeID })
 }
 
-// CloseRevoked closes every live connection with a peer that is revoked by now, and returns how many there were: for
-// whoever may have missed that nodes were revoked.
+// CloseRevoked closes every live connection with a peer that is revoked by now, and every one for managers alone
+// (Raft's, and those that were opened to a manager) with a peer that counts as a worker by now. It returns how many
+// there were.
 func (c *Credentials) CloseRevoked() int {
-	return c.closeWhere(func(p PeerInfo) bool { return p.NodeID != "" && c.isRevoked(p.NodeID, p.role()) })
+	// The checks may wait for a connection, so none is made under the lock; each node is judged once.
+	type peer struct {
+		node string
+		role swarmpb.NodeRole
+	}
+	type verdict struct{ revoked, demoted bool }
+	verdicts := make(map[peer]verdict)
+	c.mu.Lock()
+	for t := range c.live {
+		if t.info.NodeID != "" {
+			verdicts[peer{t.info.NodeID, t.info.role()}] = verdict{}
+		}
+	}
+	c.mu.Unlock()
+	for p := range verdicts {
+		verdicts[p] = verdict{revoked: c.isRevoked(p.node, p.role), demoted: c.roleOf(p.node, p.role) != p.role}
+	}
+	return c.closeTracked(func(t *trackedConn) bool {
+		v := verdicts[peer{t.info.NodeID, t.info.role()}]
+		return v.revoked || v.demoted && t.managersOnly
+	})
 }
 
 // Connections returns how many connections with a node are live.
@@ -179,12 +221,19 @@ func (c *Credentials) verify(cs tls.ConnectionState, usage x509.ExtKeyUsage, wan
 		return fmt.Errorf("the peer is of another cluster (%s)", cluster)
 	case want.Role != 0 && role != want.Role:
 		return fmt.Errorf("the peer is node %s in the role %s; it must be a %s", node, RoleOU(role), RoleOU(want.Role))
+	case want.Role != 0 && c.roleOf(node, role) != want.Role:
+		return fmt.Errorf("the peer is node %s, which is a manager no longer; it must be a %s", node, RoleOU(want.Role))
 	case want.NodeID != "" && node != want.NodeID:
 		return fmt.Errorf("the peer is node %s; it should be node %s", node, want.NodeID)
 	case c.isRevoked(node, role):
-		return fmt.Errorf("node %s was removed from the cluster", node)
+		return errRevoked(node)
 	}
 	return nil
+}
+
+func errRevoked(node string) error {
+	return fmt.Errorf("node %s is no member of the cluster as far as this node knows: it was removed, or it has just joined and this "+
+		"node cannot ask the leader", node)
 }
 
 func (c *Credentials) isRevoked(node string, role swarmpb.NodeRole) bool {
@@ -200,10 +249,15 @@ func (c *Credentials) dial(ctx context.Context, addr string) (net.Conn, error) {
 }
 
 func (c *Credentials) closeWhere(match func(PeerInfo) bool) int {
+	return c.closeTracked(func(t *trackedConn) bool { return match(t.info) })
+}
+
+// closeTracked calls match with the lock held.
+func (c *Credentials) closeTracked(match func(*trackedConn) bool) int {
 	c.mu.Lock()
 	var found []*trackedConn
 	for t := range c.live {
-		if match(t.info) {
+		if match(t) {
 			found = append(found, t)
 		}
 	}
@@ -216,8 +270,8 @@ func (c *Credentials) closeWhere(match func(PeerInfo) bool) int {
 
 // track enters a handshaken connection into the set of the live ones. It ends with the life of the peer's
 // certificate, so that a role or an identity never outlasts its proof.
-func (c *Credentials) track(conn *tls.Conn) (*trackedConn, error) {
-	t := &trackedConn{Conn: conn, owner: c, info: peerOf(conn)}
+func (c *Credentials) track(conn *tls.Conn, want Expect) (*trackedConn, error) {
+	t := &trackedConn{Conn: conn, owner: c, info: peerOf(conn), managersOnly: want.Role == swarmpb.NodeRole_NODE_ROLE_MANAGER}
 	life := AnonymousLifetime
 	if certs := conn.ConnectionState().PeerCertificates; len(certs) > 0 {
 		life = time.Until(certs[0].NotAfter)
@@ -226,10 +280,15 @@ func (c *Credentials) track(conn *tls.Conn) (*trackedConn, error) {
 	c.live[t] = struct{}{}
 	t.expiry = time.AfterFunc(life, t.cut)
 	c.mu.Unlock()
-	// Revoked after the handshake's check and before the entry: CloseNode has not seen it.
-	if t.info.NodeID != "" && c.isRevoked(t.info.NodeID, t.info.role()) {
+	// Revoked or demoted after the handshake's check and before the entry: CloseNode and CloseRevoked have not seen it.
+	switch {
+	case t.info.NodeID == "":
+	case c.isRevoked(t.info.NodeID, t.info.role()):
 		t.Close()
-		return nil, fmt.Errorf("node %s was removed from the cluster", t.info.NodeID)
+		return nil, errRevoked(t.info.NodeID)
+	case t.managersOnly && c.roleOf(t.info.NodeID, t.info.role()) != want.Role:
+		t.Close()
+		return nil, fmt.Errorf("node %s is a manager no longer", t.info.NodeID)
 	}
 	return t, nil
 }
@@ -239,6 +298,8 @@ type trackedConn struct {
 	*tls.Conn
 	owner *Credentials
 	info  PeerInfo
+	// managersOnly: it was opened for what only managers do, so it ends when its peer is none any more.
+	managersOnly bool
 
 	// Under owner.mu.
 	expiry *time.Timer

@@ -42,7 +42,7 @@ func dialPeer(addr string, creds *Credentials, want Expect) (*grpc.ClientConn, e
 	transport := clientTransport{
 		config: creds.ClientTLS(ALPNGRPC, want),
 		wrap: func(conn *tls.Conn) (net.Conn, PeerInfo, error) {
-			t, err := creds.track(conn)
+			t, err := creds.track(conn, want)
 			if err != nil {
 				return nil, PeerInfo{}, err
 			}
@@ -132,12 +132,12 @@ func DialRaft(ctx context.Context, addr string, creds *Credentials) (net.Conn, e
 	if err != nil {
 		return nil, unreachable(addr, err)
 	}
-	config := creds.ClientTLS(ALPNRaft, Expect{Role: swarmpb.NodeRole_NODE_ROLE_MANAGER})
-	conn, err := handshakeClient(ctx, raw, config)
+	want := Expect{Role: swarmpb.NodeRole_NODE_ROLE_MANAGER}
+	conn, err := handshakeClient(ctx, raw, creds.ClientTLS(ALPNRaft, want))
 	if err != nil {
 		return nil, Errorf(CodeUnavailable, "%w", err)
 	}
-	t, err := creds.track(conn)
+	t, err := creds.track(conn, want)
 	if err != nil {
 		conn.Close()
 		return nil, Errorf(CodePermissionDenied, "%w", err)

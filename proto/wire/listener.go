@@ -195,7 +195,11 @@ func (l *Listener) serve(ctx context.Context, p *pendingConn) {
 		p.conn.Close()
 		return
 	}
-	t, err := l.creds.track(conn)
+	route, want := l.grpc, Expect{}
+	if conn.ConnectionState().NegotiatedProtocol == ALPNRaft {
+		route, want.Role = l.raft, swarmpb.NodeRole_NODE_ROLE_MANAGER
+	}
+	t, err := l.creds.track(conn, want)
 	if err != nil {
 		conn.Close()
 		return
@@ -203,10 +207,6 @@ func (l *Listener) serve(ctx context.Context, p *pendingConn) {
 	if t.info.Caller == swarmpb.Caller_CALLER_ANYONE && !l.takeAnonymous(t) {
 		t.Close()
 		return
-	}
-	route := l.grpc
-	if conn.ConnectionState().NegotiatedProtocol == ALPNRaft {
-		route = l.raft
 	}
 	if !route.deliver(t) {
 		t.Close()

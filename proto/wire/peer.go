@@ -13,6 +13,7 @@ import (
 
 // PeerInfo is who is at the other end of a connection, as the transport proved it.
 type PeerInfo struct {
+	// Caller is by the role that counts now, which may be less than the certificate says: Credentials.SetRole.
 	Caller swarmpb.Caller
 	// NodeID and ClusterID are from the certificate; empty for CALLER_ANYONE and CALLER_LOCAL.
 	NodeID    string
@@ -37,12 +38,15 @@ func Peer(ctx context.Context) (PeerInfo, bool) {
 		return PeerInfo{}, false
 	}
 	info, ok := p.AuthInfo.(authInfo)
+	if ok && info.owner != nil && info.NodeID != "" {
+		info.Caller = callerOfRole(info.owner.roleOf(info.NodeID, info.role()))
+	}
 	return info.PeerInfo, ok
 }
 
 // WithPeer returns a context in which Peer returns p: for calling a server's methods without a connection.
 func WithPeer(ctx context.Context, p PeerInfo) context.Context {
-	return peer.NewContext(ctx, &peer.Peer{AuthInfo: newAuthInfo(p)})
+	return peer.NewContext(ctx, &peer.Peer{AuthInfo: newAuthInfo(p, nil)})
 }
 
 func (p PeerInfo) role() swarmpb.NodeRole {
@@ -81,10 +85,12 @@ func callerOfRole(role swarmpb.NodeRole) swarmpb.Caller {
 type authInfo struct {
 	credentials.CommonAuthInfo
 	PeerInfo
+	// owner says what role counts; nil: the one that PeerInfo has.
+	owner *Credentials
 }
 
-func newAuthInfo(p PeerInfo) authInfo {
-	return authInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, p}
+func newAuthInfo(p PeerInfo, owner *Credentials) authInfo {
+	return authInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, p, owner}
 }
 
 func (authInfo) AuthType() string { return "swarmd" }

@@ -15,6 +15,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
 
 // ServerConfig is what a gRPC server is made of.
@@ -66,7 +68,30 @@ func (g guard) stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo,
 	if err := authorize(s.Context(), info.FullMethod); err != nil {
 		return err
 	}
+	if p, _ := Peer(s.Context()); p.Caller == swarmpb.Caller_CALLER_MANAGER {
+		s = guardedStream{s, info.FullMethod}
+	}
 	return handle(srv, s)
+}
+
+// guardedStream judges a manager's stream anew with every message: it may be a manager no longer.
+type guardedStream struct {
+	grpc.ServerStream
+	method string
+}
+
+func (s guardedStream) SendMsg(m any) error {
+	if err := authorize(s.Context(), s.method); err != nil {
+		return err
+	}
+	return s.ServerStream.SendMsg(m)
+}
+
+func (s guardedStream) RecvMsg(m any) error {
+	if err := s.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	return authorize(s.Context(), s.method)
 }
 
 // finish turns a panic into an error and an error into a status.

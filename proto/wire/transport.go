@@ -20,7 +20,7 @@ func (handshaken) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo
 	if !ok {
 		return nil, nil, fmt.Errorf("a connection from %s did not come through the cluster listener", conn.RemoteAddr())
 	}
-	return t, newAuthInfo(t.info), nil
+	return t, newAuthInfo(t.info, t.owner), nil
 }
 
 func (handshaken) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -37,11 +37,11 @@ func (handshaken) OverrideServerName(string) error           { return nil }
 type localSocket struct{}
 
 func (localSocket) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return conn, newAuthInfo(PeerInfo{Caller: swarmpb.Caller_CALLER_LOCAL}), nil
+	return conn, newAuthInfo(PeerInfo{Caller: swarmpb.Caller_CALLER_LOCAL}, nil), nil
 }
 
 func (localSocket) ClientHandshake(_ context.Context, _ string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return conn, newAuthInfo(PeerInfo{Caller: swarmpb.Caller_CALLER_LOCAL}), nil
+	return conn, newAuthInfo(PeerInfo{Caller: swarmpb.Caller_CALLER_LOCAL}, nil), nil
 }
 
 func (localSocket) Info() credentials.ProtocolInfo {
@@ -66,7 +66,7 @@ func (c clientTransport) ClientHandshake(ctx context.Context, _ string, raw net.
 		conn.Close()
 		return nil, nil, err
 	}
-	return wrapped, newAuthInfo(info), nil
+	return wrapped, newAuthInfo(info, nil), nil
 }
 
 func (clientTransport) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {
