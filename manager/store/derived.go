@@ -19,15 +19,22 @@ func (t *tx) setTaskRow(old, next *taskRow) {
 		heirs = t.affected(cmp.Or(next, old))
 		t.count(old, heirs, -1)
 	}
-	if next == nil {
-		t.tasks.Delete(taskAt(old))
-	} else {
-		t.tasks.Set(taskAt(next))
+	if next != nil {
+		t.rows.set(t.index, next.key.ordinal, next)
 	}
 	t.indexTask(old, next)
+	switch {
+	case old == nil:
+		t.tasks.Set(taskAt(next.key))
+	case next == nil:
+		t.tasks.Delete(taskAt(old.key))
+	}
 	if moved {
 		t.indexHeir(old, next)
 		t.count(next, heirs, +1)
+	}
+	if next == nil {
+		t.rows.release(t.index, old.key.ordinal)
 	}
 }
 
@@ -69,6 +76,9 @@ func (t *tx) indexTask(old, next *taskRow) {
 	}
 	row := cmp.Or(next, old)
 	key := row.key
+	if old.waits() && !next.waits() {
+		t.unwait(row)
+	}
 	switch {
 	case old == nil:
 		service := t.ownService(row.task.ServiceId)
@@ -89,26 +99,48 @@ func (t *tx) indexTask(old, next *taskRow) {
 		service.add(row.task.TemplateVersion, next.observed(), +1)
 	}
 
-	if was, is := old.waits(), next.waits(); was && !is {
-		t.unplaced.Delete(unplacedItem{row.task.ServiceId, key})
-	} else if is && !was {
-		t.unplaced.Set(unplacedItem{row.task.ServiceId, key})
+	if next.waits() && !old.waits() {
+		t.wait(row)
 	}
-
 	was, is := old.nodeID(), next.nodeID()
 	if was == is {
 		return
 	}
 	if was != "" {
 		index := t.ownNode(was)
-		t.ownNodeTasks(index).Delete(nodeTaskAt(key))
-		if index.tasks.Len() == 0 {
+		index.tasks.discard(t.index, key.ordinal)
+		if index.tasks.count == 0 {
 			t.perNode.Delete(was)
 		}
 	}
 	if is != "" {
-		t.ownNodeTasks(t.ownNode(is)).Set(nodeTaskAt(key))
+		t.ownNode(is).tasks.push(t.index, key.ordinal)
 	}
+}
+
+// wait puts a task among those of its service that wait for a node.
+func (t *tx) wait(row *taskRow) {
+	service := t.ownService(row.task.ServiceId)
+	service.waiting.insert(t.index, row.key.ordinal, t.bySlot(row.key))
+	t.unplaced++
+	if service.waiting.count == 1 {
+		t.waiting.Set(row.task.ServiceId, struct{}{})
+	}
+}
+
+// unwait takes it away.
+func (t *tx) unwait(row *taskRow) {
+	service := t.ownService(row.task.ServiceId)
+	service.waiting.remove(t.index, row.key.ordinal, t.bySlot(row.key))
+	t.unplaced--
+	if service.waiting.count == 0 {
+		t.waiting.Delete(row.task.ServiceId)
+	}
+}
+
+// bySlot compares a task with key in the order of a service's tasks.
+func (v *View) bySlot(key *taskKey) func(ordinal uint32) int {
+	return func(ordinal uint32) int { return compareBySlot(v.rows.at(ordinal).key, key) }
 }
 
 func (r *taskRow) nodeID() string {
@@ -279,9 +311,8 @@ func (t *tx) ownNode(id string) *nodeIndex {
 		next = &nodeIndex{
 			ports:    btree.NewMap[uint32, int](degree),
 			services: btree.NewMap[uint32, int](degree),
-			tasks:    newTree(lessNodeTask),
 		}
-		next.madePorts, next.madeServices, next.madeTasks = t.index, t.index, t.index
+		next.madePorts, next.madeServices = t.index, t.index
 	}
 	next.made = t.index
 	t.perNode.Set(id, next)
@@ -306,14 +337,6 @@ func (t *tx) ownService(id string) *serviceIndex {
 	next.made = t.index
 	t.perService.Set(id, next)
 	return next
-}
-
-// ownNodeTasks is the list of tasks of a node's index that is owned, to be changed.
-func (t *tx) ownNodeTasks(index *nodeIndex) *btree.BTreeG[nodeTask] {
-	if index.madeTasks != t.index {
-		index.tasks, index.madeTasks = index.tasks.Copy(), t.index
-	}
-	return index.tasks
 }
 
 // ownServiceTasks is the list of tasks of a service's index that is owned, to be changed.

@@ -13,7 +13,7 @@ import (
 // taskRow is a task with the rows beside it: one look-up, and one tree instead of four. It is never changed,
 // but replaced.
 type taskRow struct {
-	// key is that of the secondary indexes. Its ID shares the task's string, as every other mention does.
+	// key is that of the indexes. Its ID shares the task's string, as every other mention does.
 	key       *taskKey
 	task      *swarmpb.Task
 	placement *swarmpb.TaskPlacement
@@ -44,15 +44,15 @@ func (r *taskRow) waits() bool {
 		r.task.DesiredState <= swarmpb.TaskState_TASK_STATE_RUNNING
 }
 
-// taskItem is a task's place in the tree. The prefix decides nearly every comparison without touching the row:
-// at a million tasks the cost of a look-up is cache misses.
+// taskItem is a task's place in the tree by ID, which is touched when tasks come and go alone. The prefix decides
+// nearly every comparison without touching the key: at a million tasks the cost of a look-up is cache misses.
 type taskItem struct {
 	prefix uint64
-	row    *taskRow
+	key    *taskKey
 }
 
-func taskAt(row *taskRow) taskItem {
-	return taskItem{prefixOf(row.key.id), row}
+func taskAt(key *taskKey) taskItem {
+	return taskItem{prefixOf(key.id), key}
 }
 
 // prefixOf is the first eight bytes of an ID, in the ID's own order.
@@ -70,69 +70,48 @@ func lessTask(a, b taskItem) bool {
 	if a.prefix != b.prefix {
 		return a.prefix < b.prefix
 	}
-	return a.row.key.id < b.row.key.id
+	return a.key.id < b.key.id
 }
 
 func (v *View) taskRow(id string) *taskRow {
-	return v.findTask(id, new(taskPivot))
+	pivot := v.pivots.Get().(*taskKey)
+	row := v.findTask(id, pivot)
+	pivot.id = ""
+	v.pivots.Put(pivot)
+	return row
 }
 
-// taskPivot is what a task is looked for with.
-type taskPivot struct {
-	row taskRow
-	key taskKey
+// findTask looks a task up with a pivot, which escapes: a new one each time would be garbage.
+func (v *View) findTask(id string, pivot *taskKey) *taskRow {
+	pivot.id = id
+	item, ok := v.tasks.Get(taskItem{prefixOf(id), pivot})
+	if !ok {
+		return nil
+	}
+	return v.rows.at(item.key.ordinal)
 }
 
-func (v *View) findTask(id string, pivot *taskPivot) *taskRow {
-	pivot.key.id, pivot.row.key = id, &pivot.key
-	item, _ := v.tasks.Get(taskItem{prefixOf(id), &pivot.row})
-	return item.row
-}
-
-// taskKey is a task in the secondary indexes. It is made once a task, shared by all of them, and never changed.
+// taskKey is a task in the indexes. It is made once a task, shared by all of them, and never changed.
 type taskKey struct {
 	id      string
 	slot    uint64
 	attempt uint64
+	// ordinal is the row's place in the taskTable.
+	ordinal uint32
 }
 
-func lessBySlot(a, b *taskKey) bool {
-	if a.slot != b.slot {
-		return a.slot < b.slot
+func compareBySlot(a, b *taskKey) int {
+	switch {
+	case a.slot != b.slot:
+		return cmp.Compare(a.slot, b.slot)
+	case a.attempt != b.attempt:
+		return cmp.Compare(a.attempt, b.attempt)
+	default:
+		return strings.Compare(a.id, b.id)
 	}
-	if a.attempt != b.attempt {
-		return a.attempt < b.attempt
-	}
-	return a.id < b.id
 }
 
-// nodeTask is a task's place among those of a node. As in taskItem, the prefix decides nearly every comparison.
-type nodeTask struct {
-	prefix uint64
-	key    *taskKey
-}
-
-func nodeTaskAt(key *taskKey) nodeTask { return nodeTask{prefixOf(key.id), key} }
-
-func lessNodeTask(a, b nodeTask) bool {
-	if a.prefix != b.prefix {
-		return a.prefix < b.prefix
-	}
-	return a.key.id < b.key.id
-}
-
-// unplacedItem is a task that waits for a node.
-type unplacedItem struct {
-	service string
-	key     *taskKey
-}
-
-func lessUnplaced(a, b unplacedItem) bool {
-	if a.service != b.service {
-		return a.service < b.service
-	}
-	return lessBySlot(a.key, b.key)
-}
+func lessBySlot(a, b *taskKey) bool { return compareBySlot(a, b) < 0 }
 
 // heirItem says that the task heir, which holds a claim, names the task replaced.
 type heirItem struct {
@@ -186,11 +165,18 @@ type request struct {
 	result *swarmpb.Result
 }
 
-func lessTemplate(a, b *swarmpb.Template) bool {
-	if c := strings.Compare(a.ServiceId, b.ServiceId); c != 0 {
+// templateItem is a template under its key.
+type templateItem struct {
+	service  string
+	version  uint64
+	template *swarmpb.Template
+}
+
+func lessTemplate(a, b templateItem) bool {
+	if c := strings.Compare(a.service, b.service); c != 0 {
 		return c < 0
 	}
-	return a.Version < b.Version
+	return a.version < b.version
 }
 
 func lessSlot(a, b *swarmpb.SlotProgress) bool {

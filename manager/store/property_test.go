@@ -211,7 +211,7 @@ func snapshotOf(t interface{ Fatal(...any) }, view *View) []byte {
 // rowsOf is a View's rows by key, as a naive store would hold them.
 func rowsOf(view *View) map[string]proto.Message {
 	rows := make(map[string]proto.Message)
-	for row := range view.rows {
+	for row := range view.allRows {
 		if row.GetRequest() == nil {
 			rows[row.Key().ID()] = proto.Clone(content(row))
 		}

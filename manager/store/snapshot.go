@@ -28,13 +28,13 @@ func (v *View) WriteSnapshot(w io.Writer) error {
 	out := io.MultiWriter(buffered, sum)
 	marshal := protodelim.MarshalOptions{MarshalOptions: proto.MarshalOptions{Deterministic: true}}
 	header := &swarmpb.SnapshotHeader{Format: snapshotFormat, Index: v.index, Term: v.term}
-	for range v.rows {
+	for range v.allRows {
 		header.Rows++
 	}
 	if _, err := marshal.MarshalTo(out, header); err != nil {
 		return fmt.Errorf("write snapshot header: %w", err)
 	}
-	for row := range v.rows {
+	for row := range v.allRows {
 		if _, err := marshal.MarshalTo(out, row); err != nil {
 			return fmt.Errorf("write snapshot: %s: %w", row.Key().Describe(), err)
 		}
@@ -121,8 +121,8 @@ func (r *summedReader) checkSum() error {
 	return nil
 }
 
-// rows walks all rows, in an order in which each follows those that it needs.
-func (v *View) rows(yield func(*swarmpb.Row) bool) {
+// allRows walks all rows, in an order in which each follows those that it needs.
+func (v *View) allRows(yield func(*swarmpb.Row) bool) {
 	for _, walk := range []func(func(*swarmpb.Row) bool) bool{v.objectRows, v.serviceRows, v.taskRows, v.otherRows} {
 		if !walk(yield) {
 			return
@@ -154,8 +154,8 @@ func (v *View) serviceRows(yield func(*swarmpb.Row) bool) bool {
 		}
 	}
 	more := true
-	v.templates.Scan(func(template *swarmpb.Template) bool {
-		more = yield(&swarmpb.Row{Row: &swarmpb.Row_Template{Template: template}})
+	v.templates.Scan(func(item templateItem) bool {
+		more = yield(&swarmpb.Row{Row: &swarmpb.Row_Template{Template: item.template}})
 		return more
 	})
 	if !more {
@@ -199,7 +199,7 @@ func (v *View) taskRows(yield func(*swarmpb.Row) bool) bool {
 	for _, part := range parts {
 		more := true
 		v.tasks.Scan(func(item taskItem) bool {
-			if row := part(item.row); row != nil {
+			if row := part(v.rows.at(item.key.ordinal)); row != nil {
 				more = yield(row)
 			}
 			return more

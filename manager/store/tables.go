@@ -17,7 +17,7 @@ type tx struct {
 	changes []Change
 	// loose are the templates that the proposal wrote or that lost their last reference in it.
 	loose []reference
-	pivot taskPivot
+	pivot taskKey
 }
 
 // taskRow is View.taskRow without making a pivot each time.
@@ -64,7 +64,7 @@ func (t *tx) set(table swarmpb.Table, key Key, row proto.Message) {
 	case swarmpb.Table_TABLE_SERVICE:
 		t.setService(key.ID, row)
 	case swarmpb.Table_TABLE_TEMPLATE:
-		setItem(t.templates, &swarmpb.Template{ServiceId: key.ID, Version: key.Number}, row)
+		t.setTemplate(key, row)
 	case swarmpb.Table_TABLE_SERVICE_PROGRESS:
 		t.setProgress(key.ID, row)
 	case swarmpb.Table_TABLE_SLOT_PROGRESS:
@@ -93,6 +93,15 @@ func setItem[V proto.Message](tree *btree.BTreeG[V], pivot V, row proto.Message)
 		return
 	}
 	tree.Set(row.(V))
+}
+
+func (t *tx) setTemplate(key Key, row proto.Message) {
+	if row == nil {
+		t.templates.Delete(templateItem{service: key.ID, version: key.Number})
+		return
+	}
+	template := row.(*swarmpb.Template)
+	t.templates.Set(templateItem{template.ServiceId, template.Version, template})
 }
 
 func (t *tx) setService(id string, row proto.Message) {
@@ -147,7 +156,7 @@ func (t *tx) setTaskPart(table swarmpb.Table, old *taskRow, row proto.Message) {
 		}
 		next.task = row.(*swarmpb.Task)
 		if old == nil {
-			next.key = &taskKey{id: next.task.Id, slot: next.task.Slot, attempt: next.task.Attempt}
+			next.key = &taskKey{next.task.Id, next.task.Slot, next.task.Attempt, t.rows.take(t.index)}
 		}
 	case swarmpb.Table_TABLE_TASK_PLACEMENT:
 		next.placement, _ = row.(*swarmpb.TaskPlacement)

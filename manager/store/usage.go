@@ -15,7 +15,6 @@ type nodeIndex struct {
 	made         uint64
 	madePorts    uint64
 	madeServices uint64
-	madeTasks    uint64
 
 	nanoCPUs    int64
 	memoryBytes int64
@@ -24,8 +23,8 @@ type nodeIndex struct {
 	ports *btree.Map[uint32, int]
 	// services is a service's number -> claims of its tasks.
 	services *btree.Map[uint32, int]
-	// tasks are all tasks placed on the node, by ID.
-	tasks *btree.BTreeG[nodeTask]
+	// tasks are all tasks placed on the node, in no order.
+	tasks ordinals
 }
 
 // serviceIndex is what is derived for one service; the same rule of ownership.
@@ -37,7 +36,9 @@ type serviceIndex struct {
 	// service's first task comes, holds until its last has gone, and means nothing outside this store.
 	number uint32
 	tasks  *btree.BTreeG[*taskKey]
-	counts []stateCount
+	// waiting are the tasks that wait for a node, by slot and attempt.
+	waiting ordinals
+	counts  []stateCount
 }
 
 // stateCount is the number of tasks of a template in an observed state; ordered by template, then state.

@@ -17,7 +17,7 @@ func (v *View) Verify() error {
 		services:   make(map[string]*serviceTotals),
 		heirs:      make(map[string][]*taskRow),
 	}
-	return errors.Join(r.objects(v), r.tasks(v), r.compare(v))
+	return errors.Join(r.objects(v), r.tasks(v), r.ordinals(v), r.compare(v))
 }
 
 // rebuild is what the rows add up to.
@@ -26,8 +26,10 @@ type rebuild struct {
 	nodes      map[string]*nodeTotals
 	services   map[string]*serviceTotals
 	// heirs are the claiming tasks by the task they replace.
-	heirs          map[string][]*taskRow
-	waiting        int
+	heirs   map[string][]*taskRow
+	waiting int
+	// listed is the length of the lists of waiting tasks.
+	listed         int
 	claimingHeirs  int
 	ownedAddresses int
 }
@@ -102,17 +104,84 @@ func (r *rebuild) objects(v *View) error {
 func (r *rebuild) tasks(v *View) error {
 	var err error
 	v.tasks.Scan(func(item taskItem) bool {
-		err = r.task(v, item.row)
+		if row := v.rows.find(item.key.ordinal); row == nil || row.key != item.key || row.task.Id != item.key.id {
+			err = fmt.Errorf("task %s is not where its key leads to", item.key.id)
+		} else {
+			err = r.task(v, row)
+		}
 		return err == nil
 	})
 	if err != nil {
 		return err
 	}
 	v.tasks.Scan(func(item taskItem) bool {
-		r.pair(v, item.row)
+		r.pair(v, v.rows.at(item.key.ordinal))
 		return true
 	})
 	return nil
+}
+
+// ordinals goes through the lists of ordinals: none is there twice, and each leads to a task that belongs there. With
+// the lengths, which compare holds against the rows, that makes the lists whole.
+func (r *rebuild) ordinals(v *View) error {
+	if kept := int(v.rows.next) - v.rows.free.count; kept != v.tasks.Len() {
+		return fmt.Errorf("%d ordinals are taken by %d tasks", kept, v.tasks.Len())
+	}
+	free, placed := make([]bool, v.rows.next), make([]bool, v.rows.next)
+	if err := v.rows.free.check(); err != nil {
+		return fmt.Errorf("free ordinals: %w", err)
+	}
+	for ordinal := range v.rows.free.all() {
+		if ordinal >= v.rows.next || free[ordinal] || v.rows.find(ordinal) != nil {
+			return fmt.Errorf("ordinal %d is not free", ordinal)
+		}
+		free[ordinal] = true
+	}
+	var err error
+	v.perNode.Scan(func(id string, index *nodeIndex) bool {
+		if wrong := index.tasks.check(); wrong != nil {
+			err = fmt.Errorf("tasks on node %s: %w", id, wrong)
+			return false
+		}
+		for ordinal := range index.tasks.all() {
+			if row := v.rows.find(ordinal); row == nil || row.nodeID() != id || placed[ordinal] {
+				err = fmt.Errorf("node %s: ordinal %d is not a task of it, or there twice", id, ordinal)
+				return false
+			}
+			placed[ordinal] = true
+		}
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	waiting := 0
+	v.perService.Scan(func(id string, index *serviceIndex) bool {
+		if _, listed := v.waiting.Get(id); listed != (index.waiting.count > 0) {
+			err = fmt.Errorf("service %s: %d tasks wait for a node", id, index.waiting.count)
+		} else if listed {
+			waiting++
+		}
+		if wrong := index.waiting.check(); wrong != nil {
+			err = fmt.Errorf("waiting tasks of service %s: %w", id, wrong)
+			return false
+		}
+		var last *taskKey
+		for ordinal := range index.waiting.all() {
+			row := v.rows.find(ordinal)
+			if !row.waits() || row.task.ServiceId != id || (last != nil && compareBySlot(last, row.key) >= 0) {
+				err = fmt.Errorf("service %s: ordinal %d is not a task of it that waits for a node, or out of order", id, ordinal)
+				return false
+			}
+			last = row.key
+		}
+		r.listed += index.waiting.count
+		return err == nil
+	})
+	if err == nil && waiting != v.waiting.Len() {
+		err = fmt.Errorf("%d services with waiting tasks are kept, there are %d", v.waiting.Len(), waiting)
+	}
+	return err
 }
 
 func (r *rebuild) task(v *View, row *taskRow) error {
@@ -129,9 +198,6 @@ func (r *rebuild) task(v *View, row *taskRow) error {
 	}
 	if row.waits() {
 		r.waiting++
-		if _, ok := v.unplaced.Get(unplacedItem{task.ServiceId, key}); !ok {
-			return fmt.Errorf("task %s is not among those that wait for a node", task.Id)
-		}
 	}
 	nodeID := row.placement.GetNodeId()
 	if nodeID == "" {
@@ -139,11 +205,6 @@ func (r *rebuild) task(v *View, row *taskRow) error {
 	}
 	node := r.node(nodeID)
 	node.tasks++
-	if index, ok := v.perNode.Get(nodeID); !ok {
-		return fmt.Errorf("node %s has no index, but task %s", nodeID, task.Id)
-	} else if _, ok := index.tasks.Get(nodeTaskAt(key)); !ok {
-		return fmt.Errorf("task %s is not among those of node %s", task.Id, nodeID)
-	}
 	if row.observed().Ended() {
 		return nil
 	}
@@ -203,7 +264,8 @@ func (r *rebuild) compare(v *View) error {
 		{"names", v.names.Len(), v.services.Len()},
 		{"owned addresses", v.owners.Len(), r.ownedAddresses},
 		{"remembered requests", v.requestOrder.Len(), v.requests.Len()},
-		{"unplaced tasks", v.unplaced.Len(), r.waiting},
+		{"unplaced tasks", v.unplaced, r.waiting},
+		{"listed unplaced tasks", r.listed, r.waiting},
 		{"replacing tasks", v.heirs.Len(), r.claimingHeirs},
 		{"template references", v.references.Len(), len(r.references)},
 		{"nodes with tasks", v.perNode.Len(), len(r.nodes)},
@@ -234,7 +296,7 @@ func (r *rebuild) compareNodes(v *View) error {
 	var err error
 	v.perNode.Scan(func(id string, kept *nodeIndex) bool {
 		was := r.nodes[id]
-		if was == nil || kept.tasks.Len() != was.tasks || kept.claims != was.claims ||
+		if was == nil || kept.tasks.count != was.tasks || kept.claims != was.claims ||
 			kept.nanoCPUs != was.nanoCPUs || kept.memoryBytes != was.memoryBytes ||
 			!sameCounts(kept.ports.Scan, was.ports) || !sameCounts(kept.services.Scan, numbered(v, was.services)) {
 			err = fmt.Errorf("node %s: usage is not what the rows give", id)

@@ -2,6 +2,9 @@ package store
 
 import (
 	"iter"
+	"slices"
+	"strings"
+	"sync"
 
 	"github.com/tidwall/btree"
 
@@ -18,10 +21,10 @@ type View struct {
 	nodes        *btree.Map[string, *swarmpb.Node]
 	nodeStatuses *btree.Map[string, *swarmpb.NodeStatus]
 	services     *btree.Map[string, *swarmpb.Service]
-	templates    *btree.BTreeG[*swarmpb.Template]
+	templates    *btree.BTreeG[templateItem]
 	progress     *btree.Map[string, *swarmpb.ServiceProgress]
 	slots        *btree.BTreeG[*swarmpb.SlotProgress]
-	tasks        *btree.BTreeG[taskItem]
+	rows         taskTable
 	allocations  *btree.BTreeG[*swarmpb.Allocation]
 	alarms       *btree.BTreeG[*swarmpb.Alarm]
 	requests     *btree.Map[string, request]
@@ -35,8 +38,11 @@ type View struct {
 	names *btree.Map[string, string]
 	// owners is the allocations by live owner.
 	owners *btree.BTreeG[ownerItem]
-	// unplaced is the tasks that wait for a node.
-	unplaced *btree.BTreeG[unplacedItem]
+	// tasks is the tasks by ID.
+	tasks *btree.BTreeG[taskItem]
+	// waiting is the services with tasks that wait for a node, and unplaced the number of those tasks.
+	waiting  *btree.Map[string, struct{}]
+	unplaced int
 	// heirs is replaced task -> the tasks that replace it and hold a claim.
 	heirs *btree.BTreeG[heirItem]
 	// references is how many rows refer to a template.
@@ -45,6 +51,9 @@ type View struct {
 	perService *btree.Map[string, *serviceIndex]
 	// lastNumber is that of the newest service index.
 	lastNumber uint32
+
+	// pivots are to look up tasks with; see findTask.
+	pivots *sync.Pool
 }
 
 func newView() *View {
@@ -62,11 +71,12 @@ func newView() *View {
 		requestOrder: btree.NewMap[uint64, string](0),
 		names:        btree.NewMap[string, string](0),
 		owners:       newTree(lessOwner),
-		unplaced:     newTree(lessUnplaced),
+		waiting:      btree.NewMap[string, struct{}](0),
 		heirs:        newTree(lessHeir),
 		references:   newTree(lessReference),
 		perNode:      btree.NewMap[string, *nodeIndex](degree),
 		perService:   btree.NewMap[string, *serviceIndex](degree),
+		pivots:       &sync.Pool{New: func() any { return new(taskKey) }},
 	}
 }
 
@@ -86,7 +96,7 @@ func (v *View) fork() *View {
 	next.requestOrder = v.requestOrder.Copy()
 	next.names = v.names.Copy()
 	next.owners = v.owners.Copy()
-	next.unplaced = v.unplaced.Copy()
+	next.waiting = v.waiting.Copy()
 	next.heirs = v.heirs.Copy()
 	next.references = v.references.Copy()
 	next.perNode = v.perNode.Copy()
@@ -163,15 +173,20 @@ func (v *View) SlotsOf(serviceID string) iter.Seq[*swarmpb.SlotProgress] {
 
 // Template is the template of a service's tasks.
 func (v *View) Template(serviceID string, version uint64) *swarmpb.Template {
-	template, _ := v.templates.Get(&swarmpb.Template{ServiceId: serviceID, Version: version})
-	return template
+	item, _ := v.templates.Get(templateItem{service: serviceID, version: version})
+	return item.template
 }
 
 // TemplatesOf are the templates of a service that something refers to, by version.
 func (v *View) TemplatesOf(serviceID string) iter.Seq[*swarmpb.Template] {
-	return from(v.templates, &swarmpb.Template{ServiceId: serviceID}, func(t *swarmpb.Template) bool {
-		return t.ServiceId == serviceID
-	})
+	items := from(v.templates, templateItem{service: serviceID}, func(item templateItem) bool { return item.service == serviceID })
+	return func(yield func(*swarmpb.Template) bool) {
+		for item := range items {
+			if !yield(item.template) {
+				return
+			}
+		}
+	}
 }
 
 // Task is a task by ID.
@@ -242,7 +257,7 @@ func (v *View) NodeID(taskID string) string {
 // Tasks are all tasks, by ID.
 func (v *View) Tasks() iter.Seq[*swarmpb.Task] {
 	return func(yield func(*swarmpb.Task) bool) {
-		v.tasks.Scan(func(item taskItem) bool { return yield(item.row.task) })
+		v.tasks.Scan(func(item taskItem) bool { return yield(v.rows.at(item.key.ordinal).task) })
 	}
 }
 
@@ -279,7 +294,17 @@ func (v *View) TasksOn(nodeID string) iter.Seq[*swarmpb.Task] {
 		return func(func(*swarmpb.Task) bool) {}
 	}
 	return func(yield func(*swarmpb.Task) bool) {
-		index.tasks.Scan(func(task nodeTask) bool { return yield(v.Task(task.key.id)) })
+		// They are kept as they came: to put a list in order is cheap beside what its reader does with it.
+		tasks := make([]*swarmpb.Task, 0, index.tasks.count)
+		for ordinal := range index.tasks.all() {
+			tasks = append(tasks, v.rows.at(ordinal).task)
+		}
+		slices.SortFunc(tasks, func(a, b *swarmpb.Task) int { return strings.Compare(a.Id, b.Id) })
+		for _, task := range tasks {
+			if !yield(task) {
+				return
+			}
+		}
 	}
 }
 
@@ -287,21 +312,30 @@ func (v *View) TasksOn(nodeID string) iter.Seq[*swarmpb.Task] {
 // service, slot and attempt.
 func (v *View) Unplaced() iter.Seq[*swarmpb.Task] {
 	return func(yield func(*swarmpb.Task) bool) {
-		v.unplaced.Scan(func(item unplacedItem) bool { return yield(v.Task(item.key.id)) })
+		more := true
+		v.waiting.Scan(func(service string, _ struct{}) bool {
+			for task := range v.UnplacedOf(service) {
+				if more = yield(task); !more {
+					break
+				}
+			}
+			return more
+		})
 	}
 }
 
 // UnplacedCount is the number of tasks that wait for a node.
-func (v *View) UnplacedCount() int { return v.unplaced.Len() }
+func (v *View) UnplacedCount() int { return v.unplaced }
 
 // UnplacedOf are the tasks of a service that wait for a node, by slot and attempt.
 func (v *View) UnplacedOf(serviceID string) iter.Seq[*swarmpb.Task] {
-	items := from(v.unplaced, unplacedItem{service: serviceID, key: new(taskKey)}, func(item unplacedItem) bool {
-		return item.service == serviceID
-	})
+	index, ok := v.perService.Get(serviceID)
+	if !ok {
+		return func(func(*swarmpb.Task) bool) {}
+	}
 	return func(yield func(*swarmpb.Task) bool) {
-		for item := range items {
-			if !yield(v.Task(item.key.id)) {
+		for ordinal := range index.waiting.all() {
+			if !yield(v.rows.at(ordinal).task) {
 				return
 			}
 		}
