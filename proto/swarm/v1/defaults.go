@@ -12,6 +12,7 @@ const (
 	DefaultFabricBlockLength = 24
 	DefaultNodeCertExpiry    = 90 * 24 * time.Hour
 	DefaultTaskHistoryLimit  = 5
+	DefaultGossipKeyRotation = 24 * time.Hour
 )
 
 // SetDefaults fills the fields that are unset, so that everyone sees what is in force.
@@ -28,5 +29,8 @@ func (x *ClusterSpec) SetDefaults() {
 	if x.TaskHistoryLimit == nil {
 		limit := uint32(DefaultTaskHistoryLimit)
 		x.TaskHistoryLimit = &limit
+	}
+	if x.GossipKeyRotation == nil {
+		x.GossipKeyRotation = durationpb.New(DefaultGossipKeyRotation)
 	}
 }

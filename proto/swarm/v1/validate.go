@@ -26,6 +26,9 @@ const (
 	MinMemoryBytes = 4 << 20
 	// MinCertExpiry is the shortest life of a node's certificate.
 	MinCertExpiry = time.Hour
+	// MinGossipKeyRotation is the shortest life of a gossip key, MaxGossipKeyRotation the longest.
+	MinGossipKeyRotation = time.Hour
+	MaxGossipKeyRotation = 365 * 24 * time.Hour
 	// MaxPort is the highest port.
 	MaxPort = 65535
 )
@@ -166,6 +169,15 @@ func (x *ClusterSpec) Validate() error {
 	p.duration("node certificate expiry", x.GetNodeCertExpiry())
 	if d := x.GetNodeCertExpiry(); d != nil && d.AsDuration() >= 0 && d.AsDuration() < MinCertExpiry {
 		p.addf("node certificate expiry", fmt.Sprintf("use %s or more", MinCertExpiry), "%s is too short", d.AsDuration())
+	}
+	const rotation = "gossip key rotation"
+	p.duration(rotation, x.GetGossipKeyRotation())
+	switch d := x.GetGossipKeyRotation(); {
+	case d == nil || d.CheckValid() != nil || d.AsDuration() < 0:
+	case d.AsDuration() < MinGossipKeyRotation:
+		p.addf(rotation, fmt.Sprintf("use %s or more", MinGossipKeyRotation), "%s is too short", d.AsDuration())
+	case d.AsDuration() > MaxGossipKeyRotation:
+		p.addf(rotation, fmt.Sprintf("use %s or less", MaxGossipKeyRotation), "%s is too long", d.AsDuration())
 	}
 	return p.err()
 }

@@ -149,11 +149,27 @@ func TestClusterSpecValidate_BadPoolOrExpiry_SaysSo(t *testing.T) {
 		{&ClusterSpec{FabricPool: "127.0.0.0/8"}, "containers cannot have such addresses"},
 		{&ClusterSpec{FabricPool: "100.64.0.0/24", FabricBlockLength: 24}, "must be smaller than the pool"},
 		{&ClusterSpec{NodeCertExpiry: durationpb.New(time.Minute)}, "node certificate expiry: 1m0s is too short; use 1h0m0s or more"},
+		{&ClusterSpec{GossipKeyRotation: durationpb.New(time.Hour)}, ""},
+		{&ClusterSpec{GossipKeyRotation: durationpb.New(59 * time.Minute)}, "gossip key rotation: 59m0s is too short; use 1h0m0s or more"},
+		{&ClusterSpec{GossipKeyRotation: durationpb.New(-time.Hour)}, "gossip key rotation: -1h0m0s is negative; use 0s or more"},
+		{&ClusterSpec{GossipKeyRotation: &durationpb.Duration{Nanos: -1, Seconds: 1}}, "gossip key rotation: not a duration"},
+		{&ClusterSpec{GossipKeyRotation: durationpb.New(2 * 365 * 24 * time.Hour)}, "gossip key rotation: 17520h0m0s is too long"},
 	} {
 		err := test.spec.Validate()
 		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%v: error is %v, want %q", test.spec, err, test.want)
 		}
+	}
+}
+
+func TestClusterSpecSetDefaults_Empty_IsValidAndComplete(t *testing.T) {
+	var spec ClusterSpec
+	spec.SetDefaults()
+	if err := spec.Validate(); err != nil {
+		t.Errorf("the defaults are not valid: %v", err)
+	}
+	if d := spec.GetGossipKeyRotation().AsDuration(); d != 24*time.Hour {
+		t.Errorf("gossip keys rotate every %v", d)
 	}
 }
 
