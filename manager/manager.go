@@ -105,19 +105,9 @@ func (m *Manager) services() error {
 	}
 	m.ca, err = ca.New(ca.Config{
 		Store: m.replica.Store, Proposer: m.replica, ReadIndex: m.replica.ReadIndex,
-		Admit:  admit,
 		Logger: m.log.With("part", "ca"),
 	})
 	return err
-}
-
-// admit refuses what this version cannot do yet: a second manager.
-func admit(role swarmpb.NodeRole) error {
-	if role == swarmpb.NodeRole_NODE_ROLE_MANAGER {
-		return wire.Errorf(wire.CodeFailedPrecondition, "join as a manager: this version has one manager a cluster; "+
-			"join as a worker with the token that `swarmctl join-token worker` prints on the manager")
-	}
-	return nil
 }
 
 // peers are the managers that workers may hold sessions with.

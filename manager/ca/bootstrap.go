@@ -46,7 +46,14 @@ func Bootstrap(spec *swarmpb.ClusterSpec, now time.Time) (*Founding, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the first manager's identity: %w", err)
 	}
-	cluster := &swarmpb.Cluster{Id: clusterID, Spec: swarmpb.Clone(spec), RootCa: row, JoinTokens: tokens}
+	gossip, err := newGossipKey(now)
+	if err != nil {
+		return nil, err
+	}
+	gossip.Primary = true
+	cluster := &swarmpb.Cluster{
+		Id: clusterID, Spec: swarmpb.Clone(spec), RootCa: row, JoinTokens: tokens, GossipKeys: []*swarmpb.GossipKey{gossip},
+	}
 	return &Founding{
 		Identity: id,
 		Tokens:   tokens,

@@ -1,9 +1,10 @@
 // Package ca gives nodes their identities: it checks join tokens and signs certificates.
 //
-// It promises that a certificate's role is the token's or, at renewal, the one that the node's row asks for;
-// that a node's row is committed before its certificate leaves; and that nobody without a certificate can make
+// It promises that a certificate's role is the token's or, at renewal, the one that the node's row asks for, except
+// that a manager stays one in its certificate while it takes part in Raft; that a node's row is committed before its certificate leaves; and that nobody without a certificate can make
 // it work much: calls are limited per address and overall, and so are nodes that joined and never became ready.
-// It alone makes Node rows, and alone writes their role and certificate_expires_at.
+// It alone makes Node rows, and alone writes their role and certificate_expires_at, and the keys of gossip, which Lead
+// rotates on the leader.
 package ca
 
 import (
@@ -38,8 +39,10 @@ type Config struct {
 	Limits Limits
 	// Now; nil: time.Now.
 	Now func() time.Time
-	// Admit may refuse that a host joins in a role, with an error for its user; nil: both roles may.
-	Admit func(role swarmpb.NodeRole) error
+	// InRaft says whether a node takes part in Raft, as this manager knows it; nil: none does.
+	InRaft func(nodeID string) bool
+	// Peer tells who calls; nil: wire.Peer.
+	Peer func(context.Context) (wire.PeerInfo, bool)
 }
 
 // Server is the CA service of one manager.
@@ -59,8 +62,11 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	if cfg.Admit == nil {
-		cfg.Admit = func(swarmpb.NodeRole) error { return nil }
+	if cfg.InRaft == nil {
+		cfg.InRaft = func(string) bool { return false }
+	}
+	if cfg.Peer == nil {
+		cfg.Peer = wire.Peer
 	}
 	cfg.Limits = cfg.Limits.orDefault()
 	return &Server{cfg: cfg, throttle: newThrottle(cfg.Limits)}, nil
@@ -97,7 +103,7 @@ func (s *Server) GetRootCertificate(ctx context.Context, _ *swarmpb.GetRootCerti
 
 // limit counts the calls of peers without a certificate.
 func (s *Server) limit(ctx context.Context) error {
-	p, ok := wire.Peer(ctx)
+	p, ok := s.cfg.Peer(ctx)
 	if !ok {
 		return wire.Errorf(wire.CodeUnauthenticated, "the connection has no proven peer")
 	}

@@ -353,23 +353,39 @@ func TestExpired_ProofThatMustNotWork_IsRefused(t *testing.T) {
 	}
 }
 
-func TestJoin_RoleNotAdmitted_RefusedAndNoNode(t *testing.T) {
+func TestRenew_DesiredRoleHasChanged_CertificateAndRowFollow(t *testing.T) {
 	w := newWorld(t, Limits{})
-	w.server.cfg.Admit = func(role swarmpb.NodeRole) error {
-		if role == managerRole {
-			return wire.Errorf(wire.CodeFailedPrecondition, "join as a worker")
+	id := w.mustJoin(workerRole)
+	desire := func(role swarmpb.NodeRole) {
+		node := swarmpb.Clone(w.store.View().Node(id.NodeID))
+		node.Spec.DesiredRole = role
+		w.putNode(node)
+	}
+	inRaft := map[string]bool{}
+	w.server.cfg.InRaft = func(node string) bool { return inRaft[node] }
+	for _, step := range []struct {
+		when    string
+		desired swarmpb.NodeRole
+		inRaft  bool
+		want    swarmpb.NodeRole
+	}{
+		{"promoted", managerRole, false, managerRole},
+		{"a manager", managerRole, true, managerRole},
+		{"demoted, still in Raft", workerRole, true, managerRole},
+		{"demoted, out of Raft", workerRole, false, workerRole},
+		// A follower's configuration may be behind: a worker's certificate never grows by it.
+		{"a worker that seems to be in Raft", workerRole, true, workerRole},
+		{"a role of another version", 9, false, workerRole},
+	} {
+		desire(step.desired)
+		inRaft[id.NodeID] = step.inRaft
+		renewed, err := wire.Renew(t.Context(), credentials(id), []string{w.addr})
+		if err != nil {
+			t.Fatalf("%s: %v", step.when, err)
 		}
-		return nil
-	}
-	before := w.store.View().NodeCount()
-	_, err := w.join(w.founding.Tokens.GetManager())
-	if wire.CodeOf(err) != wire.CodeFailedPrecondition || !strings.Contains(err.Error(), "join as a worker") {
-		t.Errorf("a manager's token: %v", err)
-	}
-	if n := w.store.View().NodeCount(); n != before {
-		t.Errorf("%d nodes, before %d", n, before)
-	}
-	if _, err := w.join(w.founding.Tokens.GetWorker()); err != nil {
-		t.Errorf("a worker's token: %v", err)
+		if row := w.store.View().Node(id.NodeID); renewed.Role != step.want || row.GetRole() != step.want {
+			t.Errorf("%s: the certificate says %s, the row %s; want %s", step.when, renewed.Role.Name(), row.GetRole().Name(), step.want.Name())
+		}
+		id = renewed
 	}
 }

@@ -51,9 +51,10 @@ func (s *Server) IssueCertificate(ctx context.Context, req *swarmpb.IssueCertifi
 	}, nil
 }
 
-// RenewCertificate gives the calling node a new certificate, in the role that its row asks for.
+// RenewCertificate gives the calling node a new certificate, in the role that its row asks for; a manager that is to be
+// a worker gets a manager's until it is out of Raft.
 func (s *Server) RenewCertificate(ctx context.Context, req *swarmpb.RenewCertificateRequest) (*swarmpb.RenewCertificateResponse, error) {
-	p, ok := wire.Peer(ctx)
+	p, ok := s.cfg.Peer(ctx)
 	if !ok || p.NodeID == "" {
 		return nil, wire.Errorf(wire.CodeUnauthenticated, "renew certificate: the caller is no node")
 	}
@@ -85,9 +86,6 @@ func (s *Server) admit(ctx context.Context, req *swarmpb.IssueCertificateRequest
 		if err != nil {
 			return nil, err
 		}
-		if err := s.cfg.Admit(role); err != nil {
-			return nil, err
-		}
 		old := view.Node(nodeID)
 		if old != nil && (old.GetRole() != role || old.GetSpec().GetDesiredRole() != role || everReady(view, nodeID)) {
 			return nil, wire.Errorf(wire.CodeExists, "node %s: it has joined with this signing request already; join with a new one", nodeID)
@@ -113,7 +111,7 @@ func (s *Server) admit(ctx context.Context, req *swarmpb.IssueCertificateRequest
 	if err != nil {
 		return nil, err
 	}
-	s.cfg.Logger.Info("a node has joined", "node", nodeID, "role", out.role.Name(), "address", peerHost(ctx))
+	s.cfg.Logger.Info("a node has joined", "node", nodeID, "role", out.role.Name(), "address", s.peerHost(ctx))
 	return out, nil
 }
 
@@ -138,7 +136,7 @@ func (s *Server) readmit(ctx context.Context, req *swarmpb.IssueCertificateReque
 	if err != nil {
 		return nil, err
 	}
-	s.cfg.Logger.Info("a node is back with an expired certificate", "node", nodeID, "address", peerHost(ctx))
+	s.cfg.Logger.Info("a node is back with an expired certificate", "node", nodeID, "address", s.peerHost(ctx))
 	return out, nil
 }
 
@@ -150,10 +148,7 @@ func (s *Server) renew(ctx context.Context, nodeID string, key *ecdsa.PublicKey)
 		if old == nil {
 			return nil, wire.Errorf(wire.CodePermissionDenied, "node %s was removed from the cluster; run `swarmctl leave` on it and join again", nodeID)
 		}
-		role := old.GetSpec().GetDesiredRole()
-		if wire.RoleOU(role) == "" {
-			role = old.GetRole()
-		}
+		role := s.roleFor(old)
 		var expires time.Time
 		var err error
 		if out, expires, err = s.sign(cluster, key, nodeID, role); err != nil {
@@ -167,6 +162,19 @@ func (s *Server) renew(ctx context.Context, nodeID string, key *ecdsa.PublicKey)
 		}, nil
 	})
 	return out, err
+}
+
+// roleFor is the role of a member's next certificate.
+func (s *Server) roleFor(node *swarmpb.Node) swarmpb.NodeRole {
+	const manager = swarmpb.NodeRole_NODE_ROLE_MANAGER
+	desired := node.GetSpec().GetDesiredRole()
+	switch {
+	case wire.RoleOU(desired) == "":
+		return node.GetRole()
+	case desired != manager && node.GetRole() == manager && s.cfg.InRaft(node.GetId()):
+		return manager
+	}
+	return desired
 }
 
 func (s *Server) sign(cluster *swarmpb.Cluster, key *ecdsa.PublicKey, nodeID string, role swarmpb.NodeRole) (*issued, time.Time, error) {
@@ -260,7 +268,7 @@ func (s *Server) checkExpired(cluster *swarmpb.Cluster, cert *x509.Certificate) 
 	return nodeID, nil
 }
 
-func peerHost(ctx context.Context) string {
-	p, _ := wire.Peer(ctx)
+func (s *Server) peerHost(ctx context.Context) string {
+	p, _ := s.cfg.Peer(ctx)
 	return p.Host()
 }
