@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"cmp"
+	"encoding/binary"
 	"iter"
 	"slices"
 
@@ -39,7 +40,12 @@ type templateKey struct {
 	version uint64
 }
 
-type configMark struct{ block, pool string }
+type configMark struct {
+	block, pool string
+	role        swarmpb.NodeRole
+	// keys are those of gossip, the primary one first, each behind its length.
+	keys string
+}
 
 func newAssignment() *assignment {
 	return &assignment{tasks: make(map[string]taskMark), templates: make(map[templateKey]struct{})}
@@ -48,15 +54,16 @@ func newAssignment() *assignment {
 // advance brings the assignment to the view and returns the changes, in the order in which they are sent: node
 // configuration, templates, tasks, tasks to remove, templates to remove. Before the first call the changes are
 // the full set.
-func (a *assignment) advance(view *store.View, nodeID string) []*swarmpb.AssignmentChange {
+func (a *assignment) advance(view *store.View, nodeID string, role swarmpb.NodeRole) []*swarmpb.AssignmentChange {
 	full := a.version == 0
 	a.version = view.Index()
 	var changes []*swarmpb.AssignmentChange
 
-	if config := configOf(view, nodeID); full || config != a.config {
+	if config := configOf(view, nodeID, role); full || config != a.config {
 		a.config = config
 		changes = append(changes, &swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_NodeConfig{
-			NodeConfig: &swarmpb.NodeConfig{UplinkBlock: config.block, FabricPool: config.pool}}})
+			NodeConfig: &swarmpb.NodeConfig{
+				UplinkBlock: config.block, FabricPool: config.pool, Role: config.role, GossipKeys: gossipKeys(view.Cluster())}}})
 	}
 
 	var tasks []*swarmpb.AssignmentChange
@@ -155,14 +162,32 @@ func templateChange(t *swarmpb.Template) *swarmpb.AssignmentChange {
 	}}}
 }
 
-func configOf(view *store.View, nodeID string) configMark {
-	config := configMark{pool: view.Cluster().GetSpec().GetFabricPool()}
+func configOf(view *store.View, nodeID string, role swarmpb.NodeRole) configMark {
+	config := configMark{pool: view.Cluster().GetSpec().GetFabricPool(), role: role}
 	for a := range view.AllocationsOf(nodeID) {
 		if a.GetPool() == poolUplink && (config.block == "" || a.GetAddress() < config.block) {
 			config.block = a.GetAddress()
 		}
 	}
+	var keys []byte
+	for _, key := range gossipKeys(view.Cluster()) {
+		keys = append(binary.AppendUvarint(keys, uint64(len(key))), key...)
+	}
+	config.keys = string(keys)
 	return config
+}
+
+// gossipKeys are the cluster's, the primary one first.
+func gossipKeys(cluster *swarmpb.Cluster) [][]byte {
+	var first, rest [][]byte
+	for _, key := range cluster.GetGossipKeys() {
+		if key.GetPrimary() {
+			first = append(first, key.GetKey())
+		} else {
+			rest = append(rest, key.GetKey())
+		}
+	}
+	return append(first, rest...)
 }
 
 // chunks cuts a set into messages of bounded size. A full set has at least one message; a set without changes

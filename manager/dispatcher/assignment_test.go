@@ -15,7 +15,7 @@ import (
 // deliver advances the assignment and hands the messages to the holder.
 func deliver(w *world, a *assignment, h *holder, node string) (messages int) {
 	base := a.base
-	changes := a.advance(w.view(), node)
+	changes := a.advance(w.view(), node, swarmpb.NodeRole_NODE_ROLE_WORKER)
 	for m := range chunks(base, a.version, changes) {
 		h.receive(m)
 		messages++

@@ -41,9 +41,16 @@ type Config struct {
 	ReadIndex func(context.Context) (uint64, error)
 	// Managers returns the managers that workers may hold sessions with.
 	Managers func() []*swarmpb.ManagerPeer
-	// Remote is the leader's lease table while another manager leads. Optional: without it, sessions are kept
-	// only while this manager leads.
-	Remote Leases
+	// LeaderConn is the way to the leader and its node ID; an error when there is none or it is this manager. Its
+	// caller closes nothing. Optional: without it, sessions are kept only while this manager leads.
+	LeaderConn func() (*grpc.ClientConn, string, error)
+	// Role is the role that the cluster's configuration gives a node, told to it as NodeConfig.role. It is asked for
+	// every session every report interval, so it must be cheap. Optional: without it, the node's desired role is told.
+	Role func(nodeID string) swarmpb.NodeRole
+	// Health is what this manager tells the leader of itself. Optional.
+	Health func() *swarmpb.ManagerHealth
+	// Hints may shorten reconnect leases. Optional.
+	Hints Hints
 	// Peer tells who calls; the default is wire.Peer.
 	Peer func(context.Context) (wire.PeerInfo, bool)
 	// Limits may be zero.
@@ -52,9 +59,10 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Server is the Dispatcher service of one manager.
+// Server is the Dispatcher service of one manager, and its end of the Keeper service.
 type Server struct {
 	swarmpb.UnimplementedDispatcherServer
+	swarmpb.UnimplementedKeeperServer
 
 	cfg      Config
 	limits   Limits
@@ -66,12 +74,15 @@ type Server struct {
 	fanned atomic.Uint64
 	// report asks for a report to the leader before the next tick.
 	report chan struct{}
+	// contact is when the last report that a leader took was begun.
+	contact contact
+	// scratch is the report that the keeper fills anew each time; it alone uses it.
+	scratch Report
 
 	mu       sync.Mutex
 	sessions map[string]*session // by node ID; ended ones stay until they are forgotten
 	refused  map[string]struct{} // node IDs of refused claimants since the last report
 	leading  *leaderPart         // nil on followers
-	contact  time.Time           // of the last report that a leader took
 	stopped  bool
 }
 
@@ -101,23 +112,25 @@ func New(cfg Config) (*Server, error) {
 		report:   make(chan struct{}, 1),
 		sessions: make(map[string]*session),
 		refused:  make(map[string]struct{}),
-		contact:  time.Now(),
+		contact:  contact{base: time.Now()},
 	}
 	s.managers.Store(&managerList{})
 	return s, nil
 }
 
-// Register adds the service to a gRPC server.
-func (s *Server) Register(r grpc.ServiceRegistrar) { swarmpb.RegisterDispatcherServer(r, s) }
+// Register adds the services of workers and of keepers to a gRPC server.
+func (s *Server) Register(r grpc.ServiceRegistrar) {
+	swarmpb.RegisterDispatcherServer(r, s)
+	swarmpb.RegisterKeeperServer(r, s)
+}
 
 // Run serves until ctx ends; then every session ends, and workers look for another manager.
 func (s *Server) Run(ctx context.Context) error {
-	s.mu.Lock()
-	s.contact = time.Now()
-	s.mu.Unlock()
+	s.contact.mark(time.Now())
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.fanOut(ctx) })
 	g.Go(func() error { return s.keep(ctx) })
+	g.Go(func() error { return s.reports(ctx) })
 	g.Go(func() error { return s.statuses.run(ctx) })
 	err := g.Wait()
 	s.stop()
@@ -138,14 +151,31 @@ func (s *Server) stop() {
 // the sessions of all managers, elsewhere those of this one; false without a live session.
 func (s *Server) Acked(nodeID string) (uint64, bool) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if session := s.sessions[nodeID]; session != nil && !session.isEnded() {
-		return session.applied(s.fanned.Load()), true
+	session, leading := s.sessions[nodeID], s.leading
+	s.mu.Unlock()
+	if leading != nil {
+		// A session here may be the half-open rest of one that lives elsewhere: the table knows.
+		keeper, id, applied, ok := leading.acked(time.Now(), nodeID)
+		if !ok || keeper != s.cfg.NodeID || session == nil || session.id != id {
+			return applied, ok
+		}
 	}
-	if s.leading != nil {
-		return s.leading.acked(nodeID)
+	if session == nil || session.isEnded() {
+		return 0, false
 	}
-	return 0, false
+	return session.applied(s.fanned.Load()), true
+}
+
+// Health is what a manager's keeper last reported of that manager; on the leader alone, and false once it has been
+// silent for healthKept.
+func (s *Server) Health(managerID string) (*swarmpb.ManagerHealth, bool) {
+	s.mu.Lock()
+	leading := s.leading
+	s.mu.Unlock()
+	if leading == nil {
+		return nil, false
+	}
+	return leading.healthOf(time.Now(), managerID)
 }
 
 // view is the current state of the store.

@@ -105,10 +105,13 @@ func (s *Server) wakeFor(c *store.Change) {
 	case swarmpb.Table_TABLE_CLUSTER:
 		s.notify("")
 	case swarmpb.Table_TABLE_NODE:
-		if c.New == nil {
-			if node, ok := c.Old.(*swarmpb.Node); ok {
-				s.endNode(node.GetId())
-			}
+		before, _ := c.Old.(*swarmpb.Node)
+		after, _ := c.New.(*swarmpb.Node)
+		switch {
+		case after == nil:
+			s.endNode(before.GetId())
+		case before.GetRole() != after.GetRole() || before.GetSpec().GetDesiredRole() != after.GetSpec().GetDesiredRole():
+			s.wakeNode(after.GetId())
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/swarmd/swarmd/manager/store"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/proto/wire"
 )
@@ -18,13 +19,12 @@ type managerList struct{ peers []*swarmpb.ManagerPeer }
 // good: before it says so, it catches up with the leader.
 func (s *Server) admit(ctx context.Context, nodeID string) error {
 	s.mu.Lock()
-	orphan := s.leaderless(time.Now())
 	stopped := s.stopped
 	s.mu.Unlock()
 	if stopped {
 		return errStopping()
 	}
-	if orphan {
+	if s.leaderless(time.Now()) {
 		return errLeaderless()
 	}
 	if s.view().Node(nodeID) != nil {
@@ -107,24 +107,27 @@ func (s *Server) session(ctx context.Context, id string) (*session, error) {
 	x := s.sessions[peer.NodeID]
 	s.mu.Unlock()
 	if x == nil || x.id != id || x.isEnded() {
+		if s.leaderless(time.Now()) {
+			return nil, errLeaderless()
+		}
 		return nil, wire.Errorf(wire.CodeFailedPrecondition, "the session is over; open a new one")
 	}
 	return x, nil
 }
 
-// keep reports the sessions to the leader, and ends those that nobody beats in any more, until ctx ends.
+// keep tells sessions of other managers and roles, and ends those that nobody beats in or that no leader hears of
+// any more, until ctx ends.
 func (s *Server) keep(ctx context.Context) error {
 	ticker := time.NewTicker(s.limits.ReportInterval)
 	defer ticker.Stop()
 	for {
 		s.refreshManagers()
+		s.refreshRoles()
 		s.expire(time.Now())
-		s.reportOnce(ctx)
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
-		case <-s.report:
 		}
 	}
 }
@@ -144,8 +147,37 @@ func (s *Server) refreshManagers() {
 	}
 }
 
-// expire ends sessions that have been silent for a reconnect lease, and forgets those that ended long ago.
+// refreshRoles wakes the assignments of nodes whose role in the cluster's configuration has changed.
+func (s *Server) refreshRoles() {
+	if s.cfg.Role == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, x := range s.sessions {
+		if role := s.cfg.Role(id); role != x.role {
+			x.role = role
+			x.notify()
+		}
+	}
+}
+
+// roleOf is the role that the node is told to have.
+func (s *Server) roleOf(view *store.View, nodeID string) swarmpb.NodeRole {
+	if s.cfg.Role != nil {
+		return s.cfg.Role(nodeID)
+	}
+	node := view.Node(nodeID)
+	if role := node.GetSpec().GetDesiredRole(); role != swarmpb.NodeRole_NODE_ROLE_UNSPECIFIED {
+		return role
+	}
+	return node.GetRole()
+}
+
+// expire ends sessions that have been silent for a reconnect lease, and all of them while no leader has heard of
+// them for a lease: another manager may still reach it. It forgets those that ended long ago.
 func (s *Server) expire(now time.Time) {
+	leaderless := s.leaderless(now)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, x := range s.sessions {
@@ -154,95 +186,10 @@ func (s *Server) expire(now time.Time) {
 			delete(s.sessions, id)
 		case age > s.limits.ReconnectLease:
 			x.end(wire.Errorf(wire.CodeDeadline, "no beat for %s", s.limits.ReconnectLease))
+		case leaderless:
+			x.end(errLeaderless())
 		}
 	}
-}
-
-// leaderless tells whether the leader has been out of reach for longer than a lease. Call with mu held.
-func (s *Server) leaderless(now time.Time) bool { return now.Sub(s.contact) > s.limits.Lease }
-
-// reportOnce sends one report to the leader and obeys its verdict. Without a leader for longer than a lease the
-// sessions end: another manager may still reach it.
-func (s *Server) reportOnce(ctx context.Context) {
-	report := s.makeReport(time.Now())
-	verdict, err := s.send(ctx, report)
-	if ctx.Err() != nil {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := time.Now()
-	if err != nil {
-		for _, id := range report.Refused {
-			s.refused[id] = struct{}{}
-		}
-		if s.leaderless(now) {
-			for _, x := range s.sessions {
-				x.end(errLeaderless())
-			}
-		}
-		return
-	}
-	s.contact = now
-	for _, x := range s.sessions {
-		if reason, ok := verdict.End[x.id]; ok {
-			s.log.Warn("session refused by the leader", "node", x.nodeID, "reason", reason)
-			s.refused[x.nodeID] = struct{}{}
-			x.end(errClone(x.nodeID))
-		}
-	}
-}
-
-// send gives the report to the leader, here or elsewhere.
-func (s *Server) send(ctx context.Context, report *Report) (*Verdict, error) {
-	verdict, err := s.Report(ctx, report)
-	if err == nil || s.cfg.Remote == nil {
-		return verdict, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, s.limits.keeperLost())
-	defer cancel()
-	return s.cfg.Remote.Report(ctx, report)
-}
-
-// Report is the leader's end of Leases, for its own keeper and those of other managers.
-func (s *Server) Report(_ context.Context, report *Report) (*Verdict, error) {
-	s.mu.Lock()
-	leading := s.leading
-	s.mu.Unlock()
-	if leading == nil {
-		return nil, wire.Errorf(wire.CodeNotLeader, "this manager does not lead")
-	}
-	return leading.report(time.Now(), report), nil
-}
-
-func (s *Server) makeReport(now time.Time) *Report {
-	view, fanned := s.view(), s.fanned.Load()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	report := &Report{Keeper: s.cfg.NodeID, Beats: make([]Beat, 0, len(s.sessions))}
-	for _, x := range s.sessions {
-		b := Beat{NodeID: x.nodeID, SessionID: x.id, BootID: x.boot, Ended: x.isEnded(), Applied: x.applied(fanned)}
-		x.mu.Lock()
-		b.Age = now.Sub(x.last)
-		facts := x.facts
-		x.mu.Unlock()
-		if !b.Ended && !facts.recorded(view.NodeStatus(x.nodeID), view.Node(x.nodeID).GetRole()) {
-			b.Facts = facts
-		}
-		report.Beats = append(report.Beats, b)
-	}
-	for id := range s.refused {
-		report.Refused = append(report.Refused, id)
-		delete(s.refused, id)
-	}
-	slices.Sort(report.Refused)
-	return report
-}
-
-// recorded tells whether the row says what the facts say.
-func (f *Facts) recorded(row *swarmpb.NodeStatus, role swarmpb.NodeRole) bool {
-	return row != nil && row.GetAddress() == f.Address && row.GetManagerAddress() == f.managerAddress(role) &&
-		proto.Equal(row.GetDescription(), f.Description)
 }
 
 // endNode ends the sessions of a node that was removed.
@@ -269,6 +216,3 @@ func (s *Server) notify(nodeID string) {
 		x.notify()
 	}
 }
-
-// Ensure at build time that a Server is what keepers report to.
-var _ Leases = (*Server)(nil)

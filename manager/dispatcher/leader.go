@@ -40,11 +40,13 @@ const (
 // states of nodes, and ends the tasks of removed nodes. Every node that is READY when it starts has a reconnect
 // lease.
 func (s *Server) Lead(ctx context.Context, leader store.Leader) error {
+	now := time.Now()
 	l := &leaderPart{
-		limits: s.limits, store: s.cfg.Store, leader: leader, log: s.log,
-		table: newLeaseTable(s.limits, time.Now()), clones: make(map[string]*clone), described: make(map[string]time.Time),
-		kick: make(chan struct{}, 1),
+		limits: s.limits, store: s.cfg.Store, leader: leader, log: s.log, hints: s.cfg.Hints,
+		table: newLeaseTable(s.limits, now), clones: make(map[string]*clone), described: make(map[string]time.Time),
+		health: make(map[string]health), probes: make(map[string]probe), kick: make(chan struct{}, 1),
 	}
+	s.contact.mark(now) // whoever is made the leader has just been confirmed
 	l.takeOver(s.view())
 	s.mu.Lock()
 	if s.leading != nil {
@@ -60,7 +62,7 @@ func (s *Server) Lead(ctx context.Context, leader store.Leader) error {
 	}()
 	poke(s.report)
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return l.judge(ctx) })
+	g.Go(func() error { return l.judge(ctx, g) })
 	g.Go(func() error { return l.sweep(ctx) })
 	return g.Wait()
 }
@@ -71,6 +73,7 @@ type leaderPart struct {
 	store  func() *store.Store
 	leader store.Leader
 	log    *slog.Logger
+	hints  Hints // may be nil
 	// kick asks for a judgement before the next tick.
 	kick chan struct{}
 
@@ -79,6 +82,16 @@ type leaderPart struct {
 	clones map[string]*clone
 	// described is when a node's description or address last entered the log by itself.
 	described map[string]time.Time
+	health    map[string]health // by manager
+	probes    map[string]probe  // by node, of the last probeKept
+	probing   int               // probes under way
+	members   []member          // of the last decision, for the next to fill
+}
+
+// health is what a manager last said of itself.
+type health struct {
+	said *swarmpb.ManagerHealth
+	at   time.Time
 }
 
 // clone is a node ID that a second live host asked for.
@@ -110,6 +123,7 @@ func (l *leaderPart) report(now time.Time, r *Report) *Verdict {
 		news = news || b.Facts != nil || lease == nil || lease.session != b.SessionID
 	}
 	verdict := l.table.report(now, r)
+	l.noteHealth(now, r)
 	for _, id := range r.Refused {
 		c := l.clones[id]
 		if c == nil {
@@ -124,19 +138,35 @@ func (l *leaderPart) report(now time.Time, r *Report) *Verdict {
 	return verdict
 }
 
-// acked is the version that the node's keeper last reported as applied.
-func (l *leaderPart) acked(nodeID string) (uint64, bool) {
+// noteHealth notes a manager's health, of a bounded number of managers.
+func (l *leaderPart) noteHealth(now time.Time, r *Report) {
+	maps.DeleteFunc(l.health, func(_ string, h health) bool { return now.Sub(h.at) > healthKept })
+	if _, ok := l.health[r.Keeper]; r.Health != nil && (ok || len(l.health) < maxManagers) {
+		l.health[r.Keeper] = health{said: r.Health, at: now}
+	}
+}
+
+func (l *leaderPart) healthOf(now time.Time, managerID string) (*swarmpb.ManagerHealth, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h, ok := l.health[managerID]
+	return h.said, ok && now.Sub(h.at) <= healthKept
+}
+
+// acked is the version that the node's keeper last reported as applied, with the keeper and the session; false
+// without a session of a keeper that lives.
+func (l *leaderPart) acked(now time.Time, nodeID string) (keeper, session string, applied uint64, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	lease := l.table.nodes[nodeID]
-	if lease == nil || lease.keeper == "" || lease.ended {
-		return 0, false
+	if !l.table.spokenFor(now, lease) || lease.ended {
+		return "", "", 0, false
 	}
-	return lease.applied, true
+	return lease.keeper, lease.session, lease.applied, true
 }
 
 // judge writes the states of nodes as they change. One proposal is in flight at a time.
-func (l *leaderPart) judge(ctx context.Context) error {
+func (l *leaderPart) judge(ctx context.Context, g *errgroup.Group) error {
 	ticker := time.NewTicker(l.limits.ReportInterval)
 	defer ticker.Stop()
 	for {
@@ -146,7 +176,9 @@ func (l *leaderPart) judge(ctx context.Context) error {
 		case <-ticker.C:
 		case <-l.kick:
 		}
-		for chunk := range slices.Chunk(l.decide(l.store().View(), time.Now()), maxWrites) {
+		decisions := l.decide(l.store().View(), time.Now())
+		l.probe(ctx, g)
+		for chunk := range slices.Chunk(decisions, maxWrites) {
 			if err := l.propose(ctx, chunk); err != nil {
 				if errors.Is(err, store.ErrStaleTerm) || ctx.Err() != nil {
 					return nil // The term is over; whoever leads now decides.
@@ -180,7 +212,7 @@ func (l *leaderPart) propose(ctx context.Context, decisions []decision) error {
 func (l *leaderPart) decide(view *store.View, now time.Time) []decision {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	members := make([]member, 0, view.NodeCount())
+	members := l.members[:0]
 	for node := range view.Nodes() {
 		state := view.NodeStatus(node.GetId()).GetState()
 		if state == swarmpb.NodeState_NODE_STATE_UNSPECIFIED {
@@ -188,6 +220,7 @@ func (l *leaderPart) decide(view *store.View, now time.Time) []decision {
 		}
 		members = append(members, member{id: node.GetId(), state: state})
 	}
+	l.members = members
 	judged := make(map[string]judgement)
 	for _, j := range l.table.judge(now, members) {
 		judged[j.id] = j
@@ -204,21 +237,27 @@ func (l *leaderPart) decide(view *store.View, now time.Time) []decision {
 
 // decideNode makes the row of one node, if it must change.
 func (l *leaderPart) decideNode(view *store.View, now time.Time, m member, judged map[string]judgement) (decision, bool) {
+	j, changed := judged[m.id]
+	lease := l.table.nodes[m.id]
+	if !changed && (lease == nil || lease.facts == nil) {
+		return decision{}, false
+	}
 	node, row := view.Node(m.id), view.NodeStatus(m.id)
 	next := &swarmpb.NodeStatus{NodeId: m.id, State: m.state}
 	if row != nil {
 		next = swarmpb.Clone(row)
 	}
-	j, changed := judged[m.id]
 	if changed {
 		next.State, next.Message, next.Since = j.state, j.message, now.UnixNano()
 	}
-	if lease := l.table.nodes[m.id]; lease != nil && lease.facts != nil && !lease.facts.recorded(row, node.GetRole()) {
-		if changed || now.Sub(l.described[m.id]) >= describeInterval {
-			next.Description = lease.facts.Description
-			next.Address = lease.facts.Address
-			next.ManagerAddress = lease.facts.managerAddress(node.GetRole())
-		}
+	switch {
+	case lease == nil || lease.facts == nil:
+	case lease.facts.recorded(row, node.GetRole()):
+		lease.facts = nil // its keeper tells them again when they are not what the row says
+	case changed || now.Sub(l.described[m.id]) >= describeInterval:
+		next.Description = lease.facts.Description
+		next.Address = lease.facts.Address
+		next.ManagerAddress = lease.facts.managerAddress(node.GetRole())
 	}
 	if proto.Equal(row, next) || next.GetState() == swarmpb.NodeState_NODE_STATE_UNKNOWN {
 		return decision{}, false

@@ -1,7 +1,6 @@
 package dispatcher
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"sort"
@@ -10,12 +9,6 @@ import (
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
 
-// Leases is the leader's lease table as a keeper of sessions sees it: at hand on the leader, a call away
-// elsewhere. Report fails while there is no leader to report to.
-type Leases interface {
-	Report(ctx context.Context, report *Report) (*Verdict, error)
-}
-
 // Report is what a keeper knows of the sessions that it holds, or held until lately.
 type Report struct {
 	// Keeper is the node ID of the manager.
@@ -23,6 +16,8 @@ type Report struct {
 	Beats  []Beat
 	// Refused are node IDs that a second live claimant asked for since the report before.
 	Refused []string
+	// Health is the keeper's own; nil when it says nothing of it.
+	Health *swarmpb.ManagerHealth
 }
 
 // Beat is the age of one session.
@@ -62,6 +57,8 @@ type leaseTable struct {
 	// start is when the term began: what has not been heard of since then has its reconnect lease from it.
 	start time.Time
 	nodes map[string]*lease
+	// round counts judgements.
+	round uint64
 }
 
 // lease is what is known of one node.
@@ -80,6 +77,10 @@ type lease struct {
 	held bool
 	// silent is when the silence began for which the node was called down or held.
 	silent time.Time
+	// unreachable is when a probe of the leader's own failed last while gossip called the node dead.
+	unreachable time.Time
+	// round is the judgement that last found the node among the members.
+	round uint64
 }
 
 func newLeaseTable(limits Limits, start time.Time) *leaseTable {
@@ -128,6 +129,9 @@ func (t *leaseTable) beat(now time.Time, keeper string, b *Beat) (refused string
 	}
 	l.keeper, l.session, l.boot, l.ended = keeper, b.SessionID, b.BootID, b.Ended
 	l.seen, l.heard, l.age, l.applied = seen, now, max(b.Age, 0), b.Applied
+	if l.age < t.limits.Lease {
+		l.unreachable = time.Time{}
+	}
 	if b.Facts != nil {
 		l.facts = b.Facts
 	}
@@ -169,6 +173,10 @@ type silence struct {
 	began time.Time
 	// heard: a live keeper speaks for the node; otherwise its reconnect lease runs.
 	heard bool
+	// long: it has lasted for a lease.
+	long bool
+	// hinted: its reconnect lease runs, gossip calls it dead and the leader could not reach it either.
+	hinted bool
 	// vanishing: silent for longer than a healthy node ever is.
 	vanishing bool
 	due       bool
@@ -176,15 +184,49 @@ type silence struct {
 
 func (t *leaseTable) silence(now time.Time, id string) silence {
 	l := t.nodes[id]
-	if l != nil && l.keeper != "" && now.Sub(l.heard) <= t.limits.keeperLost() {
-		return silence{began: l.seen, heard: true, vanishing: l.age > t.limits.beating(), due: l.age >= t.limits.Lease}
+	if t.spokenFor(now, l) {
+		return silence{
+			began: l.seen, heard: true,
+			long: l.age >= t.limits.Lease, vanishing: l.age > t.limits.beating(), due: l.age >= t.limits.Lease,
+		}
 	}
-	began := t.start
-	if l != nil && l.heard.After(began) {
-		began = l.heard
+	s := silence{began: t.start}
+	if l != nil && l.heard.After(s.began) {
+		s.began = l.heard
 	}
-	due := now.Sub(began) >= t.limits.ReconnectLease
-	return silence{began: began, vanishing: due, due: due}
+	age := now.Sub(s.began)
+	s.long, s.due = age >= t.limits.Lease, age >= t.limits.ReconnectLease
+	// Before a lease is over, a live keeper may just not have found the leader yet.
+	s.hinted = s.long && l != nil && !l.unreachable.IsZero() && now.Sub(l.unreachable) <= probeKept
+	s.vanishing = s.due || s.hinted
+	return s
+}
+
+// spokenFor tells whether a live keeper speaks for the node.
+func (t *leaseTable) spokenFor(now time.Time, l *lease) bool {
+	return l != nil && l.keeper != "" && now.Sub(l.heard) <= t.limits.keeperLost()
+}
+
+// doubtful tells whether the node's reconnect lease runs, so that a hint may shorten it.
+func (t *leaseTable) doubtful(now time.Time, m member) bool {
+	l := t.nodes[m.id]
+	return isLive(m.state) && !t.spokenFor(now, l) && (l == nil || !l.held)
+}
+
+// probed takes the result of a probe that the leader made of a node which gossip called dead all the while. It means
+// something only while the node's reconnect lease runs, and only for a moment.
+func (t *leaseTable) probed(now time.Time, nodeID string, failed bool) {
+	l := t.nodes[nodeID]
+	switch {
+	case !failed && l != nil:
+		l.unreachable = time.Time{}
+	case failed && !t.spokenFor(now, l):
+		if l == nil {
+			l = &lease{}
+			t.nodes[nodeID] = l
+		}
+		l.unreachable = now
+	}
 }
 
 // judge says which of the cluster's nodes must change their state, in the order of members. Nodes that are no
@@ -215,14 +257,16 @@ func (t *leaseTable) judgeOne(now time.Time, m member, brake *brake) (swarmpb.No
 	if l != nil && l.held {
 		return swarmpb.NodeState_NODE_STATE_DISCONNECTED, "its tasks are held: it vanished together with many other nodes; start it again, or remove it with force"
 	}
-	if !s.due {
-		if s.heard || now.Sub(s.began) < t.limits.Lease {
+	// A hint never decides over many nodes at once: those that have lost their keeper may all be about to return.
+	hinted := s.hinted && brake.silentWith(s.began) == 0
+	if !s.due && !hinted {
+		if s.heard || !s.long {
 			return m.state, ""
 		}
 		return swarmpb.NodeState_NODE_STATE_DISCONNECTED, fmt.Sprintf("the manager that kept its session is lost; it has %s to reconnect", t.limits.ReconnectLease)
 	}
 	if l == nil {
-		l = &lease{}
+		l = &lease{round: t.round}
 		t.nodes[m.id] = l
 	}
 	l.silent = s.began
@@ -230,10 +274,13 @@ func (t *leaseTable) judgeOne(now time.Time, m member, brake *brake) (swarmpb.No
 		l.held = true
 		return swarmpb.NodeState_NODE_STATE_DISCONNECTED, fmt.Sprintf("its tasks are held: it vanished together with %d other nodes; start it again, or remove it with force", n-1)
 	}
-	if s.heard {
+	switch {
+	case s.heard:
 		return swarmpb.NodeState_NODE_STATE_DOWN, fmt.Sprintf("no beat for %s", t.limits.Lease)
+	case s.due:
+		return swarmpb.NodeState_NODE_STATE_DOWN, fmt.Sprintf("has not reconnected within %s", t.limits.ReconnectLease)
 	}
-	return swarmpb.NodeState_NODE_STATE_DOWN, fmt.Sprintf("has not reconnected within %s", t.limits.ReconnectLease)
+	return swarmpb.NodeState_NODE_STATE_DOWN, "the manager that kept its session is lost, the other nodes call it dead, and the leader cannot reach it"
 }
 
 // isLive tells states in which a node's tasks count as running.
@@ -242,15 +289,19 @@ func isLive(s swarmpb.NodeState) bool {
 }
 
 func (t *leaseTable) forgetOthers(members []member) {
-	if len(t.nodes) == 0 {
+	t.round++
+	known := 0
+	for _, m := range members {
+		if l := t.nodes[m.id]; l != nil {
+			l.round = t.round
+			known++
+		}
+	}
+	if known == len(t.nodes) {
 		return
 	}
-	known := make(map[string]struct{}, len(members))
-	for _, m := range members {
-		known[m.id] = struct{}{}
-	}
-	for id := range t.nodes {
-		if _, ok := known[id]; !ok {
+	for id, l := range t.nodes {
+		if l.round != t.round {
 			delete(t.nodes, id)
 		}
 	}
@@ -273,7 +324,9 @@ func (t *leaseTable) heldNodes() []string {
 type brake struct {
 	lease time.Duration
 	total int
-	began []time.Time
+	// began is when the silence of each vanishing node began; silent has in addition those that nobody has spoken
+	// for during a lease, though they may still return.
+	began, silent []time.Time
 }
 
 const brakeNodes = 3
@@ -295,16 +348,25 @@ func (t *leaseTable) newBrake(now time.Time, members []member) *brake {
 			b.began = append(b.began, s.began)
 		} else if l != nil && l.held {
 			b.began = append(b.began, l.silent)
+		} else if s.long {
+			b.silent = append(b.silent, s.began)
 		}
 	}
+	b.silent = append(b.silent, b.began...)
 	slices.SortFunc(b.began, time.Time.Compare)
+	slices.SortFunc(b.silent, time.Time.Compare)
 	return b
 }
 
 // vanishedWith counts the nodes that fell silent within one lease of the time, or 0 if they are too few.
-func (b *brake) vanishedWith(began time.Time) int {
-	lo := sort.Search(len(b.began), func(i int) bool { return !b.began[i].Before(began.Add(-b.lease)) })
-	hi := sort.Search(len(b.began), func(i int) bool { return b.began[i].After(began.Add(b.lease)) })
+func (b *brake) vanishedWith(began time.Time) int { return b.count(b.began, began) }
+
+// silentWith counts them together with those that may still return.
+func (b *brake) silentWith(began time.Time) int { return b.count(b.silent, began) }
+
+func (b *brake) count(times []time.Time, began time.Time) int {
+	lo := sort.Search(len(times), func(i int) bool { return !times[i].Before(began.Add(-b.lease)) })
+	hi := sort.Search(len(times), func(i int) bool { return times[i].After(began.Add(b.lease)) })
 	if n := hi - lo; n >= brakeNodes && 3*n > b.total {
 		return n
 	}

@@ -28,6 +28,18 @@ const (
 	maxStatuses = 500
 	// maxPendingStatuses bounds what waits to be proposed; calls beyond it are refused for the moment.
 	maxPendingStatuses = 20_000
+	// maxReported bounds the sessions, and the refused claimants, of one call of a keeper's.
+	maxReported = 2_000
+	// maxManagers bounds the managers whose health the leader remembers, healthKept for how long.
+	maxManagers = 64
+	healthKept  = 5 * time.Second
+	// maxAge bounds what a keeper may say of how long it has not heard a node.
+	maxAge = 24 * time.Hour
+	// maxProbes is how many nodes the leader probes at a time, each for at most probeTimeout; what came of it counts
+	// for probeKept.
+	maxProbes    = 16
+	probeTimeout = 500 * time.Millisecond
+	probeKept    = 2 * time.Second
 	// maxWrites bounds a proposal of the leader's part.
 	maxWrites = 500
 

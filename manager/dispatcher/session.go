@@ -21,13 +21,17 @@ type session struct {
 
 	// wake says that something of the node's assignment may have changed.
 	wake chan struct{}
-	// renew says that the list of managers has changed.
+	// renew says that there is something to answer: the list of managers has changed, or a beat was heard.
 	renew chan struct{}
 	// updating is taken by the one UpdateStatus call that a session may have at a time.
 	updating chan struct{}
 	// streaming is held by the one Assignments stream that a session may have; a new one ends the one before.
 	streaming chan struct{}
 	ended     chan struct{}
+	// role is the one that the node was last woken for; under the server's lock.
+	role swarmpb.NodeRole
+	// told is what the facts were last compared with; the keeper's reports alone use it.
+	told told
 
 	mu    sync.Mutex
 	err   error // why it ended
@@ -38,6 +42,8 @@ type session struct {
 	acked, sent, current uint64
 	// wakes counts what has concerned the node; looked is the count that the last set took in.
 	wakes, looked uint64
+	// heard is the newest beat that was heard while a leader was within reach; 0 = none, or none that wants an answer.
+	heard uint64
 	// newer is closed when another Assignments stream takes the place of the last one.
 	newer chan struct{}
 }
@@ -84,12 +90,25 @@ func (x *session) lastBeat() time.Time {
 	return x.last
 }
 
-func (x *session) beat(now time.Time, applied uint64) {
+// beat takes a beat. One that carries a sequence is answered if a leader is within reach: answers that wait become
+// one, the newest.
+func (x *session) beat(now time.Time, b *swarmpb.SessionBeat, reach bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.last = now
 	// A worker cannot have applied what it was never sent.
-	x.acked = max(x.acked, min(applied, x.sent))
+	x.acked = max(x.acked, min(b.GetAppliedVersion(), x.sent))
+	if reach && b.GetSequence() > x.heard {
+		x.heard = b.GetSequence()
+		poke(x.renew)
+	}
+}
+
+// answer is the sequence of the newest beat that was heard.
+func (x *session) answer() uint64 {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.heard
 }
 
 // describe takes a changed description.
@@ -192,13 +211,15 @@ func (s *Server) Session(stream grpc.BidiStreamingServer[swarmpb.SessionRequest,
 	return err
 }
 
-// converse sends what the worker must know of the managers until the session ends.
+// converse sends what the worker must know of the managers, and answers beats, until the session ends. Each message is
+// whole: a worker that ignores what it does not know is told the same interval and managers again.
 func (s *Server) converse(stream grpc.BidiStreamingServer[swarmpb.SessionRequest, swarmpb.SessionResponse], x *session) error {
 	for {
 		if err := stream.Send(&swarmpb.SessionResponse{
-			SessionId:    x.id,
-			BeatInterval: int64(s.limits.BeatInterval),
-			Managers:     s.managers.Load().peers,
+			SessionId:     x.id,
+			BeatInterval:  int64(s.limits.BeatInterval),
+			Managers:      s.managers.Load().peers,
+			HeardSequence: x.answer(),
 		}); err != nil {
 			return err
 		}
@@ -224,7 +245,8 @@ func (s *Server) receive(stream grpc.BidiStreamingServer[swarmpb.SessionRequest,
 		}
 		switch m := req.GetMessage().(type) {
 		case *swarmpb.SessionRequest_Beat:
-			x.beat(time.Now(), m.Beat.GetAppliedVersion())
+			now := time.Now()
+			x.beat(now, m.Beat, s.inContact(now))
 		case *swarmpb.SessionRequest_Description:
 			description, err := cleanDescription(m.Description)
 			if err != nil {

@@ -46,15 +46,21 @@ func (s *Server) Assignments(req *swarmpb.AssignmentsRequest, stream grpc.Server
 func (s *Server) sendSet(stream grpc.ServerStreamingServer[swarmpb.AssignmentsResponse], x *session, told *assignment) error {
 	wakes := x.looking()
 	view := s.view()
-	if view.Index() < told.version {
+	role := s.roleOf(view, x.nodeID)
+	switch {
+	case view.Index() < told.version:
 		// The store was replaced by an older one: what was told before is worth nothing.
+		*told = *newAssignment()
+	case view.Index() == told.base && role != told.config.role:
+		// The role follows Raft's configuration, which changes without a row: an increment would have no version of
+		// its own. All else of this version is told again with it.
 		*told = *newAssignment()
 	}
 	if told.version == 0 {
 		x.restarted()
 	}
 	base := told.base
-	changes := told.advance(view, x.nodeID)
+	changes := told.advance(view, x.nodeID, role)
 	if len(changes) > 0 || base == 0 {
 		x.sending(told.version)
 		for chunk := range chunks(base, told.version, changes) {

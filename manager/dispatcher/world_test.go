@@ -200,7 +200,7 @@ func (h *holder) expect(view *store.View, node string) {
 			h.t.Fatalf("task %s is held and not on the node", id)
 		}
 	}
-	if got, want := h.config.GetUplinkBlock(), configOf(view, node).block; got != want {
+	if got, want := h.config.GetUplinkBlock(), configOf(view, node, 0).block; got != want {
 		h.t.Fatalf("uplink block %q, want %q", got, want)
 	}
 }

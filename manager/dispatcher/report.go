@@ -1,0 +1,266 @@
+package dispatcher
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/proto/wire"
+)
+
+// contact is the moment at which this manager last was certain of a leader, by the monotonic clock; many may ask.
+type contact struct {
+	base  time.Time
+	after atomic.Int64
+}
+
+func (c *contact) mark(at time.Time) { c.after.Store(int64(at.Sub(c.base))) }
+
+func (c *contact) age(now time.Time) time.Duration {
+	return now.Sub(c.base) - time.Duration(c.after.Load())
+}
+
+// leaderless tells whether the leader has been out of reach for longer than a lease.
+func (s *Server) leaderless(now time.Time) bool { return s.contact.age(now) > s.limits.Lease }
+
+// inContact tells whether the leader certainly counts this manager among those that live, so that a node which is
+// heard here is not being called down elsewhere.
+func (s *Server) inContact(now time.Time) bool { return s.contact.age(now) <= s.limits.keeperLost() }
+
+// reports sends a report to the leader every interval, one at a time, until ctx ends.
+func (s *Server) reports(ctx context.Context) error {
+	ticker := time.NewTicker(s.limits.ReportInterval)
+	defer ticker.Stop()
+	for {
+		s.reportOnce(ctx)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		case <-s.report:
+		}
+	}
+}
+
+// reportOnce sends one report to the leader and obeys its verdict. It takes no longer than the leader waits for a
+// keeper: a leader that hangs costs this manager its contact, and nothing else.
+func (s *Server) reportOnce(ctx context.Context) {
+	began := time.Now()
+	report := s.makeReport(began)
+	call, cancel := context.WithTimeout(ctx, s.limits.keeperLost())
+	defer cancel()
+	verdict, err := s.send(call, report)
+	if ctx.Err() != nil {
+		return
+	}
+	if err == nil {
+		s.contact.mark(began)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if verdict == nil { // nothing of it was taken
+		for _, id := range report.Refused {
+			if len(s.refused) < maxReported {
+				s.refused[id] = struct{}{}
+			}
+		}
+		return
+	}
+	if len(verdict.End) == 0 {
+		return
+	}
+	for _, x := range s.sessions {
+		if reason, ok := verdict.End[x.id]; ok {
+			s.log.Warn("session refused by the leader", "node", x.nodeID, "reason", reason)
+			s.refused[x.nodeID] = struct{}{}
+			x.end(errClone(x.nodeID))
+		}
+	}
+}
+
+// send gives the report to the leader, here or elsewhere. The verdict is nil when not even the first part was taken.
+func (s *Server) send(ctx context.Context, report *Report) (*Verdict, error) {
+	s.mu.Lock()
+	leading := s.leading
+	s.mu.Unlock()
+	if leading != nil {
+		verdict := leading.report(time.Now(), report)
+		// A leader that has just been woken from a long sleep may not be one any more: what it is told counts once the
+		// others have confirmed it.
+		_, err := s.cfg.ReadIndex(ctx)
+		return verdict, err
+	}
+	if s.cfg.LeaderConn == nil {
+		return nil, errLeaderless()
+	}
+	conn, _, err := s.cfg.LeaderConn()
+	if err != nil {
+		return nil, err
+	}
+	return sendParts(ctx, swarmpb.NewKeeperClient(conn), report)
+}
+
+// sendParts reports in calls of bounded size. The first has what concerns the manager itself.
+func sendParts(ctx context.Context, leader swarmpb.KeeperClient, report *Report) (*Verdict, error) {
+	var verdict *Verdict
+	part := &swarmpb.KeeperReport{Refused: report.Refused, Health: report.Health}
+	for beats := report.Beats; ; {
+		n := min(len(beats), maxReported)
+		part.Sessions = kept(beats[:n])
+		answer, err := leader.Report(ctx, part)
+		if err != nil {
+			return verdict, wire.FromStatus(err)
+		}
+		if verdict == nil {
+			verdict = &Verdict{End: make(map[string]string)}
+		}
+		maps.Copy(verdict.End, answer.GetEnd())
+		if beats = beats[n:]; len(beats) == 0 {
+			return verdict, nil
+		}
+		part = &swarmpb.KeeperReport{}
+	}
+}
+
+// kept are beats as they go over the wire; one piece of memory holds them all.
+func kept(beats []Beat) []*swarmpb.KeptSession {
+	slab := make([]swarmpb.KeptSession, len(beats))
+	out := make([]*swarmpb.KeptSession, len(beats))
+	for i := range beats {
+		b, k := &beats[i], &slab[i]
+		k.NodeId, k.SessionId, k.BootId = b.NodeID, b.SessionID, b.BootID
+		k.Age, k.Ended, k.Applied = int64(b.Age), b.Ended, b.Applied
+		if f := b.Facts; f != nil {
+			k.Facts = &swarmpb.SessionFacts{Description: f.Description, Address: f.Address, ListenAddress: f.ListenAddress}
+		}
+		out[i] = k
+	}
+	return out
+}
+
+// makeReport fills the keeper's report; it is good until the next call.
+func (s *Server) makeReport(now time.Time) *Report {
+	view, fanned := s.view(), s.fanned.Load()
+	report := &s.scratch
+	report.Keeper, report.Refused, report.Health = s.cfg.NodeID, nil, nil
+	if s.cfg.Health != nil {
+		report.Health = s.cfg.Health()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(report.Beats)
+	report.Beats = report.Beats[:0]
+	for _, x := range s.sessions {
+		b := Beat{NodeID: x.nodeID, SessionID: x.id, BootID: x.boot, Ended: x.isEnded(), Applied: x.applied(fanned)}
+		x.mu.Lock()
+		b.Age = now.Sub(x.last)
+		facts := x.facts
+		x.mu.Unlock()
+		if !b.Ended && !x.told.recorded(facts, view.NodeStatus(x.nodeID), view.Node(x.nodeID).GetRole()) {
+			b.Facts = facts
+		}
+		report.Beats = append(report.Beats, b)
+	}
+	for id := range s.refused {
+		if len(report.Refused) == maxReported {
+			break
+		}
+		report.Refused = append(report.Refused, id)
+		delete(s.refused, id)
+	}
+	slices.Sort(report.Refused)
+	return report
+}
+
+// told remembers a comparison of facts with a row: both are never changed in place, and seldom another one.
+type told struct {
+	facts *Facts
+	row   *swarmpb.NodeStatus
+	role  swarmpb.NodeRole
+	equal bool
+}
+
+func (t *told) recorded(facts *Facts, row *swarmpb.NodeStatus, role swarmpb.NodeRole) bool {
+	if t.facts != facts || t.row != row || t.role != role {
+		*t = told{facts: facts, row: row, role: role, equal: facts.recorded(row, role)}
+	}
+	return t.equal
+}
+
+// recorded tells whether the row says what the facts say.
+func (f *Facts) recorded(row *swarmpb.NodeStatus, role swarmpb.NodeRole) bool {
+	return row != nil && row.GetAddress() == f.Address && row.GetManagerAddress() == f.managerAddress(role) &&
+		proto.Equal(row.GetDescription(), f.Description)
+}
+
+// Report takes what another manager knows of the sessions that it keeps. It is refused while this manager does not
+// lead, or cannot be certain that it does.
+func (s *Server) Report(ctx context.Context, req *swarmpb.KeeperReport) (*swarmpb.KeeperVerdict, error) {
+	peer, err := s.peer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if n := max(len(req.GetSessions()), len(req.GetRefused())); n > maxReported {
+		return nil, wire.Errorf(wire.CodeInvalid, "report: %d entries; at most %d are taken in one call", n, maxReported)
+	}
+	s.mu.Lock()
+	leading := s.leading
+	s.mu.Unlock()
+	now := time.Now()
+	switch {
+	case leading == nil:
+		return nil, wire.Errorf(wire.CodeNotLeader, "this manager does not lead")
+	case !s.inContact(now):
+		return nil, errLeaderless()
+	}
+	verdict := leading.report(now, s.readReport(peer.NodeID, req))
+	return &swarmpb.KeeperVerdict{End: verdict.End}, nil
+}
+
+// readReport is the report as the lease table takes it: of members of the cluster alone, with nothing longer than
+// this manager would let a worker say.
+func (s *Server) readReport(keeper string, req *swarmpb.KeeperReport) *Report {
+	view := s.view()
+	report := &Report{Keeper: keeper, Beats: make([]Beat, 0, len(req.GetSessions())), Health: cleanHealth(req.GetHealth())}
+	for _, k := range req.GetSessions() {
+		if view.Node(k.GetNodeId()) == nil || len(k.GetSessionId()) > maxIDBytes || len(k.GetBootId()) > maxIDBytes {
+			continue
+		}
+		report.Beats = append(report.Beats, Beat{
+			NodeID: k.GetNodeId(), SessionID: k.GetSessionId(), BootID: k.GetBootId(),
+			Age: min(max(time.Duration(k.GetAge()), 0), maxAge), Ended: k.GetEnded(), Applied: k.GetApplied(),
+			Facts: readFacts(k.GetFacts()),
+		})
+	}
+	for _, id := range req.GetRefused() {
+		if view.Node(id) != nil {
+			report.Refused = append(report.Refused, id)
+		}
+	}
+	return report
+}
+
+// readFacts are another keeper's facts, nil when they make no sense.
+func readFacts(f *swarmpb.SessionFacts) *Facts {
+	if f == nil || len(f.GetListenAddress()) > maxNameBytes || cleanText(f.GetListenAddress(), maxNameBytes) != f.GetListenAddress() {
+		return nil
+	}
+	description, err := cleanDescription(f.GetDescription())
+	if err != nil {
+		return nil
+	}
+	return &Facts{Description: description, Address: cleanText(f.GetAddress(), maxNameBytes), ListenAddress: f.GetListenAddress()}
+}
+
+// cleanHealth copies the known fields.
+func cleanHealth(h *swarmpb.ManagerHealth) *swarmpb.ManagerHealth {
+	if h == nil {
+		return nil
+	}
+	return &swarmpb.ManagerHealth{LowSpace: h.GetLowSpace(), FreeBytes: h.GetFreeBytes(), StepDowns: h.GetStepDowns()}
+}
