@@ -25,9 +25,14 @@ func (s *Server) GetCluster(ctx context.Context, _ *swarmpb.GetClusterRequest) (
 		Spec:       cluster.GetSpec(),
 		RootDigest: rootDigest(cluster.GetRootCa().GetCert()),
 		Nodes:      uint32(view.NodeCount()),
-		Managers:   uint32(managers(view)),
 		Services:   uint32(view.ServiceCount()),
 		Leader:     s.cfg.Leader(),
+	}
+	for _, m := range s.cfg.Members() {
+		response.Managers++
+		if m.Voter && reachable(view, m.ID) {
+			response.ReachableManagers++
+		}
 	}
 	for service := range view.Services() {
 		live := view.TaskCountOf(service.GetId())
@@ -65,6 +70,8 @@ func (s *Server) GetJoinTokens(ctx context.Context, _ *swarmpb.GetJoinTokensRequ
 // RotateJoinToken replaces the token of a role; the old one is worth nothing from then on. A repeated request does
 // not rotate again: it gets the tokens as they are.
 func (s *Server) RotateJoinToken(ctx context.Context, req *swarmpb.RotateJoinTokenRequest) (*swarmpb.RotateJoinTokenResponse, error) {
+	ctx, cancel := writing(ctx)
+	defer cancel()
 	request, err := requestID(req.GetRequestId())
 	if err != nil {
 		return nil, err
@@ -84,7 +91,7 @@ func (s *Server) RotateJoinToken(ctx context.Context, req *swarmpb.RotateJoinTok
 		}
 		break
 	}
-	view, err := s.read(ctx)
+	view, err := s.fresh(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +99,7 @@ func (s *Server) RotateJoinToken(ctx context.Context, req *swarmpb.RotateJoinTok
 }
 
 func (s *Server) rotate(ctx context.Context, request string, role swarmpb.NodeRole) error {
-	view, err := s.read(ctx)
+	view, err := s.fresh(ctx)
 	if err != nil {
 		return err
 	}

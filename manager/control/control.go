@@ -1,8 +1,8 @@
 // Package control is the user's API, on every manager: it validates what users ask for, writes it through the
 // replicated store, reads it back, and lets them watch.
 //
-// It promises: a read sees every write that was answered before it began; a write with a request ID takes effect
-// once however often it is sent; an error says what was wrong, with which object, and what to do.
+// It promises: a read sees every write that was answered before it began, or says that it may not; a write with a
+// request ID takes effect once however often it is sent; an error says what was wrong, with which object, and what to do.
 //
 // It alone writes Service and Template rows, and with the CA the Cluster and Node rows. A template is written once,
 // with the service that refers to it.
@@ -21,6 +21,13 @@ import (
 	"github.com/swarmd/swarmd/proto/wire"
 )
 
+// Member is a manager as Raft's configuration has it.
+type Member struct {
+	ID, Address string
+	// Voter counts for majorities; one that is not has still to catch up.
+	Voter bool
+}
+
 // Config is what a Server needs; all fields are required unless they say otherwise.
 type Config struct {
 	// NodeID is this manager's.
@@ -33,6 +40,11 @@ type Config struct {
 	ReadIndex func(context.Context) (uint64, error)
 	// Leader returns the node ID of the leader, empty while there is none.
 	Leader func() string
+	// Members returns Raft's newest configuration as this manager has it. Optional: without it this manager is alone.
+	Members func() []Member
+	// LastContact returns how long ago this manager had contact with a leader, 0 on the leader itself; false: it had
+	// none since it started. Optional.
+	LastContact func() (time.Duration, bool)
 	// ManagerAddress returns host:port of a manager that hosts can join at.
 	ManagerAddress func() string
 	// NewJoinToken makes a join token for the cluster of the root certificate (PEM).
@@ -52,9 +64,15 @@ const (
 	maxRequestID = 64
 	// watchInterval is the least time between two messages of a watch.
 	watchInterval = 100 * time.Millisecond
-	// writeTimeout and readTimeout bound how long a caller without a deadline waits for a quorum.
+	// writeTimeout and readTimeout bound how long a caller without a deadline waits for a quorum; a write's counts
+	// from the call, with the reads that it needs.
 	writeTimeout = 5 * time.Second
 	readTimeout  = 5 * time.Second
+	// leaderlessWait is how long there must have been no leader before a read stops waiting for one: longer than an
+	// election takes. One that finds it to be long gone waits for leaderlessLeast.
+	leaderlessWait  = 2 * time.Second
+	leaderlessLeast = 300 * time.Millisecond
+	leaderPoll      = 50 * time.Millisecond
 	// rewrites is how often a write of our own making is decided anew after a conflict.
 	rewrites = 5
 )
@@ -77,6 +95,13 @@ func New(cfg Config) (*Server, error) {
 	case cfg.Leader == nil || cfg.ManagerAddress == nil || cfg.NewJoinToken == nil:
 		return nil, errors.New("control: leader, manager address and token generator are required")
 	}
+	if cfg.Members == nil {
+		alone := []Member{{ID: cfg.NodeID, Address: cfg.ManagerAddress(), Voter: true}}
+		cfg.Members = func() []Member { return alone }
+	}
+	if cfg.LastContact == nil {
+		cfg.LastContact = func() (time.Duration, bool) { return 0, false }
+	}
 	if cfg.CloseNode == nil {
 		cfg.CloseNode = func(string) {}
 	}
@@ -89,24 +114,13 @@ func New(cfg Config) (*Server, error) {
 // Register adds the service to a gRPC server.
 func (s *Server) Register(r grpc.ServiceRegistrar) { swarmpb.RegisterControlServer(r, s) }
 
-// read returns a view with everything that was committed before the call.
-func (s *Server) read(ctx context.Context) (*store.View, error) {
-	ctx, cancel := context.WithTimeout(ctx, readTimeout)
-	defer cancel()
-	if _, err := s.cfg.ReadIndex(ctx); err != nil {
-		return nil, unavailable("read", err)
-	}
-	view := s.cfg.Store().View()
-	if view.Cluster() == nil {
-		return nil, wire.Errorf(wire.CodeUnavailable, "this manager has not received the cluster's state yet; try again in a moment")
-	}
-	return view, nil
+// writing bounds a whole write, from the first read that it needs.
+func writing(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, writeTimeout)
 }
 
 // write commits a user's write and tells its conflicts apart from the loss of the leader.
 func (s *Server) write(ctx context.Context, requestID string, proposal *swarmpb.Proposal) error {
-	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
-	defer cancel()
 	proposal.RequestId = requestID
 	proposal.Now = time.Now().UnixNano()
 	_, err := s.cfg.Proposer.Propose(ctx, proposal)
@@ -132,7 +146,7 @@ func unavailable(verb string, err error) error {
 		return err
 	}
 	return wire.Errorf(wire.CodeUnavailable,
-		"%s: no leader answers: %w; check with `swarmctl node ls` on another manager that a majority of the managers is up, then try again", verb, err)
+		"%s: no leader answers: %w; check with `swarmctl node ls --stale` that a majority of the managers is up, then try again", verb, err)
 }
 
 // conflictError tells the user of a conflict with what somebody else did at the same time.

@@ -122,6 +122,7 @@ func (s *Server) nodeInfo(view *store.View, node *swarmpb.Node) *swarmpb.NodeInf
 		Leader:   node.GetId() == s.cfg.Leader(),
 		Reserved: &swarmpb.Resources{NanoCpus: usage.NanoCPUs, MemoryBytes: usage.MemoryBytes},
 		Tasks:    uint32(max(usage.Tasks, 0)),
+		Manager:  s.managerStatus(view, node.GetId()),
 	}
 	if info.Status == nil {
 		info.Status = &swarmpb.NodeStatus{NodeId: node.GetId(), State: swarmpb.NodeState_NODE_STATE_UNKNOWN, Message: "joined, not connected yet"}
@@ -133,4 +134,19 @@ func (s *Server) nodeInfo(view *store.View, node *swarmpb.Node) *swarmpb.NodeInf
 		}
 	}
 	return info
+}
+
+// managerStatus is the node's part in Raft; nil when it has none.
+func (s *Server) managerStatus(view *store.View, id string) *swarmpb.ManagerStatus {
+	for _, m := range s.cfg.Members() {
+		if m.ID == id {
+			return &swarmpb.ManagerStatus{Address: m.Address, Leader: id == s.cfg.Leader(), Voter: m.Voter, Reachable: reachable(view, id)}
+		}
+	}
+	return nil
+}
+
+// reachable tells whether a manager counts as one that answers.
+func reachable(view *store.View, id string) bool {
+	return view.NodeStatus(id).GetState() == swarmpb.NodeState_NODE_STATE_READY
 }

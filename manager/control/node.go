@@ -35,18 +35,24 @@ func (s *Server) GetNode(ctx context.Context, req *swarmpb.GetNodeRequest) (*swa
 	return &swarmpb.GetNodeResponse{Node: s.nodeInfo(view, node)}, nil
 }
 
-// RemoveNode takes a node out of the cluster and ends its connections. Its tasks are replaced elsewhere.
+// RemoveNode takes a node out of the cluster and ends its connections. Its tasks are replaced elsewhere. Of a node that
+// the same request has removed already, the answer is the name that it was asked for by.
 func (s *Server) RemoveNode(ctx context.Context, req *swarmpb.RemoveNodeRequest) (*swarmpb.RemoveNodeResponse, error) {
+	ctx, cancel := writing(ctx)
+	defer cancel()
 	request, err := requestID(req.GetRequestId())
 	if err != nil {
 		return nil, err
 	}
 	for try := 1; ; try++ {
-		view, err := s.read(ctx)
+		view, err := s.fresh(ctx)
 		if err != nil {
 			return nil, err
 		}
 		node, err := s.findNode(view, req.GetNode())
+		if errors.Is(err, wire.ErrNotFound) && req.GetRequestId() != "" && s.done(ctx, request) {
+			return &swarmpb.RemoveNodeResponse{Id: req.GetNode()}, nil
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -80,15 +86,23 @@ func removeNode(view *store.View, node *swarmpb.Node, force bool) *swarmpb.Propo
 	return proposal
 }
 
+// done tells whether the request has been carried out before: what cannot be applied is answered all the same when
+// its request ID is known.
+func (s *Server) done(ctx context.Context, request string) bool {
+	never := guard(swarmpb.NodeKey(request), ^uint64(0))
+	return s.write(ctx, request, &swarmpb.Proposal{Guards: []*swarmpb.Guard{never}}) == nil
+}
+
 func (s *Server) checkRemove(view *store.View, node *swarmpb.Node, force bool) error {
 	name := nodeName(view, node.GetId())
+	manager := desiredRole(node) == swarmpb.NodeRole_NODE_ROLE_MANAGER
 	switch {
-	case isManager(node) && managers(view) == 1:
+	case manager && s.lastManager(view, node.GetId()):
 		return wire.Errorf(wire.CodeFailedPrecondition, "node %s: it is the last manager, and without one the cluster is gone; to take the cluster down, run `swarmctl leave --force` on it", name)
-	case node.GetId() == s.cfg.NodeID:
-		return wire.Errorf(wire.CodeFailedPrecondition, "node %s: it is the manager that answers this; run the command on another manager, or `swarmctl leave` on this one", name)
-	case isManager(node):
+	case manager:
 		return wire.Errorf(wire.CodeFailedPrecondition, "node %s: it is a manager; demote it first with `swarmctl node demote %s`", name, name)
+	case s.member(node.GetId()) != nil:
+		return wire.Errorf(wire.CodeFailedPrecondition, "node %s: its demotion is under way; try again once `swarmctl node ls` shows no manager status of it", name)
 	case force:
 		return nil
 	}
@@ -102,18 +116,22 @@ func (s *Server) checkRemove(view *store.View, node *swarmpb.Node, force bool) e
 	return wire.Errorf(wire.CodeFailedPrecondition, "node %s: it is %s and not down; run `swarmctl leave` on it or stop it first, or remove it with --force", name, status.GetState().Name())
 }
 
-func isManager(node *swarmpb.Node) bool {
-	return node.GetRole() == swarmpb.NodeRole_NODE_ROLE_MANAGER || node.GetSpec().GetDesiredRole() == swarmpb.NodeRole_NODE_ROLE_MANAGER
+// desiredRole is what the node should be; a row of before there were promotions says nothing but what it is.
+func desiredRole(node *swarmpb.Node) swarmpb.NodeRole {
+	if role := node.GetSpec().GetDesiredRole(); role != swarmpb.NodeRole_NODE_ROLE_UNSPECIFIED {
+		return role
+	}
+	return node.GetRole()
 }
 
-func managers(view *store.View) int {
-	count := 0
-	for node := range view.Nodes() {
-		if isManager(node) {
-			count++
+// member is the node's part in Raft's configuration; nil when it has none.
+func (s *Server) member(id string) *Member {
+	for _, m := range s.cfg.Members() {
+		if m.ID == id {
+			return &m
 		}
 	}
-	return count
+	return nil
 }
 
 // nodeName is the hostname, or the ID of a node that has never told one.

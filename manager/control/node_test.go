@@ -1,6 +1,8 @@
 package control
 
 import (
+	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -96,9 +98,12 @@ func TestRemoveNode_WhichAndWhen(t *testing.T) {
 		{name: "never connected", ref: nodeA2, code: wire.CodeFailedPrecondition, part: "--force"},
 		{name: "last manager", ref: "self", force: true, code: wire.CodeFailedPrecondition, part: "last manager"},
 		{name: "self of two", setup: func(w *world) { w.node(manager2, "boss2", roleManager, stateDown) }, ref: "boss", force: true,
-			code: wire.CodeFailedPrecondition, part: "answers this"},
+			code: wire.CodeFailedPrecondition, part: "swarmctl node demote boss"},
 		{name: "another manager", setup: func(w *world) { w.node(manager2, "boss2", roleManager, stateDown) }, ref: "boss2", force: true,
 			code: wire.CodeFailedPrecondition, part: "demote"},
+		{name: "demoted and still in Raft", setup: func(w *world) { w.manager(manager2, "boss2", stateDown); w.desireRole(manager2, roleWorker) }, ref: "boss2", force: true,
+			code: wire.CodeFailedPrecondition, part: "its demotion is under way"},
+		{name: "demoted and down", setup: func(w *world) { w.node(manager2, "boss2", roleManager, stateDown); w.desireRole(manager2, roleWorker) }, ref: "boss2"},
 		{name: "unknown", ref: "nope", code: wire.CodeNotFound, part: "nope"},
 		{name: "back in that moment", ref: "b", setup: func(w *world) { w.before = func() { w.nodeState(nodeB, "b", stateReady) } },
 			code: wire.CodeFailedPrecondition, part: "ready and not down"},
@@ -124,6 +129,46 @@ func TestRemoveNode_WhichAndWhen(t *testing.T) {
 				t.Errorf("%v %v, closed %v", r, err, w.closed)
 			}
 		})
+	}
+}
+
+func TestRemoveNode_AnswerWasLost_RepeatedRequestSucceeds(t *testing.T) {
+	w := newWorld(t)
+	w.node(nodeB, "b", roleWorker, stateDown)
+	for range 2 {
+		if _, err := w.server.RemoveNode(ctx, &swarmpb.RemoveNodeRequest{Node: "b", RequestId: "r1"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err := w.server.RemoveNode(ctx, &swarmpb.RemoveNodeRequest{Node: "b", RequestId: "r2"})
+	expectError(t, err, wire.CodeNotFound, "node ls")
+}
+
+func TestNodes_PartInRaft_IsShown(t *testing.T) {
+	w := newWorld(t)
+	w.manager(nodeA, "a", stateDown)
+	w.manager(nodeB, "b", stateReady)
+	w.node(nodeA2, "worker", roleWorker, stateReady)
+	w.members[2].Voter = false
+	list, err := w.server.ListNodes(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]string{}
+	for _, n := range list.GetNodes() {
+		m := n.GetManager()
+		got[n.GetNode().GetId()] = fmt.Sprint(m != nil, m.GetAddress(), m.GetLeader(), m.GetVoter(), m.GetReachable())
+	}
+	want := map[string]string{
+		self: fmt.Sprint(true, "10.0.0.1:2377", true, true, true), nodeA: fmt.Sprint(true, "a:2377", false, true, false),
+		nodeB: fmt.Sprint(true, "b:2377", false, false, true), nodeA2: fmt.Sprint(false, "", false, false, false),
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	cluster, err := w.server.GetCluster(ctx, nil)
+	if err != nil || cluster.GetManagers() != 3 || cluster.GetReachableManagers() != 1 {
+		t.Errorf("%d managers, %d reachable, %v", cluster.GetManagers(), cluster.GetReachableManagers(), err)
 	}
 }
 

@@ -14,6 +14,8 @@ import (
 // CreateService makes a service with its first template. Its ID follows from the request ID, so that the same
 // request makes the same service.
 func (s *Server) CreateService(ctx context.Context, req *swarmpb.CreateServiceRequest) (*swarmpb.CreateServiceResponse, error) {
+	ctx, cancel := writing(ctx)
+	defer cancel()
 	request, err := requestID(req.GetRequestId())
 	if err != nil {
 		return nil, err
@@ -21,7 +23,7 @@ func (s *Server) CreateService(ctx context.Context, req *swarmpb.CreateServiceRe
 	if req.GetSpec() == nil {
 		return nil, wire.Errorf(wire.CodeInvalid, "service: the spec is missing")
 	}
-	view, err := s.read(ctx)
+	view, err := s.fresh(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -38,6 +40,9 @@ func (s *Server) CreateService(ctx context.Context, req *swarmpb.CreateServiceRe
 	}
 	if other := view.ServiceByName(spec.GetName()); other != nil {
 		return nil, nameTaken(other)
+	}
+	if err := s.checkSpace(view, "service \""+spec.GetName()+"\""); err != nil {
+		return nil, err
 	}
 	err = s.write(ctx, request, &swarmpb.Proposal{
 		Guards: []*swarmpb.Guard{guard(swarmpb.ServiceKey(id), 0)},
@@ -77,6 +82,8 @@ func putTemplate(serviceID string, version uint64, spec *swarmpb.ServiceSpec) *s
 // UpdateService replaces the spec. A spec that says the same changes nothing, unless the service's update is paused:
 // that goes on with any update of the service. Only a change of the task's template makes a new template version.
 func (s *Server) UpdateService(ctx context.Context, req *swarmpb.UpdateServiceRequest) (*swarmpb.UpdateServiceResponse, error) {
+	ctx, cancel := writing(ctx)
+	defer cancel()
 	request, err := requestID(req.GetRequestId())
 	if err != nil {
 		return nil, err
@@ -84,7 +91,7 @@ func (s *Server) UpdateService(ctx context.Context, req *swarmpb.UpdateServiceRe
 	if req.GetSpec() == nil {
 		return nil, wire.Errorf(wire.CodeInvalid, "service %q: the spec is missing", req.GetService())
 	}
-	view, err := s.read(ctx)
+	view, err := s.fresh(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -101,6 +108,11 @@ func (s *Server) UpdateService(ctx context.Context, req *swarmpb.UpdateServiceRe
 	same := proto.Equal(service.GetSpec(), spec)
 	if same && !updatePaused(view, service) {
 		return response, nil
+	}
+	if larger(service.GetSpec(), spec) {
+		if err := s.checkSpace(view, "service \""+name+"\""); err != nil {
+			return nil, err
+		}
 	}
 	version := req.GetVersion()
 	if version == 0 {
@@ -154,12 +166,14 @@ func highestTemplate(view *store.View, service *swarmpb.Service) uint64 {
 
 // RemoveService marks the service: its tasks stop, then it goes.
 func (s *Server) RemoveService(ctx context.Context, req *swarmpb.RemoveServiceRequest) (*swarmpb.RemoveServiceResponse, error) {
+	ctx, cancel := writing(ctx)
+	defer cancel()
 	request, err := requestID(req.GetRequestId())
 	if err != nil {
 		return nil, err
 	}
 	for try := 1; ; try++ {
-		view, err := s.read(ctx)
+		view, err := s.fresh(ctx)
 		if err != nil {
 			return nil, err
 		}

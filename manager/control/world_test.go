@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/swarmd/swarmd/manager/store"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
@@ -34,13 +36,32 @@ type world struct {
 	proposes int
 	// fail, when set, is what Propose and ReadIndex answer.
 	fail error
+	// members is Raft's configuration, leader who leads, contact how long ago one was heard of; -1: never.
+	members []Member
+	leader  atomic.Value // string
+	contact time.Duration
 	// before runs once before the next proposal: what somebody else does at the same time.
 	before func()
+}
+
+func (w *world) leads() string { return w.leader.Load().(string) }
+
+// readIndex fails with fail; without a leader it waits for one, as a replica does.
+func (w *world) readIndex(ctx context.Context) (uint64, error) {
+	if w.leads() == "" {
+		<-ctx.Done()
+		return 0, fmt.Errorf("linearizable read: %w", ctx.Err())
+	}
+	return w.store.View().Index(), w.fail
 }
 
 func (w *world) Propose(ctx context.Context, p *swarmpb.Proposal) (*swarmpb.Result, error) {
 	if w.fail != nil {
 		return nil, w.fail
+	}
+	if w.leads() == "" {
+		<-ctx.Done()
+		return nil, fmt.Errorf("write: %w", ctx.Err())
 	}
 	w.proposes++
 	if before := w.before; before != nil {
@@ -52,12 +73,15 @@ func (w *world) Propose(ctx context.Context, p *swarmpb.Proposal) (*swarmpb.Resu
 
 func newWorld(t failer) *world {
 	st := store.New()
-	w := &world{t: t, store: st, local: store.NewLocalProposer(st)}
+	w := &world{t: t, store: st, local: store.NewLocalProposer(st), members: []Member{{ID: self, Address: "10.0.0.1:2377", Voter: true}}}
+	w.leader.Store(self)
 	tokens := 0
 	server, err := New(Config{
 		NodeID: self, Store: func() *store.Store { return st }, Proposer: w,
-		ReadIndex:      func(context.Context) (uint64, error) { return st.View().Index(), w.fail },
-		Leader:         func() string { return self },
+		ReadIndex:      w.readIndex,
+		Leader:         w.leads,
+		Members:        func() []Member { return w.members },
+		LastContact:    func() (time.Duration, bool) { return max(w.contact, 0), w.contact >= 0 },
 		ManagerAddress: func() string { return "10.0.0.1:2377" },
 		NewJoinToken: func(root []byte) (string, error) {
 			tokens++
@@ -102,6 +126,14 @@ func (w *world) node(id, hostname string, role swarmpb.NodeRole, state swarmpb.N
 	if state != swarmpb.NodeState_NODE_STATE_UNKNOWN {
 		w.nodeState(id, hostname, state)
 	}
+}
+
+// manager makes a node that is a manager, and a voter.
+func (w *world) manager(id, hostname string, state swarmpb.NodeState) {
+	w.t.Helper()
+	w.node(id, hostname, swarmpb.NodeRole_NODE_ROLE_MANAGER, swarmpb.NodeState_NODE_STATE_UNKNOWN)
+	w.nodeState(id, hostname, state)
+	w.members = append(w.members, Member{ID: id, Address: hostname + ":2377", Voter: true})
 }
 
 func (w *world) nodeState(id, hostname string, state swarmpb.NodeState) {
