@@ -15,26 +15,35 @@ type controlSwitch struct {
 	node *Node
 }
 
-func (c controlSwitch) manager() (swarmpb.ControlServer, error) {
+func (c controlSwitch) manager() (*part, error) {
 	m := c.node.current()
-	switch {
-	case m == nil:
+	if m == nil {
 		return nil, wire.Errorf(wire.CodeFailedPrecondition,
 			"this host belongs to no cluster: found one with `swarmctl init`, or join one with `swarmctl join`")
-	case m.manager == nil:
-		return nil, wire.NotManager()
 	}
-	return m.manager.Control(), nil
+	return m.serving()
 }
 
 // call passes a request on to the manager's server.
 func call[Req, Resp any](c controlSwitch, ctx context.Context, req Req, method func(swarmpb.ControlServer, context.Context, Req) (Resp, error)) (Resp, error) {
-	m, err := c.manager()
+	p, err := c.manager()
 	if err != nil {
 		var none Resp
 		return none, err
 	}
-	return method(m, ctx, req)
+	resp, err := method(p.manager.Control(), ctx, req)
+	return resp, p.whileStopping(err)
+}
+
+// whileStopping is the error of a call that a manager which has stopped meanwhile did not do.
+func (p *part) whileStopping(err error) error {
+	switch wire.CodeOf(err) {
+	case wire.CodeUnavailable, wire.CodeCanceled, wire.CodeDeadline:
+		if p.stopped() {
+			return errStopping()
+		}
+	}
+	return err
 }
 
 func (c controlSwitch) GetCluster(ctx context.Context, r *swarmpb.GetClusterRequest) (*swarmpb.GetClusterResponse, error) {
@@ -55,6 +64,10 @@ func (c controlSwitch) ListNodes(ctx context.Context, r *swarmpb.ListNodesReques
 
 func (c controlSwitch) GetNode(ctx context.Context, r *swarmpb.GetNodeRequest) (*swarmpb.GetNodeResponse, error) {
 	return call(c, ctx, r, swarmpb.ControlServer.GetNode)
+}
+
+func (c controlSwitch) UpdateNode(ctx context.Context, r *swarmpb.UpdateNodeRequest) (*swarmpb.UpdateNodeResponse, error) {
+	return call(c, ctx, r, swarmpb.ControlServer.UpdateNode)
 }
 
 func (c controlSwitch) RemoveNode(ctx context.Context, r *swarmpb.RemoveNodeRequest) (*swarmpb.RemoveNodeResponse, error) {
@@ -90,9 +103,26 @@ func (c controlSwitch) ListTasks(ctx context.Context, r *swarmpb.ListTasksReques
 }
 
 func (c controlSwitch) WatchService(r *swarmpb.WatchServiceRequest, stream grpc.ServerStreamingServer[swarmpb.WatchServiceResponse]) error {
-	m, err := c.manager()
+	p, err := c.manager()
 	if err != nil {
 		return err
 	}
-	return m.WatchService(r, stream)
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	go func() {
+		select {
+		case <-p.over:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return p.whileStopping(p.manager.Control().WatchService(r, watchStream{stream, ctx}))
 }
+
+// watchStream is a stream that ends with its manager: what that still has of the cluster is old.
+type watchStream struct {
+	grpc.ServerStreamingServer[swarmpb.WatchServiceResponse]
+	ctx context.Context
+}
+
+func (s watchStream) Context() context.Context { return s.ctx }

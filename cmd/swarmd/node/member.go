@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc"
 
 	"github.com/swarmd/swarmd/manager"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
@@ -17,85 +17,97 @@ import (
 	"github.com/swarmd/swarmd/worker"
 )
 
-// member is the node while it belongs to a cluster.
+const (
+	roleWorker  = swarmpb.NodeRole_NODE_ROLE_WORKER
+	roleManager = swarmpb.NodeRole_NODE_ROLE_MANAGER
+)
+
+// member is the node while it belongs to a cluster: a worker at all times, and a manager beside it while the identity
+// on disk is a manager's. Everything it does ends with stop.
 type member struct {
-	node     *Node
-	state    state
-	creds    *wire.Credentials
-	agent    *worker.Agent
-	listener *wire.Listener   // managers only, as the two below
-	server   *grpc.Server     //
-	manager  *manager.Manager //
+	node      *Node
+	advertise string
+	creds     *wire.Credentials
+	agent     *worker.Agent
 	// founded, unless nil, is closed once the cluster is there: before that the agent has nobody to speak with.
 	founded chan struct{}
+	// wake has the certificate renewed at once.
+	wake chan struct{}
 
 	cancel context.CancelFunc
 	done   chan struct{}
 
-	mu      sync.Mutex
-	refused error
+	mu sync.Mutex
+	// news is closed and replaced when something below changes.
+	news chan struct{}
+	// role is that of the identity on disk, wanted what the managers say that it should be; unspecified = not told yet.
+	role, wanted swarmpb.NodeRole
+	// part is the manager, from when it is opened until it has stopped.
+	part *part
+	// clearing: there may be something of a former manager on this host, which has to be gone before the next one.
+	clearing bool
+	// trouble is why the manager does not work; empty = it does, or there should be none.
+	trouble string
+	// managers are the addresses of those that the cluster is known to have.
+	managers []string
+	refused  error
 }
 
 // newMember opens everything; nothing works before start.
 func (n *Node) newMember(id wire.Identity, st state) (*member, error) {
-	m := &member{node: n, state: st, creds: wire.NewCredentials(), done: make(chan struct{})}
-	m.creds.Set(id)
-	if id.Role == swarmpb.NodeRole_NODE_ROLE_MANAGER {
-		if err := m.openManager(); err != nil {
-			return nil, n.explain(err)
-		}
+	m := &member{
+		node: n, advertise: st.Advertise, creds: wire.NewCredentials(), done: make(chan struct{}),
+		wake: make(chan struct{}), news: make(chan struct{}),
+		role: id.Role, clearing: id.Role != roleManager, managers: st.Managers,
 	}
+	m.creds.Set(id)
 	var err error
-	if m.agent, err = n.newAgent(id.NodeID, st, m.creds, m.refuse); err != nil {
-		return nil, errors.Join(n.explain(err), m.closeManager())
+	if m.agent, err = n.newAgent(id.NodeID, st, m); err != nil {
+		return nil, n.explain(err)
 	}
 	return m, nil
 }
 
-func (n *Node) newAgent(nodeID string, st state, creds *wire.Credentials, refused func(error)) (*worker.Agent, error) {
-	return worker.New(worker.Config{
-		NodeID: nodeID, ListenAddress: st.Advertise, Dir: n.workerDir(), Runtime: n.runtime, Network: n.network,
-		Dial: func(_ context.Context, address string) (worker.Conn, error) {
-			conn, err := wire.Dial(address, creds)
+// newAgent makes the worker, which tells m, unless it is nil, what it hears from the managers.
+func (n *Node) newAgent(nodeID string, st state, m *member) (*worker.Agent, error) {
+	cfg := worker.Config{
+		NodeID: nodeID, ListenAddress: st.Advertise, Dir: n.workerDir(), Runtime: n.engine, Network: n.network,
+		Managers: st.peers(), Version: n.cfg.Version, Seed: rand.Uint64(), Logger: n.log.With("part", "worker"),
+		Dial: func(context.Context, string) (worker.Conn, error) {
+			return nil, errors.New("this host belongs to no cluster")
+		},
+	}
+	if m != nil {
+		cfg.Dial = func(_ context.Context, address string) (worker.Conn, error) {
+			conn, err := wire.Dial(address, m.creds)
 			if err != nil {
 				return nil, err
 			}
 			return conn, nil
-		},
-		Managers: st.peers(), Version: n.cfg.Version, Refused: refused, Seed: rand.Uint64(),
-		Logger: n.log.With("part", "worker"),
-	})
+		}
+		cfg.Refused, cfg.Learned = m.refuse, m.learn
+	}
+	return worker.New(cfg)
 }
 
-func (m *member) openManager() error {
+// open opens this host's manager.
+func (m *member) open() (*part, error) {
 	n := m.node
-	var err error
-	if m.listener, err = wire.Listen(n.cfg.ListenAddr, m.creds); err != nil {
-		return err
-	}
-	m.manager, err = manager.New(manager.Config{
-		Dir: n.managerDir(), Credentials: m.creds, Address: m.state.Advertise, Raft: m.listener.Raft(), Logger: n.log,
-	})
+	p, err := n.openPart(m.creds, manager.Config{Dir: n.managerDir(), Credentials: m.creds, Address: m.advertise, Logger: n.log})
 	if err != nil {
-		return errors.Join(err, m.listener.Close())
+		return nil, n.explain(err)
 	}
-	m.server = wire.NewServer(wire.ServerConfig{Logger: n.log})
-	m.manager.Register(m.server)
-	if err := wire.CheckAccess(m.server); err != nil {
-		return errors.Join(err, m.closeManager())
-	}
-	return nil
+	m.update(func() { m.part = p })
+	return p, nil
 }
 
-// closeManager gives up what openManager opened and start has not taken over.
-func (m *member) closeManager() error {
-	if m.manager == nil {
-		return nil
-	}
-	return errors.Join(m.listener.Close(), m.manager.Close())
+// closePart gives up a manager that was opened, in place of start.
+func (m *member) closePart() error {
+	p, _ := m.now()
+	return p.close()
 }
 
-// start works in the background until stop, or until a part fails, which ended is told.
+// start works in the background until stop, or until the worker fails, which ended is told.
 func (m *member) start(ctx context.Context, ended chan<- error) {
 	ctx, m.cancel = context.WithCancel(ctx)
 	go func() {
@@ -109,44 +121,29 @@ func (m *member) start(ctx context.Context, ended chan<- error) {
 
 func (m *member) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	if m.manager != nil {
-		g.Go(func() error { return m.listener.Run(ctx) })
-		g.Go(func() error { return m.manager.Run(ctx) })
-		g.Go(func() error { return m.server.Serve(m.listener.GRPC()) })
-		g.Go(func() error {
-			<-ctx.Done()
-			m.server.Stop()
-			return ctx.Err()
-		})
-	}
-	g.Go(func() error {
-		if m.founded != nil {
-			select {
-			case <-m.founded:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
-		if m.node.child != nil {
-			if err := m.node.child.Ready(ctx); err != nil {
-				return err
-			}
-		}
-		return m.agent.Run(ctx)
-	})
+	g.Go(func() error { return m.manage(ctx) })
+	g.Go(func() error { return m.work(ctx) })
+	g.Go(func() error { return m.followRole(ctx) })
+	g.Go(func() error { return m.remember(ctx) })
 	g.Go(func() error { return m.renewer().Run(ctx) })
 	return g.Wait()
 }
 
-func (m *member) renewer() *wire.Renewer {
-	r := &wire.Renewer{
-		Credentials: m.creds, Dir: m.node.identityDir(), Managers: m.managerAddresses,
-		Logger: m.node.log.With("part", "identity"),
+// work is the worker.
+func (m *member) work(ctx context.Context) error {
+	if m.founded != nil {
+		select {
+		case <-m.founded:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
-	if m.manager != nil {
-		r.Self = m.manager.RenewCertificate
+	if m.node.child != nil {
+		if err := m.node.child.Ready(ctx); err != nil {
+			return err
+		}
 	}
-	return r
+	return m.agent.Run(ctx)
 }
 
 // stop ends the work and waits until all of it has ended.
@@ -158,13 +155,37 @@ func (m *member) stop() {
 	<-m.done
 }
 
-// managerAddresses are those to ask for a new certificate, the one that the session is with first.
-func (m *member) managerAddresses() []string {
-	var out []string
-	if a := m.agent.ConnectedTo(); a != "" {
-		out = append(out, a)
+// update changes what mu guards.
+func (m *member) update(change func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	change()
+	close(m.news)
+	m.news = make(chan struct{})
+}
+
+// now is the manager, nil without one, and why there is none though there should be one.
+func (m *member) now() (*part, string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.part, m.trouble
+}
+
+// await waits until cond, which is called with mu held, is true.
+func (m *member) await(ctx context.Context, cond func() bool) error {
+	for {
+		m.mu.Lock()
+		ok, news := cond(), m.news
+		m.mu.Unlock()
+		if ok {
+			return nil
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
-	return append(out, m.state.Managers...)
 }
 
 // refuse remembers that the managers no longer want this node, or with nil that they do again.
@@ -172,18 +193,35 @@ func (m *member) refuse(err error) {
 	if err != nil {
 		m.node.log.Error("the managers refuse this node", "error", err)
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.refused = err
+	m.update(func() { m.refused = err })
 }
 
-func (m *member) refusal() string {
+func (m *member) refusal() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.refused == nil {
-		return ""
+	return m.refused
+}
+
+// learn takes the managers that the cluster has.
+func (m *member) learn(peers []*swarmpb.ManagerPeer) {
+	var addresses []string
+	for _, p := range peers {
+		if p.GetAddress() != "" && len(addresses) < maxManagers {
+			addresses = append(addresses, p.GetAddress())
+		}
 	}
-	return fmt.Sprintf("the managers refuse this node: %v; leave the cluster with `swarmctl leave --force`, then join it again", m.refused)
+	if len(addresses) == 0 {
+		return
+	}
+	slices.Sort(addresses)
+	m.update(func() { m.managers = slices.Compact(addresses) })
+}
+
+// state is what node.json should say.
+func (m *member) state() state {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return state{Advertise: m.advertise, Managers: slices.Clone(m.managers)}
 }
 
 func (n *Node) identityDir() string { return filepath.Join(n.cfg.DataDir, "identity") }

@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -25,6 +24,7 @@ import (
 	"github.com/swarmd/swarmd/proto/wire"
 	"github.com/swarmd/swarmd/worker"
 	"github.com/swarmd/swarmd/worker/network"
+	"github.com/swarmd/swarmd/worker/runtime"
 	"github.com/swarmd/swarmd/worker/runtime/containerd"
 	"github.com/swarmd/swarmd/worker/runtime/containerd/embedded"
 )
@@ -59,6 +59,7 @@ type Node struct {
 	log     *slog.Logger
 	child   *embedded.Child // nil with an existing containerd
 	runtime *containerd.Runtime
+	engine  runtime.Runtime // runtime, as the worker knows it
 	network uplink
 	// ended gets the error of a member that ended by itself.
 	ended chan error
@@ -68,6 +69,7 @@ type Node struct {
 	mu       sync.Mutex
 	member   *member // nil while the node belongs to no cluster
 	running  context.Context
+	closing  bool // no member starts any more
 }
 
 // New prepares the host: directories, the OCI runtime, containerd's configuration. Run starts things.
@@ -102,6 +104,7 @@ func New(cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	n.engine = n.runtime
 	n.network, err = network.New(network.Config{Dir: filepath.Join(cfg.RunDir, "network"), Logger: cfg.Logger.With("part", "network")})
 	if err != nil {
 		return nil, err
@@ -112,7 +115,8 @@ func New(cfg Config) (*Node, error) {
 // Socket is the path of the local socket.
 func (n *Node) Socket() string { return filepath.Join(n.cfg.RunDir, "swarmd.sock") }
 
-// Run serves until ctx ends. Containers, and our containerd, go on when it returns.
+// Run serves until ctx ends. Containers, and our containerd, go on when it returns. The membership ends before anything
+// else does: the local socket answers until a leader has handed its leadership over.
 func (n *Node) Run(ctx context.Context) error {
 	local, err := wire.ListenLocal(n.Socket())
 	if err != nil {
@@ -125,14 +129,17 @@ func (n *Node) Run(ctx context.Context) error {
 		return errors.Join(err, local.Close())
 	}
 	outer := ctx
+	// What everything else stands on goes on until the membership has ended.
+	running, finish := context.WithCancel(context.WithoutCancel(ctx))
+	defer finish()
 	g, ctx := errgroup.WithContext(ctx)
 	n.mu.Lock()
-	n.running = ctx
+	n.running = running
 	n.mu.Unlock()
 	if n.child != nil {
-		g.Go(func() error { return n.child.Run(ctx) })
+		g.Go(func() error { return n.child.Run(running) })
 	}
-	g.Go(func() error { return n.runtime.Run(ctx) })
+	g.Go(func() error { return n.runtime.Run(running) })
 	resumed := make(chan struct{})
 	g.Go(func() error { return n.resume(ctx, resumed) })
 	g.Go(func() error {
@@ -146,7 +153,9 @@ func (n *Node) Run(ctx context.Context) error {
 	})
 	g.Go(func() error {
 		<-ctx.Done()
+		n.shutDown()
 		stopServer(server)
+		finish()
 		return ctx.Err()
 	})
 	err = g.Wait()
@@ -159,17 +168,14 @@ func (n *Node) Run(ctx context.Context) error {
 
 // resume starts what the node was before, closes resumed, and then watches that what it is does not end by itself.
 func (n *Node) resume(ctx context.Context, resumed chan<- struct{}) error {
-	defer n.stopMember()
 	state, id, err := n.load()
 	if err != nil {
 		return err
 	}
 	if id != nil {
-		m, err := n.newMember(*id, state)
-		if err != nil {
+		if err := n.comeBack(*id, state); err != nil {
 			return err
 		}
-		n.start(ctx, m)
 		n.log.Info("resumed", "node", id.NodeID, "cluster", id.ClusterID, "role", id.Role.Name())
 		close(resumed)
 	} else {
@@ -187,6 +193,24 @@ func (n *Node) resume(ctx context.Context, resumed chan<- struct{}) error {
 	}
 }
 
+// comeBack takes up the membership that is on disk. A manager that does not start is tried again beside the worker,
+// unless it is the only one: nobody could bring its data back, or lead the worker.
+func (n *Node) comeBack(id wire.Identity, st state) error {
+	m, err := n.newMember(id, st)
+	if err != nil {
+		return err
+	}
+	if id.Role == roleManager {
+		if _, err := m.open(); err != nil {
+			if m.alone() {
+				return err
+			}
+			m.fail(err)
+		}
+	}
+	return n.start(m)
+}
+
 // current is the membership, nil without one.
 func (n *Node) current() *member {
 	n.mu.Lock()
@@ -194,11 +218,16 @@ func (n *Node) current() *member {
 	return n.member
 }
 
-func (n *Node) start(ctx context.Context, m *member) {
+// start takes over an opened member.
+func (n *Node) start(m *member) error {
 	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closing {
+		return errors.Join(wire.Errorf(wire.CodeUnavailable, "swarmd is stopping; try again once it has started"), m.closePart())
+	}
 	n.member = m
-	n.mu.Unlock()
-	m.start(ctx, n.ended)
+	m.start(n.running, n.ended)
+	return nil
 }
 
 // stopMember ends the membership's work and returns it, stopped.
@@ -211,6 +240,37 @@ func (n *Node) stopMember() *member {
 		m.stop()
 	}
 	return m
+}
+
+// stopTimeout bounds the end of a membership when swarmd stops: 2 s to hand leadership over, 5 s for Raft to answer
+// what is under way, and what the disk needs.
+const stopTimeout = 15 * time.Second
+
+// shutDown ends the membership's work, so that none starts again. The member stays: calls are told that swarmd stops.
+func (n *Node) shutDown() {
+	n.mu.Lock()
+	n.closing = true
+	m := n.member
+	n.mu.Unlock()
+	if m == nil {
+		return
+	}
+	stopped := make(chan struct{})
+	go func() { m.stop(); close(stopped) }()
+	timer := time.NewTimer(stopTimeout)
+	defer timer.Stop()
+	select {
+	case <-stopped:
+	case <-timer.C:
+		n.log.Error("the node's work does not end; stopping all the same", "after", stopTimeout)
+	}
+}
+
+// stopping says whether swarmd is about to end.
+func (n *Node) stopping() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.closing
 }
 
 // stopGrace is how long calls under way may take when a server stops.
@@ -233,22 +293,4 @@ func (n *Node) explain(err error) error {
 		return wire.Errorf(wire.CodeUnavailable, "the disk below %s cannot be written: check the host's disk (%w)", n.cfg.DataDir, err)
 	}
 	return err
-}
-
-// problems are what does not work on this host, one line each.
-func (n *Node) problems() []string {
-	var out []string
-	if n.child != nil && !n.child.Answered() {
-		out = append(out, "containerd does not answer yet: no container can start before it does; its log is "+n.child.LogFile())
-	}
-	if m := n.current(); m != nil {
-		out = append(out, m.agent.Problems()...)
-		if text := m.refusal(); text != "" {
-			out = append(out, text)
-		}
-	}
-	for i := range out {
-		out[i] = strings.TrimSpace(out[i])
-	}
-	return out
 }

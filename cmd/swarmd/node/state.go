@@ -17,9 +17,12 @@ import (
 type state struct {
 	// Advertise is host:port under which the other nodes reach this one.
 	Advertise string
-	// Managers to begin with: those that it joined at, or itself.
+	// Managers to begin with: those that it joined at, or itself, and later those that the cluster has.
 	Managers []string
 }
+
+// maxManagers bounds the list.
+const maxManagers = 32
 
 func (s state) peers() []*swarmpb.ManagerPeer {
 	var out []*swarmpb.ManagerPeer
@@ -53,14 +56,18 @@ func (n *Node) load() (state, *wire.Identity, error) {
 
 // save makes the membership final: the identity is written last.
 func (n *Node) save(st state, id wire.Identity) error {
+	if err := n.saveState(st); err != nil {
+		return err
+	}
+	return wire.SaveIdentity(n.identityDir(), id)
+}
+
+func (n *Node) saveState(st state) error {
 	data, err := json.MarshalIndent(st, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encode node state: %w", err)
 	}
-	if err := wire.WriteFile(n.stateFile(), append(data, '\n'), 0o600); err != nil {
-		return err
-	}
-	return wire.SaveIdentity(n.identityDir(), id)
+	return wire.WriteFile(n.stateFile(), append(data, '\n'), 0o600)
 }
 
 // forgetIdentity ends the membership: once it has returned, no start resumes it, not even after a power cut.
