@@ -8,16 +8,18 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/hashicorp/raft"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/swarmd/swarmd/manager/store"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/proto/wire"
 )
 
 const testCluster = "cluster1"
@@ -27,11 +29,12 @@ type memNet struct {
 	mu        sync.Mutex
 	listeners map[string]*memListener
 	cut       map[string]bool
+	frozen    map[string]bool
 	conns     map[net.Conn][2]string
 }
 
 func newMemNet() *memNet {
-	return &memNet{listeners: map[string]*memListener{}, cut: map[string]bool{}, conns: map[net.Conn][2]string{}}
+	return &memNet{listeners: map[string]*memListener{}, cut: map[string]bool{}, frozen: map[string]bool{}, conns: map[net.Conn][2]string{}}
 }
 
 type memListener struct {
@@ -70,7 +73,13 @@ func (n *memNet) dial(ctx context.Context, from, service, address string) (net.C
 		n.mu.Unlock()
 		return nil, fmt.Errorf("dial %s: unreachable", address)
 	}
-	a, b := net.Pipe()
+	if n.frozen[from] || n.frozen[address] {
+		n.mu.Unlock()
+		<-ctx.Done()
+		return nil, fmt.Errorf("dial %s: %w", address, ctx.Err())
+	}
+	one, two := net.Pipe()
+	a, b := &memConn{one, n, from, address}, &memConn{two, n, from, address}
 	n.conns[a], n.conns[b] = [2]string{from, address}, [2]string{from, address}
 	n.mu.Unlock()
 	select {
@@ -96,6 +105,35 @@ func (n *memNet) partition(address string, cut bool) {
 	}
 }
 
+// memConn loses what is written while one of its ends is frozen.
+type memConn struct {
+	net.Conn
+	net       *memNet
+	from, dst string
+}
+
+func (c *memConn) Write(p []byte) (int, error) {
+	c.net.mu.Lock()
+	frozen := c.net.frozen[c.from] || c.net.frozen[c.dst]
+	c.net.mu.Unlock()
+	if frozen {
+		return len(p), nil
+	}
+	return c.Conn.Write(p)
+}
+
+// freeze makes the member at address silent without closing its connections, as when its process is stopped or its
+// machine is gone; they end when it is back.
+func (n *memNet) freeze(address string, frozen bool) {
+	n.mu.Lock()
+	n.frozen[address] = frozen
+	n.mu.Unlock()
+	if !frozen {
+		n.partition(address, true)
+		n.partition(address, false)
+	}
+}
+
 // member is one replica of a test cluster, that can be stopped and started again on its files.
 type member struct {
 	*Replica
@@ -105,6 +143,7 @@ type member struct {
 	dir     string
 	lead    func(context.Context, store.Leader) error
 	tuning  Tuning
+	free    func(dir string) (uint64, error)
 
 	cancel context.CancelFunc
 	done   chan error
@@ -148,12 +187,37 @@ func newCluster(t testing.TB, n int, edit func(*member)) *cluster {
 	return c
 }
 
+// join makes a member that runs a voter.
 func (c *cluster) join(m *member) {
 	c.t.Helper()
-	f := c.leader().node.Load().AddVoter(raft.ServerID(m.id), raft.ServerAddress(m.address), 0, time.Second)
-	if err := f.Error(); err != nil {
+	c.add(m)
+	eventually(c.t, m.id+" to be a voter", func() bool { return c.leader().MakeVoter(context.Background(), m.id) == nil })
+}
+
+// add makes a member that runs one without a vote.
+func (c *cluster) add(m *member) {
+	c.t.Helper()
+	if err := c.leader().AddMember(context.Background(), m.id, m.address); err != nil {
 		c.t.Fatal(err)
 	}
+}
+
+// start runs a new member that belongs to no cluster yet.
+func (c *cluster) start(id string) *member {
+	c.t.Helper()
+	m := &member{cluster: c, id: id, address: id + ":2377", dir: filepath.Join(c.t.TempDir(), id)}
+	m.restart()
+	c.members = append(c.members, m)
+	return m
+}
+
+// transfer has the member lead.
+func (c *cluster) transfer(to *member) {
+	c.t.Helper()
+	eventually(c.t, to.id+" to lead", func() bool {
+		leader := c.leader()
+		return leader == to || leader.TransferLeadership(context.Background(), to.id) == nil && c.leader() == to
+	})
 }
 
 func (m *member) config() Config {
@@ -166,14 +230,26 @@ func (m *member) config() Config {
 		},
 		DialManager: func(address string) (*grpc.ClientConn, error) {
 			return grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(insecure.NewCredentials()),
-				grpc.WithNoProxy(), grpc.WithDisableServiceConfig(),
+				grpc.WithNoProxy(), grpc.WithDisableServiceConfig(), grpc.WithPerRPCCredentials(testCaller(m.id)),
 				grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
 					return n.dial(ctx, m.address, "grpc", address)
 				}))
 		},
-		Lead: m.lead, Tuning: m.tuning, Logger: testLogger(m.id),
+		Lead: m.lead, Tuning: m.tuning, FreeBytes: m.free, Logger: testLogger(m.id),
+		Peer: func(ctx context.Context) (wire.PeerInfo, bool) {
+			md, _ := metadata.FromIncomingContext(ctx)
+			return wire.PeerInfo{NodeID: strings.Join(md.Get("caller"), "")}, true
+		},
 	}
 }
+
+// testCaller tells who calls, where no certificate does.
+type testCaller string
+
+func (c testCaller) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	return map[string]string{"caller": string(c)}, nil
+}
+func (testCaller) RequireTransportSecurity() bool { return false }
 
 // testLogger writes to stderr when REPLICA_LOG is set.
 func testLogger(id string) *slog.Logger {
@@ -242,7 +318,7 @@ func (c *cluster) leader() *member {
 func (n *memNet) isCut(address string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.cut[address]
+	return n.cut[address] || n.frozen[address]
 }
 
 // follower is a member that runs and is not the leader.

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/swarmd/swarmd/manager/store"
+	"github.com/swarmd/swarmd/proto/wire"
 )
 
 // Config is what New needs. Fields without a remark are required.
@@ -38,6 +39,11 @@ type Config struct {
 	// called again. An error before that hands leadership over. Nil: nothing to do.
 	Lead func(ctx context.Context, leader store.Leader) error
 
+	// Peer tells who calls the Replica service; nil: wire.Peer.
+	Peer func(context.Context) (wire.PeerInfo, bool)
+	// FreeBytes tells how much may still be written under a directory; nil: the file system is asked.
+	FreeBytes func(dir string) (uint64, error)
+
 	// Logger; nil discards.
 	Logger *slog.Logger
 	// Tuning; zero fields have the defaults of DefaultTuning.
@@ -62,6 +68,8 @@ type Tuning struct {
 	SnapshotThreshold uint64
 	SnapshotBytes     uint64
 	TrailingLogs      uint64
+	// LowSpaceBytes is the watermark under which Health says LowSpace.
+	LowSpaceBytes uint64
 }
 
 // DefaultTuning is what was measured to fail over in about a second.
@@ -76,6 +84,7 @@ func DefaultTuning() Tuning {
 		SnapshotThreshold: 8192,
 		SnapshotBytes:     128 << 20,
 		TrailingLogs:      1024,
+		LowSpaceBytes:     256 << 20,
 	}
 }
 
@@ -89,6 +98,7 @@ const (
 	maxQueuedProposals   = 4096
 	leadRestartDelay     = time.Second // after Lead failed and nobody else could take over
 	transferTimeout      = 2 * time.Second
+	finishTimeout        = 2 * time.Second // for calls under way when the replica stops
 	drainTimeout         = 5 * time.Second
 	transportTimeout     = 2 * time.Second // one Raft RPC; a snapshot gets this much per 256 KiB
 	transportConnections = 3               // pooled per peer
@@ -122,6 +132,9 @@ func (t Tuning) withDefaults() Tuning {
 	}
 	if t.TrailingLogs == 0 {
 		t.TrailingLogs = d.TrailingLogs
+	}
+	if t.LowSpaceBytes == 0 {
+		t.LowSpaceBytes = d.LowSpaceBytes
 	}
 	return t
 }

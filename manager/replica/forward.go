@@ -24,9 +24,9 @@ type forwarder struct {
 	closed  bool
 }
 
-// client returns a client of the manager at address; the connection to the one before is closed, which fails what is
-// under way on it: that manager no longer leads.
-func (f *forwarder) client(address string) (swarmpb.ReplicaClient, error) {
+// to returns the connection to the manager at address; the one before is closed, which fails what is under way on it:
+// that manager no longer leads.
+func (f *forwarder) to(address string) (*grpc.ClientConn, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closed {
@@ -42,7 +42,37 @@ func (f *forwarder) client(address string) (swarmpb.ReplicaClient, error) {
 		}
 		f.address, f.conn = address, conn
 	}
-	return swarmpb.NewReplicaClient(f.conn), nil
+	return f.conn, nil
+}
+
+// leaderIs fails what is under way to another manager than the one at address: it would wait in vain on one that is
+// frozen.
+func (f *forwarder) leaderIs(address string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.conn != nil && address != "" && address != f.address {
+		f.conn.Close()
+		f.conn = nil
+	}
+}
+
+// followLeader tells the forwarder who leads, until ctx ends.
+func (r *Replica) followLeader(ctx context.Context, node *raft.Raft) {
+	changes := make(chan raft.Observation, 1) // what does not fit may be dropped: who leads is read afterwards
+	observer := raft.NewObserver(changes, false, func(o *raft.Observation) bool {
+		_, ok := o.Data.(raft.LeaderObservation)
+		return ok
+	})
+	node.RegisterObserver(observer)
+	defer node.DeregisterObserver(observer)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-changes:
+			r.forward.leaderIs(r.LeaderAddress())
+		}
+	}
 }
 
 func (f *forwarder) close() {
@@ -55,16 +85,36 @@ func (f *forwarder) close() {
 	}
 }
 
-// leaderClient returns a client of the leader, which is another member.
-func (r *Replica) leaderClient() (swarmpb.ReplicaClient, error) {
+// LeaderConn returns the connection to the leader, which is another member, and its node ID. It is shared: the caller
+// does not close it, and it ends when the leader changes. wire.ErrUnavailable: there is no leader, or it is this one.
+func (r *Replica) LeaderConn() (*grpc.ClientConn, string, error) {
 	id, address := r.Leader()
+	conn, err := r.leaderConn(id, address)
+	if err != nil {
+		return nil, "", wire.Errorf(wire.CodeUnavailable, "connect to the leader: %w", err)
+	}
+	return conn, id, nil
+}
+
+func (r *Replica) leaderConn(id, address string) (*grpc.ClientConn, error) {
 	switch {
 	case address == "":
 		return nil, errNoLeader
 	case id == r.cfg.NodeID:
+		return nil, errItLeads
+	}
+	return r.forward.to(address)
+}
+
+func (r *Replica) leaderClient() (swarmpb.ReplicaClient, error) {
+	conn, err := r.leaderConn(r.Leader())
+	if errors.Is(err, errItLeads) {
 		return nil, errNotLeading // it has just lost or just won it
 	}
-	return r.forward.client(address)
+	if err != nil {
+		return nil, err
+	}
+	return swarmpb.NewReplicaClient(conn), nil
 }
 
 func (r *Replica) forwardWrite(ctx context.Context, p *swarmpb.Proposal) (*swarmpb.Result, error) {
@@ -74,9 +124,18 @@ func (r *Replica) forwardWrite(ctx context.Context, p *swarmpb.Proposal) (*swarm
 	}
 	response, err := client.Propose(ctx, &swarmpb.ProposeRequest{Proposal: p})
 	if err != nil {
-		return nil, wire.FromStatus(err)
+		return nil, forwardedError(ctx, err)
 	}
 	return response.GetResult(), nil
+}
+
+// forwardedError is the error of a call to the leader. A call that ended because its connection was closed has an
+// outcome that is not known.
+func forwardedError(ctx context.Context, err error) error {
+	if err = wire.FromStatus(err); ctx.Err() == nil && errors.Is(err, wire.ErrCanceled) {
+		return fmt.Errorf("%w: another manager leads now", ErrLeadershipLost)
+	}
+	return err
 }
 
 // Register serves the Replica service, by which the other managers pass writes and reads on to this one.

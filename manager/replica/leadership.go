@@ -37,6 +37,22 @@ func (r *Replica) LeaderAddress() string {
 	return address
 }
 
+// LastContact returns how long ago this member last heard from a leader, 0 while it leads; not ok when it never did.
+func (r *Replica) LastContact() (age time.Duration, ok bool) {
+	node := r.node.Load()
+	if node == nil {
+		return 0, false
+	}
+	if node.State() == raft.Leader {
+		return 0, true
+	}
+	last := node.LastContact()
+	if last.IsZero() {
+		return 0, false
+	}
+	return time.Since(last), true
+}
+
 func (r *Replica) announce(l Leadership) {
 	for {
 		select {
@@ -115,7 +131,7 @@ func (r *Replica) lead(ctx context.Context) {
 			return
 		}
 		r.logger.Error("the leader's work failed; leadership is handed over", "term", term, "error", err)
-		if r.othersVote() && r.await(ctx, r.node.Load().LeadershipTransfer()) == nil {
+		if r.othersVote() && r.TransferLeadership(ctx, "") == nil {
 			<-ctx.Done()
 			return
 		}

@@ -66,7 +66,8 @@ type logStore struct {
 	ends     func(index uint64) (term uint64, ok bool) // the newest snapshot's, if it ends there
 	closing  chan struct{}                             // by interrupt
 	writing  chan struct{}                             // holds the one write under way
-	stall    atomic.Pointer[func()]                    // tests: a disk that hangs
+	failed   func(error)                               // an append failed
+	stall    atomic.Pointer[func() error]              // tests: a disk that hangs or fails
 
 	closeOnce sync.Once
 
@@ -77,6 +78,7 @@ type logStore struct {
 	cached      int    // bytes in cache
 	written     uint64 // bytes appended since resetWritten
 	hung        int    // writes past their deadline that have not returned
+	memberships memberships
 }
 
 // logDamage is a stretch of the log that cannot be read.
@@ -179,6 +181,8 @@ func (l *logStore) check(db *bbolt.DB) ([]logDamage, error) {
 			var entry raft.Log
 			if err := l.sealer.openLog(index, v, &entry); err != nil {
 				damage = append(damage, logDamage{index, index, err})
+			} else {
+				l.memberships.append(&entry)
 			}
 			return nil
 		})
@@ -303,11 +307,19 @@ func (l *logStore) StoreLogs(entries []*raft.Log) error {
 		}
 		return b.SetSequence(from + uint64(len(entries)) - 1)
 	})
-	if err != nil {
-		return fmt.Errorf("append entries %d to %d to Raft log: %w", from, from+uint64(len(entries))-1, err)
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if err != nil {
+		l.memberships.fail(entries)
+		if l.failed != nil {
+			l.failed(err)
+		}
+		return fmt.Errorf("append entries %d to %d to Raft log: %w", from, from+uint64(len(entries))-1, err)
+	}
+	l.memberships.cut(from)
+	for _, e := range entries {
+		l.memberships.append(e)
+	}
 	if l.first == 0 || from < l.first {
 		l.first = from
 	}
@@ -412,10 +424,10 @@ func (l *logStore) write(deadline time.Duration, fn func(*bbolt.Tx) error) error
 	done := make(chan error, 1)
 	go func() {
 		l.writing <- struct{}{}
-		if stall := l.stall.Load(); stall != nil {
-			(*stall)()
+		err := l.stalled()
+		if err == nil {
+			err = l.db.Update(fn)
 		}
-		err := l.db.Update(fn)
 		<-l.writing
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -451,6 +463,14 @@ func (l *logStore) write(deadline time.Duration, fn func(*bbolt.Tx) error) error
 		l.logger.Error("write of the Raft log hangs; check the disk", "path", l.path, "deadline", deadline)
 	}
 	return reason
+}
+
+// stalled is where tests make the disk hang or fail.
+func (l *logStore) stalled() error {
+	if stall := l.stall.Load(); stall != nil {
+		return (*stall)()
+	}
+	return nil
 }
 
 // reload reads the bounds from disk after a write of unknown outcome. l.mu is held.

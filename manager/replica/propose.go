@@ -23,6 +23,8 @@ var (
 	errNotLeading = errors.New("this manager does not lead")
 	errNoLeader   = errors.New("there is no leader")
 	errNotRunning = errors.New("this manager's replica does not run")
+	errItLeads    = errors.New("this manager leads")
+	errStopping   = errors.New("this manager stops; use another one")
 )
 
 func errTermOver(term uint64) error {
@@ -56,7 +58,7 @@ func (r *Replica) propose(ctx context.Context, p *swarmpb.Proposal, forward bool
 	var result *swarmpb.Result
 	err = r.retry(ctx, "write", p.GetRequestId() != "", func(ctx context.Context) (err error) {
 		switch node := r.node.Load(); {
-		case node == nil || r.stopping.Load():
+		case node == nil:
 			return errNotRunning
 		case node.State() == raft.Leader:
 			result, err = r.write(ctx, data)
@@ -90,8 +92,13 @@ func marshalProposal(p *swarmpb.Proposal) ([]byte, error) {
 // retry calls attempt until it succeeds, fails for good or ProposeTimeout has passed. What may have left something
 // behind is only tried again when that is safe.
 func (r *Replica) retry(caller context.Context, what string, safe bool, attempt func(context.Context) error) error {
+	if !r.calls.enter() {
+		return giveUp(what, errStopping)
+	}
+	defer r.calls.leave()
 	ctx, cancel := context.WithTimeout(caller, r.tuning.ProposeTimeout)
 	defer cancel()
+	defer context.AfterFunc(r.life, cancel)()
 	for {
 		err := attempt(ctx)
 		if err == nil {
@@ -99,7 +106,7 @@ func (r *Replica) retry(caller context.Context, what string, safe bool, attempt 
 		}
 		if ctx.Err() == nil {
 			again := isUntouched(err) || safe && isUncertain(err)
-			if again && !(r.stopping.Load() && errors.Is(err, errNotRunning)) && sleep(ctx, retryDelay) {
+			if again && sleep(ctx, retryDelay) {
 				continue
 			}
 			if ctx.Err() == nil {
@@ -109,6 +116,9 @@ func (r *Replica) retry(caller context.Context, what string, safe bool, attempt 
 		if caller.Err() != nil {
 			return fmt.Errorf("%s: %w", what, caller.Err())
 		}
+		if r.life.Err() != nil {
+			return giveUp(what, fmt.Errorf("%w (%w)", errStopping, err))
+		}
 		return wire.Errorf(wire.CodeUnavailable, "%s: no leader with a majority of managers behind it within %s; "+
 			"check that most managers run and reach each other: %w", what, r.tuning.ProposeTimeout, err)
 	}
@@ -116,7 +126,7 @@ func (r *Replica) retry(caller context.Context, what string, safe bool, attempt 
 
 // isUntouched: nothing was proposed. isUncertain: something may have been.
 func isUntouched(err error) bool {
-	for _, e := range []error{errNotLeading, errNoLeader, errNotRunning, wire.ErrNotLeader} {
+	for _, e := range []error{errNotLeading, errNoLeader, errNotRunning, errStopping, wire.ErrNotLeader} {
 		if errors.Is(err, e) {
 			return true
 		}

@@ -9,7 +9,6 @@ import (
 	"github.com/hashicorp/raft"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
-	"github.com/swarmd/swarmd/proto/wire"
 )
 
 type readAnswer struct {
@@ -26,11 +25,12 @@ type readRounds chan chan readAnswer
 func (r *Replica) ReadIndex(ctx context.Context) (uint64, error) {
 	var index uint64
 	err := r.retry(ctx, "linearizable read", true, func(ctx context.Context) (err error) {
-		if r.node.Load() == nil || r.stopping.Load() {
+		node := r.node.Load()
+		if node == nil {
 			return errNotRunning
 		}
 		rounds := r.followerReads
-		if r.node.Load().State() == raft.Leader {
+		if node.State() == raft.Leader {
 			rounds = r.leaderReads
 		}
 		if index, err = rounds.ask(ctx); err != nil {
@@ -101,7 +101,7 @@ func (r *Replica) askLeader(ctx context.Context) (uint64, error) {
 	}
 	response, err := client.ReadIndex(ctx, &swarmpb.ReadIndexRequest{})
 	if err != nil {
-		return 0, wire.FromStatus(err)
+		return 0, forwardedError(ctx, err)
 	}
 	return response.GetIndex(), nil
 }

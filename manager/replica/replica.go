@@ -44,11 +44,16 @@ type Replica struct {
 	leadership    chan Leadership
 	notify        chan bool // from Raft, in order
 	forward       forwarder
+	progress      progressTable
+	health        health
+	calls         callGate        // Propose and ReadIndex
+	life          context.Context // ends with the loops; no call lasts longer
+	endLife       context.CancelFunc
 	outstanding   sync.WaitGroup // futures of Raft that are waited for
 
 	node     atomic.Pointer[raft.Raft] // nil before Run and after it
 	readyAt  atomic.Uint64             // term in which this member leads and has applied what came before; 0: none
-	stopping atomic.Bool
+	stopping atomic.Bool               // leadership is handed over
 	started  atomic.Bool
 	closed   sync.Once
 	closeErr error
@@ -70,7 +75,14 @@ func New(cfg Config) (*Replica, error) {
 		leaderReads: make(readRounds), followerReads: make(readRounds),
 		leadership: make(chan Leadership, 1), notify: make(chan bool, maxQueuedTurns),
 	}
+	r.life, r.endLife = context.WithCancel(context.Background())
 	r.forward.dial = cfg.DialManager
+	if r.cfg.Peer == nil {
+		r.cfg.Peer = wire.Peer
+	}
+	if r.cfg.FreeBytes == nil {
+		r.cfg.FreeBytes = freeBytes
+	}
 	if err := r.open(); err != nil {
 		return nil, err
 	}
@@ -98,7 +110,8 @@ func (r *Replica) open() (err error) {
 		return &DataError{Dir: r.cfg.Dir, Err: err}
 	}
 	r.logs.retain, r.logs.ends = r.snapshots.retention, r.snapshots.ends
-	r.snapshots.taken = r.logs.resetWritten
+	r.snapshots.taken, r.snapshots.membership = r.logs.resetWritten, r.snapshotMembership
+	r.logs.failed = r.appendFailed
 	restored, err := r.restore(lost, damage)
 	if err != nil {
 		r.logs.close()
@@ -134,16 +147,16 @@ func (r *Replica) Bootstrap() error {
 }
 
 // Run takes part in the cluster until ctx ends, and returns ctx's error when everything has stopped. A leader hands
-// leadership to another member first, when there is one.
+// leadership to another member first, when there is one; then what Propose and ReadIndex have begun is finished, through
+// the next leader if need be, and what begins later is refused.
 func (r *Replica) Run(ctx context.Context) error {
 	if !r.started.CompareAndSwap(false, true) {
 		return errors.New("run replica: it ran before")
 	}
 	defer r.Close()
-	stream := newStreamLayer(&r.cfg)
-	transport := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: stream, MaxPool: transportConnections, Timeout: transportTimeout, Logger: newRaftLogger(r.logger),
-	})
+	transport := observedTransport{progress: &r.progress, NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		Stream: newStreamLayer(&r.cfg), MaxPool: transportConnections, Timeout: transportTimeout, Logger: newRaftLogger(r.logger),
+	})}
 	node, err := raft.NewRaft(r.raftConfig(), r.fsm, r.logs, stableStore{r.logs}, r.snapshots, transport)
 	if err != nil {
 		transport.Close()
@@ -160,10 +173,14 @@ func (r *Replica) Run(ctx context.Context) error {
 	group.Go(func() error { r.leaderReads.run(loops, r.tuning.ProposeTimeout, r.confirm); return nil })
 	group.Go(func() error { r.followerReads.run(loops, r.tuning.ProposeTimeout, r.askLeader); return nil })
 	group.Go(func() error { r.snapshotBySize(loops); return nil })
+	group.Go(func() error { r.watchSpace(loops); return nil })
+	group.Go(func() error { r.followLeader(loops, node); return nil })
 
 	<-ctx.Done()
 	r.handOver()
 	r.stopping.Store(true)
+	r.calls.shut(finishTimeout)
+	r.endLife()
 	stop()
 	group.Wait()
 	r.drain()
@@ -183,6 +200,7 @@ func (r *Replica) Run(ctx context.Context) error {
 // Close releases the files of a replica that does not Run; Run does it at its end.
 func (r *Replica) Close() error {
 	r.closed.Do(func() {
+		r.endLife()
 		r.forward.close()
 		r.closeErr = r.logs.close()
 	})
@@ -206,29 +224,6 @@ func (r *Replica) raftConfig() *raft.Config {
 	c.NotifyCh = r.notify
 	c.Logger = newRaftLogger(r.logger)
 	return c
-}
-
-// handOver gives leadership to another voter before a planned stop.
-func (r *Replica) handOver() {
-	node := r.node.Load()
-	if node.State() != raft.Leader || !r.othersVote() {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), transferTimeout)
-	defer cancel()
-	if err := r.await(ctx, node.LeadershipTransfer()); err != nil {
-		r.logger.Warn("leadership could not be handed over before the stop; the others elect a leader", "error", err)
-	}
-}
-
-// othersVote says whether another member could lead.
-func (r *Replica) othersVote() bool {
-	for _, s := range r.node.Load().GetConfiguration().Configuration().Servers {
-		if s.Suffrage == raft.Voter && s.ID != raft.ServerID(r.cfg.NodeID) {
-			return true
-		}
-	}
-	return false
 }
 
 // await waits for one of Raft's futures. Raft answers each as long as it runs, and drain waits for that; but a Raft

@@ -21,7 +21,7 @@ import (
 )
 
 func TestTransport_SupportsPreVote(t *testing.T) {
-	var transport any = (*raft.NetworkTransport)(nil)
+	var transport any = observedTransport{}
 	if _, ok := transport.(raft.WithPreVote); !ok {
 		t.Fatal("Raft's transport does not implement WithPreVote: pre-vote would be off with only a warning")
 	}

@@ -34,6 +34,8 @@ type snapshotStore struct {
 	logger *slog.Logger
 	check  func(io.Reader) error
 	taken  func() // a snapshot has come to count
+	// membership is what a snapshot that ends there must hold, where this member knows better than Raft; see memberships.
+	membership func(index, term uint64) (membership, bool)
 
 	mu    sync.Mutex
 	known []snapshotInfo // newest first
@@ -196,6 +198,11 @@ func expectEnd(r io.Reader) error {
 func (ss *snapshotStore) Create(version raft.SnapshotVersion, index, term uint64, configuration raft.Configuration,
 	configurationIndex uint64, _ raft.Transport,
 ) (raft.SnapshotSink, error) {
+	if ss.membership != nil {
+		if m, ok := ss.membership(index, term); ok {
+			configuration, configurationIndex = raft.Configuration{Servers: m.servers}, m.index
+		}
+	}
 	meta := raft.SnapshotMeta{
 		Version: version, ID: newSnapshotID(index, term), Index: index, Term: term,
 		Configuration: configuration, ConfigurationIndex: configurationIndex,

@@ -113,5 +113,6 @@ func (l *logStore) bootstrap(configuration raft.Configuration) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.first, l.last = 1, 1
+	l.memberships.append(entry)
 	return nil
 }
