@@ -40,6 +40,7 @@ const (
 	stateShutdown = swarmpb.TaskState_TASK_STATE_SHUTDOWN
 	stateRejected = swarmpb.TaskState_TASK_STATE_REJECTED
 	stateRemove   = swarmpb.TaskState_TASK_STATE_REMOVE
+	stateOrphaned = swarmpb.TaskState_TASK_STATE_ORPHANED
 )
 
 // Reconcilers are all that a leader runs, each under a driver of its own.
@@ -169,7 +170,7 @@ func (o Replicated) Reconcile(view *store.View, id reconcile.ID, now time.Time) 
 	p := newPlanner(view, service, now)
 	switch {
 	case id.Slot > 0:
-		s := readSlot(view, service, id.Slot)
+		s := readSlot(view, service, id.Slot, now)
 		if !service.Removing {
 			p.step(s)
 		}

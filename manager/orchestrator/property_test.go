@@ -19,6 +19,30 @@ type watcher struct {
 	seen map[string]string
 	// startFirst: the service has been updated start-first, so two tasks of a slot may run.
 	startFirst bool
+	// now is the time; started are the tasks that have been seen past READY.
+	now     func() time.Time
+	started map[string]bool
+}
+
+// exclusive checks that a task did not start while another one of its slot may still run on a node that is down, and
+// would stop it by itself.
+func (w *watcher) exclusive(view *store.View, task *swarmpb.Task) error {
+	if state := view.Observed(task.Id); state <= swarmpb.TaskState_TASK_STATE_READY || state.Ended() || w.started[task.Id] {
+		return nil
+	}
+	w.started[task.Id] = true
+	for other := range view.TasksIn(task.ServiceId, task.Slot) {
+		status := view.NodeStatus(view.NodeID(other.Id))
+		wait, ok := view.Template(other.ServiceId, other.TemplateVersion).GetSpec().DisconnectWait()
+		if !ok || !w.started[other.Id] || other.Id == task.Id || view.Observed(other.Id).Ended() ||
+			status.GetState() != swarmpb.NodeState_NODE_STATE_DOWN {
+			continue
+		}
+		if end := time.Unix(0, status.GetSince()).Add(wait); w.now().Before(end) {
+			return fmt.Errorf("task %d#%d started %s before #%d must have stopped", task.Slot, task.Attempt, end.Sub(w.now()), other.Attempt)
+		}
+	}
+	return nil
 }
 
 func (w *watcher) check(view *store.View) error {
@@ -30,6 +54,11 @@ func (w *watcher) check(view *store.View) error {
 			return fmt.Errorf("ID %s was task %s and is now %s", task.Id, was, is)
 		}
 		w.seen[task.Id] = is
+		if w.now != nil && !w.startFirst {
+			if err := w.exclusive(view, task); err != nil {
+				return err
+			}
+		}
 		if w.startFirst || task.DesiredState != swarmpb.TaskState_TASK_STATE_RUNNING {
 			continue
 		}
@@ -97,13 +126,14 @@ func TestRandomEvents_ThenQuiet_ServiceIsAsAskedFor(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w, err := newWorld()
 		must(t, err)
-		guard := &watcher{seen: map[string]string{}}
+		guard := &watcher{seen: map[string]string{}, now: w.Now, started: map[string]bool{}}
 		w.Check = guard.check
 		do(t, w, "auto", "on")
 		for i := range propertyNodes {
 			do(t, w, "node", nodeName(i), "ready")
 		}
 		do(t, w, "service", "web", "replicas="+fmt.Sprint(rapid.IntRange(0, 6).Draw(t, "replicas")),
+			"stop-after-disconnect="+rapid.SampledFrom([]string{"0s", "20s"}).Draw(t, "disconnect"),
 			"failure-action="+rapid.SampledFrom([]string{"pause", "continue", "rollback"}).Draw(t, "action"),
 			"parallelism="+fmt.Sprint(rapid.IntRange(0, 3).Draw(t, "parallelism")))
 		image := 1

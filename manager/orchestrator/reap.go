@@ -12,6 +12,11 @@ func (p *planner) reap(s *slot) {
 	inUse := !p.service.Removing && len(s.live()) > 0
 	keep := history(p.view.Cluster())
 	left := len(s.replicas)
+	for i := range s.replicas {
+		if at := s.replicas[i].until; !at.IsZero() && !p.service.Removing {
+			p.wake(at) // then its successor may start, and it may go
+		}
+	}
 	for i := len(s.replicas) - 1; i >= 0 && len(p.plan.Writes) < reconcile.MaxWrites-1; i-- {
 		r := &s.replicas[i]
 		if p.reapable(r, inUse, &keep) {
@@ -28,8 +33,8 @@ func (p *planner) reap(s *slot) {
 func (p *planner) reapable(r *replica, inUse bool, keep *int) bool {
 	switch {
 	case p.service.Removing:
-		return r.task.DesiredState >= stateRemove && r.stopped()
-	case r.live():
+		return r.task.DesiredState >= stateRemove && r.gone()
+	case r.live() || !r.until.IsZero():
 		return false
 	case !inUse:
 		return r.state.Ended() || r.orphaned || r.node == ""

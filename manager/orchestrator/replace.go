@@ -81,7 +81,7 @@ func (p *planner) step(s *slot) {
 	heir := live[len(live)-1]
 	var base *replica
 	for _, r := range live[:len(live)-1] {
-		if r.stopped() || base != nil {
+		if r.gone() || base != nil {
 			p.desire(r, stateShutdown)
 		} else {
 			base = r

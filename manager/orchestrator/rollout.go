@@ -96,7 +96,7 @@ func (r *rollout) begin() {
 		return
 	}
 	dirty := false
-	for s := range slots(r.view, r.service, 0) {
+	for s := range slots(r.view, r.service, 0, r.now) {
 		live := s.live()
 		if len(live) == 0 || live[len(live)-1].task.TemplateVersion == r.goal.template {
 			continue
@@ -233,7 +233,7 @@ func (r *rollout) survey(mark uint64) survey {
 		most = int(min(uint64(most), p))
 	}
 	unbroken := true
-	for s := range slots(r.view, r.service, mark) {
+	for s := range slots(r.view, r.service, mark, r.now) {
 		dirty, begun, open := r.judge(s)
 		if dirty {
 			if len(w.dirty) == most {

@@ -37,7 +37,7 @@ func (p *planner) fill(live []uint64, missing uint64) {
 			p.plan.More = true
 			return
 		}
-		s := readSlot(p.view, p.service, number)
+		s := readSlot(p.view, p.service, number, p.now)
 		if n := len(s.replicas); n > 0 {
 			p.heir(s, &s.replicas[n-1], template, 0)
 		} else {
@@ -61,7 +61,7 @@ type surplus struct {
 func (p *planner) shrink(count int) {
 	var all []surplus
 	onNode := map[string]int{}
-	for s := range slots(p.view, p.service, 0) {
+	for s := range slots(p.view, p.service, 0, p.now) {
 		live := s.live()
 		if len(live) == 0 {
 			continue

@@ -21,6 +21,9 @@ type replica struct {
 	orphaned bool
 	// evicted: its node is being drained.
 	evicted bool
+	// until is when a task that nobody hears of has certainly been stopped by its node, if the template says so and
+	// that is not yet; zero otherwise.
+	until time.Time
 	// refused: placement has looked, and no node suits.
 	refused bool
 	// placement is the version of its placement row, 0 without one.
@@ -28,7 +31,7 @@ type replica struct {
 	guarded   bool
 }
 
-func readReplica(view *store.View, task *swarmpb.Task) replica {
+func readReplica(view *store.View, task *swarmpb.Task, now time.Time) replica {
 	rows := view.TaskRows(task.Id)
 	r := replica{
 		task: task, status: rows.Status, state: rows.Observed,
@@ -41,7 +44,33 @@ func readReplica(view *store.View, task *swarmpb.Task) replica {
 	r.orphaned = view.Node(r.node) == nil
 	r.lost = lost(view, r.node)
 	r.evicted = evicted(view, r.node)
+	if at := r.stoppedBy(view, now); at.After(now) {
+		r.until = at
+	}
 	return r
+}
+
+// stoppedBy is when a task whose node is lost must have been stopped by that node itself; zero when it may start
+// elsewhere at once. A node that was removed may be alive: the count then begins with the removal, the last that
+// anyone knows of it.
+func (r *replica) stoppedBy(view *store.View, now time.Time) time.Time {
+	orphan := r.state == stateOrphaned
+	if !r.lost || r.state.Ended() && !orphan || r.task.DesiredState < stateRunning {
+		return time.Time{} // its end is known, or it was never told to start
+	}
+	wait, ok := view.Template(r.task.ServiceId, r.task.TemplateVersion).GetSpec().DisconnectWait()
+	switch status := view.NodeStatus(r.node); {
+	case !ok:
+		return time.Time{}
+	case orphan:
+		return time.Unix(0, r.status.GetAt()).Add(wait)
+	case r.orphaned:
+		return now.Add(wait) // it is being written that the task is an orphan
+	case status.GetSince() != 0:
+		return time.Unix(0, status.GetSince()).Add(wait)
+	default:
+		return time.Unix(0, status.GetMeta().GetUpdatedAt()).Add(wait)
+	}
 }
 
 func lost(view *store.View, nodeID string) bool {
@@ -59,11 +88,13 @@ func (r *replica) live() bool { return r.task.DesiredState <= stateRunning }
 // runs: it is up as far as anyone knows.
 func (r *replica) runs() bool { return r.state == stateRunning && !r.lost }
 
-// stopped: it holds nothing any more that its successor needs, as far as anyone can know. A task that was never
-// placed and is not live will not be.
-func (r *replica) stopped() bool {
+// gone: nothing more is expected of it. A task that was never placed and is not live will not be.
+func (r *replica) gone() bool {
 	return r.state.Ended() || r.lost || r.node == "" && !r.live()
 }
+
+// stopped: it holds nothing any more that its successor needs, as far as anyone can know, or has to.
+func (r *replica) stopped() bool { return r.gone() && r.until.IsZero() }
 
 // ran is how long the container ran, by the worker's clock; 0 when it never did.
 func (r *replica) ran() time.Duration {
@@ -100,16 +131,16 @@ type slot struct {
 	progress *swarmpb.SlotProgress
 }
 
-func readSlot(view *store.View, service *swarmpb.Service, number uint64) *slot {
+func readSlot(view *store.View, service *swarmpb.Service, number uint64, now time.Time) *slot {
 	s := &slot{number: number, progress: view.SlotProgress(service.Id, number)}
 	for task := range view.TasksIn(service.Id, number) {
-		s.replicas = append(s.replicas, readReplica(view, task))
+		s.replicas = append(s.replicas, readReplica(view, task, now))
 	}
 	return s
 }
 
 // slots walks a service's slots above a number, in order. A slot that is yielded is the caller's.
-func slots(view *store.View, service *swarmpb.Service, after uint64) iter.Seq[*slot] {
+func slots(view *store.View, service *swarmpb.Service, after uint64, now time.Time) iter.Seq[*slot] {
 	return func(yield func(*slot) bool) {
 		var s *slot
 		for task := range view.TasksFrom(service.Id, after+1) {
@@ -119,7 +150,7 @@ func slots(view *store.View, service *swarmpb.Service, after uint64) iter.Seq[*s
 				}
 				s = &slot{number: task.Slot, progress: view.SlotProgress(service.Id, task.Slot)}
 			}
-			s.replicas = append(s.replicas, readReplica(view, task))
+			s.replicas = append(s.replicas, readReplica(view, task, now))
 		}
 		if s != nil {
 			yield(s)

@@ -148,6 +148,8 @@ func setSpec(spec *swarmpb.ServiceSpec, key, value string) (err error) {
 		restart.Delay, err = parseDuration(value)
 	case "restart-window":
 		restart.Window, err = parseDuration(value)
+	case "stop-after-disconnect":
+		spec.Task.StopAfterDisconnect, err = parseDuration(value)
 	case "max-attempts":
 		restart.MaxAttempts, err = strconv.ParseUint(value, 10, 64)
 	case "order":

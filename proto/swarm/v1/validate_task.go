@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/distribution/reference"
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 var (
@@ -40,6 +41,7 @@ func (p *problems) task(task *TaskSpec) {
 		return
 	}
 	p.container(task.Container)
+	p.stopAfterDisconnect(task.StopAfterDisconnect)
 	p.resources(task.Resources)
 	known(p, "restart condition", task.GetRestart().GetCondition(), RestartCondition_name)
 	p.duration("restart delay", task.GetRestart().GetDelay())
@@ -91,6 +93,18 @@ func (p *problems) container(c *ContainerSpec) {
 				p.add(fmt.Sprintf("%s %q", list.field, name), "there is no such capability", "use one such as NET_ADMIN, or ALL")
 			}
 		}
+	}
+}
+
+func (p *problems) stopAfterDisconnect(d *durationpb.Duration) {
+	const field = "stop after disconnect"
+	p.duration(field, d)
+	switch after := d.AsDuration(); {
+	case d == nil || d.CheckValid() != nil || after < 0:
+	case after < MinStopAfterDisconnect:
+		p.addf(field, fmt.Sprintf("use %s or more, or leave it out to never stop the task", MinStopAfterDisconnect), "%s is too short", after)
+	case after > MaxStopAfterDisconnect:
+		p.addf(field, fmt.Sprintf("use at most %s", MaxStopAfterDisconnect), "%s is too long", after)
 	}
 }
 

@@ -25,6 +25,7 @@ func validSpec() *ServiceSpec {
 				},
 				StopGracePeriod: durationpb.New(time.Second), CapDrop: []string{"ALL"}, CapAdd: []string{"cap_net_admin"},
 			},
+			StopAfterDisconnect: durationpb.New(30 * time.Second),
 			Resources: &ResourceRequirements{
 				Limits: &Resources{NanoCpus: 5e8, MemoryBytes: 1 << 28}, Reservations: &Resources{NanoCpus: 1e8, MemoryBytes: 1 << 26},
 			},
@@ -91,6 +92,9 @@ func TestServiceSpecValidate_OneThingWrong_NamesFieldAndWhatToDo(t *testing.T) {
 		"foreign options":  {func(s *ServiceSpec) { s.Task.Container.Mounts[1].TmpfsMode = 0o700 }, "mount /cache: it has options of a tmpfs"},
 		"signal":           {func(s *ServiceSpec) { s.Task.Container.StopSignal = "SIGNOPE" }, `stop signal "SIGNOPE": there is no such signal`},
 		"grace":            {func(s *ServiceSpec) { s.Task.Container.StopGracePeriod = durationpb.New(-time.Second) }, "stop grace period: -1s is negative; use 0s or more"},
+		"no disconnect":    {func(s *ServiceSpec) { s.Task.StopAfterDisconnect = durationpb.New(0) }, "stop after disconnect: 0s is too short; use 1s or more"},
+		"long disconnect":  {func(s *ServiceSpec) { s.Task.StopAfterDisconnect = durationpb.New(25 * time.Hour) }, "stop after disconnect: 25h0m0s is too long; use at most 24h0m0s"},
+		"neg disconnect":   {func(s *ServiceSpec) { s.Task.StopAfterDisconnect = durationpb.New(-1) }, "stop after disconnect: -1ns is negative"},
 		"no duration":      {func(s *ServiceSpec) { s.Task.Restart.Window = &durationpb.Duration{Nanos: -1, Seconds: 1} }, "restart window: not a duration"},
 		"capability":       {func(s *ServiceSpec) { s.Task.Container.CapAdd = []string{"FLY"} }, `cap-add "FLY": there is no such capability`},
 		"little cpu":       {func(s *ServiceSpec) { s.Task.Resources.Reservations.NanoCpus = 1 }, "reserve cpu: 0.000000001 is too little; use 0.001 or more"},
