@@ -1,7 +1,6 @@
 package worker
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,7 +8,6 @@ import (
 	"log/slog"
 	"maps"
 	"net"
-	"net/netip"
 	"slices"
 	"sync"
 	"testing"
@@ -22,7 +20,7 @@ import (
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/proto/wire"
-	"github.com/swarmd/swarmd/worker/network"
+	"github.com/swarmd/swarmd/worker/network/networktest"
 	"github.com/swarmd/swarmd/worker/runtime/runtimetest"
 )
 
@@ -71,7 +69,7 @@ func newDispatcher() *dispatcher {
 	return &dispatcher{
 		tasks: map[string]*swarmpb.AssignedTask{}, template: map[templateKey]*swarmpb.AssignedTemplate{},
 		statuses: map[string]*swarmpb.TaskStatus{}, changed: make(chan struct{}), chunk: 3,
-		config: &swarmpb.NodeConfig{UplinkBlock: "100.64.3.0/24"},
+		config: &swarmpb.NodeConfig{UplinkBlock: "100.64.0.0/16"},
 	}
 }
 
@@ -247,90 +245,13 @@ func (d *dispatcher) UpdateStatus(_ context.Context, r *swarmpb.UpdateStatusRequ
 	return &swarmpb.UpdateStatusResponse{}, nil
 }
 
-// fakeNet is a Network in memory.
-type fakeNet struct {
-	mu       sync.Mutex
-	block    string
-	attached map[string]netip.Addr
-	ports    map[uint32]string // published port -> task
-	next     byte
-	torn     bool
-}
-
-func (n *fakeNet) Configure(_ context.Context, cfg *swarmpb.NodeConfig) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.block = cmp.Or(cfg.GetUplinkBlock(), n.block)
-	return nil
-}
-
-func (n *fakeNet) Attach(_ context.Context, taskID string) (network.Attachment, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.block == "" {
-		return network.Attachment{}, fmt.Errorf("attach %s: %w", taskID, network.ErrNotConfigured)
-	}
-	if _, ok := n.attached[taskID]; !ok {
-		n.next++
-		n.attached[taskID] = netip.AddrFrom4([4]byte{100, 64, 3, n.next})
-	}
-	return network.Attachment{Namespace: "/run/netns/" + taskID, Address: n.attached[taskID]}, nil
-}
-
-func (n *fakeNet) Publish(_ context.Context, taskID string, ports []*swarmpb.PortConfig) ([]*swarmpb.PortConfig, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	var out []*swarmpb.PortConfig
-	for _, p := range ports {
-		p = swarmpb.Clone(p)
-		if p.PublishedPort == 0 {
-			p.PublishedPort = 32768 + p.TargetPort
-		}
-		if owner, taken := n.ports[p.PublishedPort]; taken && owner != taskID {
-			return nil, fmt.Errorf("publish %d: %w by %s", p.PublishedPort, network.ErrPortTaken, owner)
-		}
-		n.ports[p.PublishedPort] = taskID
-		out = append(out, p)
-	}
-	return out, nil
-}
-
-func (n *fakeNet) Detach(_ context.Context, taskID string) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	delete(n.attached, taskID)
-	maps.DeleteFunc(n.ports, func(_ uint32, owner string) bool { return owner == taskID })
-	return nil
-}
-
-func (n *fakeNet) Sweep(_ context.Context, keep []string) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	maps.DeleteFunc(n.attached, func(id string, _ netip.Addr) bool { return !slices.Contains(keep, id) })
-	maps.DeleteFunc(n.ports, func(_ uint32, id string) bool { return !slices.Contains(keep, id) })
-	return nil
-}
-
-func (n *fakeNet) Teardown(context.Context) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.attached, n.ports, n.torn = map[string]netip.Addr{}, map[uint32]string{}, true
-	return nil
-}
-
-func (n *fakeNet) list() []string {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return slices.Sorted(maps.Keys(n.attached))
-}
-
 // host is a node with one manager, in a bubble of virtual time.
 type host struct {
 	fataler
 	dir      string
 	manager  *dispatcher
 	runtime  *runtimetest.Fake
-	net      *fakeNet
+	net      *networktest.Fake
 	limits   Limits
 	refused  []error
 	hostname string
@@ -349,7 +270,7 @@ type host struct {
 func newHost(t fataler, dir string) *host {
 	h := &host{
 		fataler: t, dir: dir, manager: newDispatcher(), runtime: runtimetest.NewFake(runtimetest.FakeConfig{}), hostname: "worker-1",
-		net:      &fakeNet{attached: map[string]netip.Addr{}, ports: map[uint32]string{}},
+		net:      &networktest.Fake{},
 		listener: bufconn.Listen(1 << 16), server: grpc.NewServer(), limits: Limits{Starts: 4, Removals: 4},
 	}
 	swarmpb.RegisterDispatcherServer(h.server, h.manager)

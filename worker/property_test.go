@@ -142,7 +142,7 @@ func (h *host) wantConverged(made int) {
 	if len(h.manager.went) > 0 {
 		h.Errorf("states went back: %q", h.manager.went)
 	}
-	for _, id := range h.net.list() {
+	for _, id := range h.net.Attached() {
 		if t := h.manager.tasks[id]; t == nil || h.manager.status(id).GetState().Ended() {
 			h.Errorf("%s is still on the network", id)
 		}

@@ -1,0 +1,155 @@
+// Package networktest has a network for agents in tests: one in memory, which outlives agents as the kernel's does.
+package networktest
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/worker/network"
+)
+
+// dynamicBase is added to a target port to make the published one that is chosen for it.
+const dynamicBase = 32768
+
+// Fake is a worker.Network in memory: addresses out of the node's block, one a task, and host ports that one task may
+// have at a time. The zero value is ready for use; all methods are safe for concurrent use.
+type Fake struct {
+	mu       sync.Mutex
+	block    netip.Prefix // zero until configured
+	attached map[string]netip.Addr
+	ports    map[uint32]string // published port -> task
+	last     netip.Addr
+	torn     bool
+}
+
+// Configure takes the node's block; one without a block changes nothing.
+func (n *Fake) Configure(_ context.Context, cfg *swarmpb.NodeConfig) error {
+	if cfg.GetUplinkBlock() == "" {
+		return nil
+	}
+	block, err := netip.ParsePrefix(cfg.GetUplinkBlock())
+	if err != nil {
+		return fmt.Errorf("uplink block %q: %w", cfg.GetUplinkBlock(), err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.block = block.Masked()
+	return nil
+}
+
+// Attach gives a task the next free address of the block, or the one that it has.
+func (n *Fake) Attach(_ context.Context, taskID string) (network.Attachment, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.block.IsValid() {
+		return network.Attachment{}, fmt.Errorf("attach %s: %w", taskID, network.ErrNotConfigured)
+	}
+	if _, ok := n.attached[taskID]; !ok {
+		addr, err := n.free()
+		if err != nil {
+			return network.Attachment{}, fmt.Errorf("attach %s: %w", taskID, err)
+		}
+		if n.attached == nil {
+			n.attached = map[string]netip.Addr{}
+		}
+		n.last, n.attached[taskID] = addr, addr
+	}
+	return network.Attachment{Namespace: "/run/netns/" + taskID, Address: n.attached[taskID]}, nil
+}
+
+// free is the next address after the one given last that no task has, past the network's own and the gateway.
+func (n *Fake) free() (netip.Addr, error) {
+	used := map[netip.Addr]bool{}
+	for _, addr := range n.attached {
+		used[addr] = true
+	}
+	first := n.block.Addr().Next().Next()
+	addr := n.last.Next()
+	for range len(used) + 2 { // one of these is free, or lies beyond the block's end
+		if !n.block.Contains(addr) {
+			addr = first
+		}
+		if !used[addr] && n.block.Contains(addr) {
+			return addr, nil
+		}
+		addr = addr.Next()
+	}
+	return netip.Addr{}, network.ErrBlockFull
+}
+
+// Publish binds all of the ports or none.
+func (n *Fake) Publish(_ context.Context, taskID string, ports []*swarmpb.PortConfig) ([]*swarmpb.PortConfig, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var bound []*swarmpb.PortConfig
+	for _, p := range ports {
+		p = swarmpb.Clone(p)
+		p.PublishedPort = cmp.Or(p.PublishedPort, dynamicBase+p.TargetPort)
+		if owner, taken := n.ports[p.PublishedPort]; taken && owner != taskID {
+			return nil, fmt.Errorf("publish %d: %w by %s", p.PublishedPort, network.ErrPortTaken, owner)
+		}
+		bound = append(bound, p)
+	}
+	if n.ports == nil {
+		n.ports = map[uint32]string{}
+	}
+	for _, p := range bound {
+		n.ports[p.PublishedPort] = taskID
+	}
+	return bound, nil
+}
+
+// Detach takes a task's address and ports away.
+func (n *Fake) Detach(_ context.Context, taskID string) error {
+	n.keep(func(id string) bool { return id != taskID })
+	return nil
+}
+
+// Sweep detaches every task that is not in keep.
+func (n *Fake) Sweep(_ context.Context, keep []string) error {
+	n.keep(func(id string) bool { return slices.Contains(keep, id) })
+	return nil
+}
+
+// Teardown detaches every task and forgets the block.
+func (n *Fake) Teardown(context.Context) error {
+	n.keep(func(string) bool { return false })
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.block, n.torn = netip.Prefix{}, true
+	return nil
+}
+
+func (n *Fake) keep(wanted func(id string) bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	maps.DeleteFunc(n.attached, func(id string, _ netip.Addr) bool { return !wanted(id) })
+	maps.DeleteFunc(n.ports, func(_ uint32, owner string) bool { return !wanted(owner) })
+}
+
+// Attached are the tasks that are, sorted.
+func (n *Fake) Attached() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Sorted(maps.Keys(n.attached))
+}
+
+// Ports are the published ports, by the task that has them.
+func (n *Fake) Ports() map[uint32]string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return maps.Clone(n.ports)
+}
+
+// TornDown tells whether Teardown was called.
+func (n *Fake) TornDown() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.torn
+}
