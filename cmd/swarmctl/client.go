@@ -41,7 +41,7 @@ func (a *app) with(do func(c *client) error) error {
 		return err
 	}
 	defer conn.Close()
-	err = do(&client{conn: conn, ControlClient: swarmpb.NewControlClient(conn), local: swarmpb.NewLocalClient(conn)})
+	err = do(&client{conn: conn, ControlClient: swarmpb.NewControlClient(&link{conn: conn, app: a}), local: swarmpb.NewLocalClient(conn)})
 	if errors.Is(err, wire.ErrUnavailable) {
 		return absent(path, err)
 	}

@@ -26,7 +26,8 @@ func (a *app) initCommand() *cobra.Command {
 		Use:   "init",
 		Short: "Found a cluster with this host as its first manager",
 		Long: `Found a cluster with this host as its first manager, and print the command with which other hosts
-join it as workers.`,
+join it. One manager is a cluster that stands still while that host is down; three go
+on when one is lost, five when two are.`,
 		Example: `  swarmctl init
   swarmctl init --advertise-addr 192.168.1.10
   swarmctl init --advertise-addr eth1 --fabric-pool 10.192.0.0/10`,
@@ -61,6 +62,9 @@ join it as workers.`,
 To add a worker, run this on another host:
 
     %s
+
+To add a manager, run "swarmctl join-token manager" here, and on another host what it prints; or promote a worker with
+"swarmctl node promote". With three managers the cluster survives the loss of one.
 `, r.NodeId, joinLine(r.GetTokens().GetWorker(), r.ManagerAddress))
 		return err
 	})
@@ -79,7 +83,8 @@ func (a *app) joinCommand() *cobra.Command {
 		Use:   "join --token TOKEN HOST[:PORT]...",
 		Short: "Make this host a node of a cluster",
 		Long: `Make this host a node of the cluster whose manager is at HOST. The token says whether it becomes a
-worker or a manager; "swarmctl join-token" on a manager prints it. Several addresses are tried in turn.`,
+worker or a manager; "swarmctl join-token worker|manager" on a manager prints the whole command. Several addresses are
+tried in turn.`,
 		Example: `  swarmctl join --token SWMTKN-1-... 192.168.1.10:2377`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if token == "" {
@@ -104,6 +109,9 @@ worker or a manager; "swarmctl join-token" on a manager prints it. Several addre
 				return err
 			}
 			_, err = fmt.Fprintf(a.out, "This host joined the cluster as a %s (node %s).\n", r.Role.Name(), r.NodeId)
+			if err == nil && r.Role == swarmpb.NodeRole_NODE_ROLE_MANAGER {
+				_, err = fmt.Fprintln(a.out, "It takes part in decisions once it has caught up; `swarmctl node ls` then shows it as Reachable.")
+			}
 			return err
 		}),
 	}
@@ -170,7 +178,13 @@ func (a *app) leaveCommand() *cobra.Command {
 		Use:   "leave",
 		Short: "Take this host out of its cluster",
 		Long: `Take this host out of its cluster: its containers are stopped and removed, and it forgets the
-cluster. Volumes and images stay. On a manager, "swarmctl node rm" then removes it from the list of nodes.`,
+cluster. Volumes and images stay. "swarmctl node rm" on a manager then removes it from the list of nodes.
+
+A manager demotes itself first, and hands leadership over if it leads. That is refused for the last manager, and where
+the managers that are left would have no majority that answers: promote another node, or bring the others back, first.
+With --force it goes without a word to the others. They then count it as a manager that is down: demote it there with
+"swarmctl node demote", and remove it. A last manager that leaves by force takes the cluster with it.`,
+		Example:           "  swarmctl leave",
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: a.call(func(ctx context.Context, c *client, _ []string) error {
@@ -181,6 +195,6 @@ cluster. Volumes and images stay. On a manager, "swarmctl node rm" then removes 
 			return err
 		}),
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "leave though the cluster loses its last manager, or no manager can be reached")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "leave though the cluster loses its last manager or its majority, or no manager can be reached")
 	return cmd
 }

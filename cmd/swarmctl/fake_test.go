@@ -32,6 +32,7 @@ type fake struct {
 	terminal      bool
 	width, height int
 	stdin         string
+	patience      time.Duration      // of calls
 	cancel        context.CancelFunc // of the run under way
 }
 
@@ -41,7 +42,7 @@ func start(t *testing.T, worker bool) *fake {
 	t.Setenv("SWARM_HOST", "")
 	f := &fake{t: t, socket: filepath.Join(t.TempDir(), "s"), clock: newFakeClock()}
 	f.control = &fakeControl{fake: f, cluster: clusterFixture(), nodes: nodeFixtures(), services: serviceFixtures(), tasks: taskFixtures(), watch: map[string][]step{}}
-	f.local = &fakeLocal{info: infoFixture(worker)}
+	f.local = &fakeLocal{info: infoFixture(worker), role: roleWorker}
 	listener, err := wire.ListenLocal(f.socket)
 	if err != nil {
 		t.Fatal(err)
@@ -88,7 +89,7 @@ func (f *fake) runIn(ctx context.Context, args ...string) outcome {
 	var out, err bytes.Buffer
 	a := &app{
 		in: strings.NewReader(f.stdin), out: &out, err: &err, terminal: f.terminal, width: f.width, height: f.height,
-		now: f.clock.now, ticks: f.clock.ticks,
+		now: f.clock.now, ticks: f.clock.ticks, patience: f.patience,
 	}
 	if len(args) > 0 && args[len(args)-1] != "--help" {
 		args = append([]string{"--host", "unix://" + f.socket}, args...)
@@ -184,6 +185,7 @@ type step struct {
 	advance   time.Duration
 	interrupt bool
 	gone      bool // the service is: the stream ends
+	lost      bool // the manager is: what follows comes on the next stream
 }
 
 // fakeControl answers from lists, and remembers what it was asked to write.
@@ -201,10 +203,33 @@ type fakeControl struct {
 	// conflicts is how many updates are refused first.
 	conflicts int
 	warnings  []string
+	// unavailable is how many calls meet a change of leaders first, stale what marks answers, stages what becomes of a
+	// node: each GetNode after an update of it takes the next.
+	unavailable int
+	stale       *wire.StaleRead
+	stages      map[string][]func(*swarmpb.NodeInfo) error
+	wished      int // calls that wished for a stale answer
+	requests    []string
+	changes     []*swarmpb.NodeSpec
 }
 
-func (c *fakeControl) GetCluster(context.Context, *swarmpb.GetClusterRequest) (*swarmpb.GetClusterResponse, error) {
-	return c.cluster, c.fail
+// answer is what every call begins with.
+func (c *fakeControl) answer(ctx context.Context) error {
+	if wire.Stale(ctx) {
+		c.wished++
+	}
+	if c.stale != nil {
+		wire.MarkStale(ctx, *c.stale)
+	}
+	if c.unavailable > 0 {
+		c.unavailable--
+		return wire.Errorf(wire.CodeUnavailable, "write: leadership was lost while committing")
+	}
+	return c.fail
+}
+
+func (c *fakeControl) GetCluster(ctx context.Context, _ *swarmpb.GetClusterRequest) (*swarmpb.GetClusterResponse, error) {
+	return c.cluster, c.answer(ctx)
 }
 
 var tokens = &swarmpb.JoinTokens{Worker: "SWMTKN-1-worker", Manager: "SWMTKN-1-manager"}
@@ -218,12 +243,41 @@ func (c *fakeControl) RotateJoinToken(context.Context, *swarmpb.RotateJoinTokenR
 	return &swarmpb.RotateJoinTokenResponse{Tokens: fresh, ManagerAddress: "10.0.0.1:2377"}, c.fail
 }
 
-func (c *fakeControl) ListNodes(context.Context, *swarmpb.ListNodesRequest) (*swarmpb.ListNodesResponse, error) {
-	return &swarmpb.ListNodesResponse{Nodes: c.nodes}, c.fail
+func (c *fakeControl) ListNodes(ctx context.Context, _ *swarmpb.ListNodesRequest) (*swarmpb.ListNodesResponse, error) {
+	return &swarmpb.ListNodesResponse{Nodes: c.nodes}, c.answer(ctx)
 }
 
-func (c *fakeControl) GetNode(_ context.Context, req *swarmpb.GetNodeRequest) (*swarmpb.GetNodeResponse, error) {
+// UpdateNode writes a spec; a role is refused by what a test says of it.
+func (c *fakeControl) UpdateNode(ctx context.Context, req *swarmpb.UpdateNodeRequest) (*swarmpb.UpdateNodeResponse, error) {
+	c.requests = append(c.requests, req.RequestId)
+	if err := c.answer(ctx); err != nil {
+		return nil, err
+	}
+	if c.conflicts > 0 {
+		c.conflicts--
+		return nil, wire.Errorf(wire.CodeConflict, "node %s was changed by somebody else at the same time", req.Node)
+	}
 	for _, n := range c.nodes {
+		if n.Node.Id == req.Node {
+			n.Node.Spec = req.Spec
+			c.changes = append(c.changes, req.Spec)
+			return &swarmpb.UpdateNodeResponse{Node: n}, nil
+		}
+	}
+	return nil, wire.Errorf(wire.CodeNotFound, "node %q: not found", req.Node)
+}
+
+func (c *fakeControl) GetNode(ctx context.Context, req *swarmpb.GetNodeRequest) (*swarmpb.GetNodeResponse, error) {
+	if err := c.answer(ctx); err != nil {
+		return nil, err
+	}
+	for _, n := range c.nodes {
+		if stages := c.stages[req.Node]; n.Node.Id == req.Node && len(stages) > 0 {
+			c.stages[req.Node] = stages[1:]
+			if err := stages[0](n); err != nil {
+				return nil, err
+			}
+		}
 		if req.Node == n.Node.Id || req.Node == n.Status.GetDescription().GetHostname() || req.Node == "self" && n.Leader {
 			return &swarmpb.GetNodeResponse{Node: n}, nil
 		}
@@ -242,11 +296,16 @@ func (c *fakeControl) RemoveNode(ctx context.Context, req *swarmpb.RemoveNodeReq
 	return &swarmpb.RemoveNodeResponse{Id: r.Node.Node.Id}, nil
 }
 
-func (c *fakeControl) ListServices(context.Context, *swarmpb.ListServicesRequest) (*swarmpb.ListServicesResponse, error) {
-	return &swarmpb.ListServicesResponse{Services: c.services}, c.fail
+func (c *fakeControl) ListServices(ctx context.Context, _ *swarmpb.ListServicesRequest) (*swarmpb.ListServicesResponse, error) {
+	return &swarmpb.ListServicesResponse{Services: c.services}, c.answer(ctx)
 }
 
-func (c *fakeControl) GetService(_ context.Context, req *swarmpb.GetServiceRequest) (*swarmpb.GetServiceResponse, error) {
+func (c *fakeControl) GetService(ctx context.Context, req *swarmpb.GetServiceRequest) (*swarmpb.GetServiceResponse, error) {
+	if wire.Stale(ctx) || c.stale != nil || c.unavailable > 0 {
+		if err := c.answer(ctx); err != nil {
+			return nil, err
+		}
+	}
 	for _, s := range c.services {
 		if req.Service == s.Service.Id || req.Service == s.Service.Spec.Name {
 			return &swarmpb.GetServiceResponse{Service: s}, nil
@@ -255,9 +314,10 @@ func (c *fakeControl) GetService(_ context.Context, req *swarmpb.GetServiceReque
 	return nil, wire.Errorf(wire.CodeNotFound, "service %q: not found; `swarmctl service ls` shows what there is", req.Service)
 }
 
-func (c *fakeControl) CreateService(_ context.Context, req *swarmpb.CreateServiceRequest) (*swarmpb.CreateServiceResponse, error) {
-	if c.fail != nil {
-		return nil, c.fail
+func (c *fakeControl) CreateService(ctx context.Context, req *swarmpb.CreateServiceRequest) (*swarmpb.CreateServiceResponse, error) {
+	c.requests = append(c.requests, req.RequestId)
+	if err := c.answer(ctx); err != nil {
+		return nil, err
 	}
 	c.created = swarmpb.Clone(req.Spec)
 	if req.Spec.Name == "" {
@@ -297,8 +357,8 @@ func (c *fakeControl) GetTask(_ context.Context, req *swarmpb.GetTaskRequest) (*
 
 // ListTasks gives two tasks a page, in the order of the list.
 func (c *fakeControl) ListTasks(ctx context.Context, req *swarmpb.ListTasksRequest) (*swarmpb.ListTasksResponse, error) {
-	if c.fail != nil {
-		return nil, c.fail
+	if err := c.answer(ctx); err != nil {
+		return nil, err
 	}
 	if req.Service != "" {
 		if _, err := c.GetService(ctx, &swarmpb.GetServiceRequest{Service: req.Service}); err != nil {
@@ -324,11 +384,15 @@ func (c *fakeControl) ListTasks(ctx context.Context, req *swarmpb.ListTasksReque
 // WatchService plays the service's script. It goes on when the client has judged what it was told.
 func (c *fakeControl) WatchService(req *swarmpb.WatchServiceRequest, stream grpc.ServerStreamingServer[swarmpb.WatchServiceResponse]) error {
 	ctx, clock := stream.Context(), c.fake.clock
-	for _, s := range c.watch[req.Service] {
+	steps := c.watch[req.Service]
+	for i, s := range steps {
 		noticed := clock.advance(s.advance)
 		switch {
 		case s.gone:
 			return nil
+		case s.lost:
+			c.watch[req.Service] = steps[i+1:]
+			return wire.Errorf(wire.CodeUnavailable, "this manager is stopping; try another manager")
 		case s.interrupt:
 			c.fake.cancel()
 		case s.message != nil:
@@ -359,6 +423,7 @@ type fakeLocal struct {
 	images []*swarmpb.Image
 	fail   error
 	joined *swarmpb.JoinRequest
+	role   swarmpb.NodeRole // that a host joins as
 	init   *swarmpb.InitRequest
 	loaded []byte
 }
@@ -370,7 +435,7 @@ func (l *fakeLocal) Init(_ context.Context, req *swarmpb.InitRequest) (*swarmpb.
 
 func (l *fakeLocal) Join(_ context.Context, req *swarmpb.JoinRequest) (*swarmpb.JoinResponse, error) {
 	l.joined = req
-	return &swarmpb.JoinResponse{NodeId: n2ID, ClusterId: clusterID, Role: swarmpb.NodeRole_NODE_ROLE_WORKER}, l.fail
+	return &swarmpb.JoinResponse{NodeId: n2ID, ClusterId: clusterID, Role: l.role}, l.fail
 }
 
 func (l *fakeLocal) Leave(_ context.Context, req *swarmpb.LeaveRequest) (*swarmpb.LeaveResponse, error) {

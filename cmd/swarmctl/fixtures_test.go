@@ -37,7 +37,7 @@ func infoFixture(worker bool) *swarmpb.GetInfoResponse {
 func clusterFixture() *swarmpb.GetClusterResponse {
 	return &swarmpb.GetClusterResponse{
 		Id: clusterID, Spec: &swarmpb.ClusterSpec{FabricPool: "100.64.0.0/10"}, RootDigest: strings.Repeat("ab", 32),
-		Nodes: 2, Managers: 1, Services: 2, Tasks: 3, Leader: n1ID,
+		Nodes: 2, Managers: 1, ReachableManagers: 1, Services: 2, Tasks: 3, Leader: n1ID,
 		Alarms: []*swarmpb.Alarm{{Kind: "pool-full", Object: "uplink/" + n2ID, Message: "no address is free", Since: before(2 * time.Hour), Count: 3}},
 	}
 }
@@ -65,6 +65,7 @@ func nodeFixtures() []*swarmpb.NodeInfo {
 	second.Status.Message = "no heartbeat for 3s"
 	first := node(n1ID, "n1", "10.0.0.1", swarmpb.NodeRole_NODE_ROLE_MANAGER, swarmpb.NodeState_NODE_STATE_READY)
 	first.Leader = true
+	first.Manager = &swarmpb.ManagerStatus{Address: "10.0.0.1:2377", Leader: true, Voter: true, Reachable: true}
 	return []*swarmpb.NodeInfo{second, first} // not in the order of display
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -38,6 +39,7 @@ type hostInfo struct {
 type clusterInfo struct {
 	Leader     string      `json:"leader"`
 	Managers   uint32      `json:"managers"`
+	Reachable  uint32      `json:"reachableManagers"`
 	Nodes      uint32      `json:"nodes"`
 	Services   uint32      `json:"services"`
 	Tasks      uint32      `json:"tasks"`
@@ -80,6 +82,7 @@ func (a *app) infoCommand() *cobra.Command {
 		}),
 	}
 	f.define(cmd, "text", formatJSON)
+	a.reading(cmd)
 	return cmd
 }
 
@@ -111,7 +114,7 @@ func gatherInfo(ctx context.Context, c *client) (*hostInfo, error) {
 		return info, nil
 	}
 	info.Cluster = &clusterInfo{
-		Leader: cluster.Leader, Managers: cluster.Managers, Nodes: cluster.Nodes, Services: cluster.Services, Tasks: cluster.Tasks,
+		Leader: cluster.Leader, Managers: cluster.Managers, Reachable: cluster.ReachableManagers, Nodes: cluster.Nodes, Services: cluster.Services, Tasks: cluster.Tasks,
 		RootDigest: cluster.RootDigest, FabricPool: cluster.GetSpec().GetFabricPool(), Alarms: []alarmInfo{},
 	}
 	for _, m := range cluster.Alarms {
@@ -156,8 +159,9 @@ func (a *app) printInfo(i *hostInfo) {
 	p.line("Run", i.RunDir)
 	if c := i.Cluster; c != nil {
 		_, _ = fmt.Fprintln(a.out)
-		p.line("Leader", c.Leader)
-		p.line("Nodes", fmt.Sprintf("%d, %s", c.Nodes, count(c.Managers, "manager")))
+		p.line("Leader", cmp.Or(c.Leader, "none: nothing can be changed until most managers are up and reach each other"))
+		p.line("Managers", fmt.Sprintf("%d (%d reachable)", c.Managers, c.Reachable))
+		p.line("Nodes", fmt.Sprint(c.Nodes))
 		p.line("Services", fmt.Sprint(c.Services))
 		p.line("Tasks", fmt.Sprint(c.Tasks))
 		p.line("Fabric pool", c.FabricPool)

@@ -18,7 +18,11 @@ func TestWrongInput_AnyKind_OneLineAndExit1(t *testing.T) {
 		{"service", "create", "-z", "nginx"}, {"service", "create", "--name"}, {"service", "create", "-e"},
 		{"service", "ls", "extra"}, {"info", "extra"}, {"init", "extra"}, {"leave", "extra"}, {"version", "extra"},
 		{"service", "create"}, {"service", "create", ""}, {"service", "update"}, {"service", "update", "web", "api"}, {"service", "rm"}, {"service", "ps"}, {"service", "inspect"}, {"service", "scale"},
-		{"node", "inspect"}, {"node", "rm"}, {"task", "inspect"}, {"image", "load"}, {"image", "load", "a", "b"}, {"image", "rm"}, {"image", "load", "/nonexistent.tar"},
+		{"node", "inspect"}, {"node", "rm"}, {"node", "promote"}, {"node", "demote"}, {"node", "update"}, {"node", "update", "n2"}, {"node", "update", "--availability", "active", "n1", "n2"},
+		{"node", "update", "--availability", "gone", "n2"}, {"node", "update", "--label-add", "=x", "n2"}, {"node", "update", "--label-rm", "nope", "n2"}, {"node", "update", "--availability", "drain", "nope"},
+		{"node", "promote", "nope"}, {"node", "demote", "--timeout", "0s", "n1"}, {"node", "promote", "--stale", "n2"}, {"service", "rm", "--stale", "web"}, {"image", "ls", "--stale"},
+		{"service", "create", "--stop-after-disconnect", "30", "nginx"}, {"service", "create", "--stop-after-disconnect", "-1s", "nginx"}, {"service", "create", "--stop-after-disconnect", "1ms", "nginx"},
+		{"task", "inspect"}, {"image", "load"}, {"image", "load", "a", "b"}, {"image", "rm"}, {"image", "load", "/nonexistent.tar"},
 		{"join"}, {"join", "--token", "x"}, {"join", "--token", "x", "host:port:x"}, {"join", "--token", "x", "host:99999"}, {"join", "10.0.0.1"},
 		{"join-token"}, {"join-token", "boss"}, {"join-token", "worker", "manager"}, {"init", "--cert-expiry", "90d"}, {"init", "--task-history-limit", "-1"},
 		{"service", "create", "--replicas", "-1", "nginx"}, {"service", "create", "--replicas", "many", "nginx"}, {"service", "create", "--mode", "job", "nginx"},
@@ -56,7 +60,7 @@ func TestWrongInput_AnyKind_OneLineAndExit1(t *testing.T) {
 func TestManagersCommand_OnAWorker_SaysWhereToRunIt(t *testing.T) {
 	f := start(t, true)
 	var lines []string
-	for _, line := range []string{"service ls", "service create nginx", "service rm web", "service scale web=2", "node ls", "node ps", "task ls", "join-token worker"} {
+	for _, line := range []string{"service ls", "service create nginx", "service rm web", "service scale web=2", "node ls", "node promote n2", "node update --availability drain n2", "node ps", "task ls", "join-token worker"} {
 		lines = append(lines, line)
 		if o := f.run(strings.Fields(line)...); o.code != exitFailed {
 			t.Errorf("%s: exit %d", line, o.code)
@@ -111,6 +115,11 @@ func TestCompletion_ShellsAndNames_AreOffered(t *testing.T) {
 		"service scale ":                            "web=\twhoami:v1|api=\tapi:2",
 		"node inspect ":                             "self\tthis manager|n2\t" + n2ID + "|n1\t" + n1ID,
 		"task inspect ":                             "web.1\trunning|web.2\tpending",
+		"node promote ":                             "n2\t" + n2ID,
+		"node demote ":                              "n1\t" + n1ID,
+		"node demote n1 ":                           "",
+		"node update ":                              "self\tthis manager|n2\t" + n2ID + "|n1\t" + n1ID,
+		"node update --availability ":               "active|pause|drain",
 		"join-token ":                               "worker|manager",
 		"service create --restart-condition ":       "any|on-failure|none",
 		"service create --update-order ":            "stop-first|start-first",

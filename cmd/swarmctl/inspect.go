@@ -50,6 +50,7 @@ func (a *app) inspectCommand(noun, long, example string, complete names, get fun
 		}),
 	}
 	f.define(cmd, formatJSON)
+	a.reading(cmd)
 	cmd.Flags().BoolVar(&pretty, "pretty", false, "print for people instead of as JSON")
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
 		if pretty && cmd.Flags().Changed("format") {

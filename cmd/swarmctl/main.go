@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -28,7 +29,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the process at once
-	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr, now: time.Now, ticks: ticks}
+	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr, now: time.Now, ticks: ticks, patience: patience}
 	if fd := int(os.Stdout.Fd()); term.IsTerminal(fd) {
 		a.terminal = true
 		if width, height, err := term.GetSize(fd); err == nil {
@@ -54,6 +55,16 @@ type app struct {
 	now           func() time.Time
 	ticks         func(time.Duration) (<-chan time.Time, func())
 	host          string
+	// patience is how long a call is tried again while there is no leader.
+	patience time.Duration
+	// stale: answers may come from this manager's own copy. A run warns of one of them.
+	stale  bool
+	warned sync.Once
+}
+
+// reading marks a command that only reads.
+func (a *app) reading(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&a.stale, "stale", false, "show this manager's own copy without asking the leader; it may be out of date")
 }
 
 // errInterrupted is what a wait ends with on Ctrl-C.
@@ -97,6 +108,7 @@ func (a *app) command() *cobra.Command {
 and nodes need a manager; init, join, leave, info and image are about this host.`
 	cmd.Example = `  swarmctl init --advertise-addr 192.168.1.10
   swarmctl join --token SWMTKN-1-... 192.168.1.10:2377
+  swarmctl node promote node-2 node-3
   swarmctl service create --name web --replicas 3 -p mode=host,published=8080,target=80 nginx:alpine
   swarmctl service ps web`
 	cmd.SilenceUsage, cmd.SilenceErrors = true, true

@@ -22,14 +22,18 @@ type nodeRow struct {
 	Message      string `json:"message"`
 	Availability string `json:"availability"`
 	Role         string `json:"role"`
+	DesiredRole  string `json:"desiredRole"` // it differs from the role while a node is promoted or demoted
 	Leader       bool   `json:"leader"`
-	Address      string `json:"address"`
-	Tasks        uint32 `json:"tasks"`
-	Version      string `json:"version"`
+	// ManagerStatus is leader, reachable, unreachable or joining; empty for a node without a part in Raft.
+	ManagerStatus string `json:"managerStatus"`
+	Address       string `json:"address"`
+	Tasks         uint32 `json:"tasks"`
+	Version       string `json:"version"`
 }
 
 func (a *app) nodeCommand() *cobra.Command {
-	return group("node", "See and remove nodes", nodeListCommand(a), a.nodeInspectCommand(), a.nodePsCommand(), a.nodeRemoveCommand())
+	return group("node", "See, change and remove nodes", nodeListCommand(a), a.nodeInspectCommand(), a.nodePsCommand(),
+		a.nodeUpdateCommand(), a.nodePromoteCommand(), a.nodeDemoteCommand(), a.nodeRemoveCommand())
 }
 
 func nodeState(n *swarmpb.NodeInfo) string {
@@ -48,11 +52,51 @@ func availability(n *swarmpb.NodeInfo) string {
 	return v.Name()
 }
 
+// managerStatus is a node's part in Raft, in one word; empty when it has none.
+func managerStatus(n *swarmpb.NodeInfo) string {
+	switch m := n.GetManager(); {
+	case m == nil:
+		return ""
+	case m.GetLeader():
+		return "leader"
+	case !m.GetVoter():
+		return "joining"
+	case m.GetReachable():
+		return "reachable"
+	}
+	return "unreachable"
+}
+
+// capital is a word as the value of a column.
+func capital(s string) string {
+	if s == "" {
+		return ""
+	}
+	return strings.ToUpper(s[:1]) + s[1:]
+}
+
+// desiredRole is what the node is to be; what it is where nobody has said.
+func desiredRole(n *swarmpb.NodeInfo) swarmpb.NodeRole {
+	if role := n.GetNode().GetSpec().GetDesiredRole(); role != swarmpb.NodeRole_NODE_ROLE_UNSPECIFIED {
+		return role
+	}
+	return n.GetNode().GetRole()
+}
+
+// roleText is the role for people.
+func roleText(role, desired string) string {
+	if role != desired {
+		return role + " (to be " + desired + ")"
+	}
+	return role
+}
+
 func newNodeRow(n *swarmpb.NodeInfo, self string) nodeRow {
 	status := n.GetStatus()
 	return nodeRow{
 		ID: n.GetNode().GetId(), Hostname: status.GetDescription().GetHostname(), Self: n.GetNode().GetId() == self,
 		State: nodeState(n), Message: status.GetMessage(), Availability: availability(n), Role: n.GetNode().GetRole().Name(),
+		DesiredRole: desiredRole(n).Name(), ManagerStatus: managerStatus(n),
 		Leader: n.GetLeader(), Address: status.GetAddress(), Tasks: n.GetTasks(), Version: status.GetDescription().GetEngine().GetVersion(),
 	}
 }
@@ -68,18 +112,13 @@ func nodeListCommand(a *app) *cobra.Command {
 		{"HOSTNAME", func(r nodeRow) string { return r.Hostname }, true},
 		{"STATE", func(r nodeRow) string { return r.State }, false},
 		{"AVAILABILITY", func(r nodeRow) string { return r.Availability }, false},
-		{"ROLE", func(r nodeRow) string {
-			if r.Leader {
-				return r.Role + " (leader)"
-			}
-			return r.Role
-		}, false},
+		{"ROLE", func(r nodeRow) string { return roleText(r.Role, r.DesiredRole) }, false},
+		{"MANAGER STATUS", func(r nodeRow) string { return capital(r.ManagerStatus) }, false},
 		{"TASKS", func(r nodeRow) string { return fmt.Sprint(r.Tasks) }, false},
 		{"ADDRESS", func(r nodeRow) string { return r.Address }, false},
-		{"VERSION", func(r nodeRow) string { return r.Version }, true},
 		{"MESSAGE", func(r nodeRow) string { return r.Message }, true},
 	}}
-	return listCommand(a, "List the nodes", "  swarmctl node ls\n  swarmctl node ls --format '{{.Hostname}} {{.State}}'", nodes,
+	list := listCommand(a, "List the nodes", "  swarmctl node ls\n  swarmctl node ls --format '{{.Hostname}} {{.State}}'", nodes,
 		func(ctx context.Context, c *client) ([]nodeRow, error) {
 			r, err := c.ListNodes(ctx, &swarmpb.ListNodesRequest{})
 			if err != nil {
@@ -95,6 +134,14 @@ func nodeListCommand(a *app) *cobra.Command {
 			})
 			return rows, err
 		})
+	list.Long = `List the nodes. MANAGER STATUS is empty for a worker; else it is
+
+  Leader        it decides
+  Reachable     it has a vote, and its node is ready
+  Unreachable   it has a vote, and its node is not ready: with most of them like this, nothing can be changed
+  Joining       it has no vote yet and catches up`
+	a.reading(list)
+	return list
 }
 
 func (a *app) nodeInspectCommand() *cobra.Command {
@@ -112,11 +159,10 @@ func (a *app) prettyNode(w io.Writer, n *swarmpb.NodeInfo) {
 	p := printer{w: w, width: len("Uplink block:")}
 	p.line("ID", node.GetId())
 	p.line("Hostname", d.GetHostname())
-	role := node.GetRole().Name()
-	if n.GetLeader() {
-		role += " (leader)"
+	p.line("Role", roleText(node.GetRole().Name(), desiredRole(n).Name()))
+	if m := n.GetManager(); m != nil {
+		p.line("Manager", strings.TrimSuffix(capital(managerStatus(n))+", "+m.GetAddress(), ", "))
 	}
-	p.line("Role", role)
 	p.line("Availability", availability(n))
 	p.line("State", strings.TrimSpace(nodeState(n)+" "+a.ago(status.GetSince())))
 	p.line("Message", status.GetMessage())
@@ -147,8 +193,10 @@ func (a *app) nodeRemoveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "rm NODE...", Aliases: []string{"remove"}, Short: "Remove nodes from the cluster",
 		Long: `Remove nodes from the cluster. A node must be down; with --force one that is up is removed too: its
-connections are closed, and its tasks run elsewhere.`,
-		Args: someArgs("node"), ValidArgsFunction: a.complete(nodeNames),
+connections are closed, and its tasks run elsewhere. A manager must be demoted first, with "swarmctl node demote": that
+works for one that is down too, as long as most of the managers are up.`,
+		Example: "  swarmctl node rm node-4\n  swarmctl node rm --force node-4",
+		Args:    someArgs("node"), ValidArgsFunction: a.complete(nodeNames),
 		RunE: a.call(func(ctx context.Context, c *client, args []string) error {
 			return each(args, func(arg string) error {
 				r, err := c.RemoveNode(ctx, &swarmpb.RemoveNodeRequest{Node: arg, Force: force, RequestId: swarmpb.NewID()})

@@ -48,13 +48,16 @@ func (a *app) await(ctx context.Context, c *client, w waiting, g goal) error {
 		defer timer.Stop()
 	}
 	s := &screen{out: a.out, terminal: a.terminal, width: a.width, height: a.height, quiet: w.quiet}
-	messages, ended := watchService(ctx, c, g.service)
+	messages, ended := a.watchService(ctx, c, g.service)
 	tick, stop := a.ticks(redraw)
 	defer stop()
 	for {
 		select {
 		case m := <-messages:
-			p.take(m)
+			if m.again {
+				clear(p.tasks) // the whole state follows
+			}
+			p.take(m.WatchServiceResponse)
 		case err := <-ended:
 			return p.endOfWatch(ctx, w, err)
 		case <-tick:
@@ -86,27 +89,54 @@ func (p *picture) endOfWatch(ctx context.Context, w waiting, err error) error {
 	return fmt.Errorf("watch service %s: %w", p.name(), err)
 }
 
-// watchService reads the stream in the background until ctx ends or the stream does.
-func watchService(ctx context.Context, c *client, service string) (<-chan *swarmpb.WatchServiceResponse, <-chan error) {
-	messages, ended := make(chan *swarmpb.WatchServiceResponse), make(chan error, 1)
+// watched is a message of a watch; again: the first one of a stream that was opened anew.
+type watched struct {
+	*swarmpb.WatchServiceResponse
+	again bool
+}
+
+// watchService reads the stream in the background until ctx ends or the stream does. One that is lost with its manager
+// is opened again for as long as a call is tried again.
+func (a *app) watchService(ctx context.Context, c *client, service string) (<-chan watched, <-chan error) {
+	messages, ended := make(chan watched), make(chan error, 1)
 	go func() {
-		stream, err := c.WatchService(ctx, &swarmpb.WatchServiceRequest{Service: service})
-		for err == nil {
-			var m *swarmpb.WatchServiceResponse
-			if m, err = stream.Recv(); err == nil {
+		begun := false
+		for lost := (time.Time{}); ; {
+			heard := false
+			err := follow(ctx, c, service, func(m *swarmpb.WatchServiceResponse, first bool) error {
 				select {
-				case messages <- m:
+				case messages <- watched{m, first && begun}:
 				case <-ctx.Done():
-					err = ctx.Err()
+					return ctx.Err()
 				}
+				begun, heard = true, true
+				return nil
+			})
+			if heard {
+				lost = time.Now()
+			}
+			if !errors.Is(err, wire.ErrUnavailable) || !begun || !sleep(ctx, a.patience-time.Since(lost)) {
+				ended <- err
+				return
 			}
 		}
-		if errors.Is(err, io.EOF) { // the server ends the stream when the service is gone
-			err = wire.ErrNotFound
-		}
-		ended <- err
 	}()
 	return messages, ended
+}
+
+// follow hands over the messages of one stream; its error is never nil.
+func follow(ctx context.Context, c *client, service string, take func(m *swarmpb.WatchServiceResponse, first bool) error) error {
+	stream, err := c.WatchService(ctx, &swarmpb.WatchServiceRequest{Service: service})
+	for first := true; err == nil; first = false {
+		var m *swarmpb.WatchServiceResponse
+		if m, err = stream.Recv(); err == nil {
+			err = take(m, first)
+		}
+	}
+	if errors.Is(err, io.EOF) { // the server ends the stream when the service is gone
+		return wire.ErrNotFound
+	}
+	return err
 }
 
 // picture is what is known of a service that somebody waits for. It judges by that and the time it is given.

@@ -76,7 +76,7 @@ func serviceListCommand(a *app) *cobra.Command {
 		{"IMAGE", func(r serviceRow) string { return r.Image }, true},
 		{"PORTS", func(r serviceRow) string { return r.Ports }, true},
 	}}
-	return listCommand(a, "List the services", "  swarmctl service ls\n  swarmctl service ls --format '{{.Name}} {{.Replicas}}'", services,
+	list := listCommand(a, "List the services", "  swarmctl service ls\n  swarmctl service ls --format '{{.Name}} {{.Replicas}}'", services,
 		func(ctx context.Context, c *client) ([]serviceRow, error) {
 			r, err := c.ListServices(ctx, &swarmpb.ListServicesRequest{})
 			var rows []serviceRow
@@ -86,6 +86,8 @@ func serviceListCommand(a *app) *cobra.Command {
 			slices.SortFunc(rows, func(x, y serviceRow) int { return strings.Compare(x.Name, y.Name) })
 			return rows, err
 		})
+	a.reading(list)
+	return list
 }
 
 func (a *app) serviceInspectCommand() *cobra.Command {
@@ -117,6 +119,9 @@ func (a *app) prettyService(w io.Writer, s *swarmpb.ServiceInfo) {
 	p.line("Limits", resourcesText(task.GetResources().GetLimits(), task.GetResources().GetPidsLimit()))
 	p.line("Reservations", resourcesText(task.GetResources().GetReservations(), 0))
 	p.line("Restart", restartText(task.GetRestart()))
+	if after := span(task.GetStopAfterDisconnect()); after != "" {
+		p.line("Disconnected", "a task stops "+after+" after its node lost all managers")
+	}
 	p.line("Constraints", strings.Join(task.GetPlacement().GetConstraints(), ", "))
 	for _, preference := range task.GetPlacement().GetPreferences() {
 		p.line("Preference", "spread="+preference.GetSpread().GetDescriptor_())

@@ -24,7 +24,13 @@ COMMAND and ARGs replace the image's arguments (its CMD); --entrypoint replaces 
 
 The command prints the service's ID. Without --detach it then shows each replica's progress and returns when all
 run and have stayed up for the time of --update-monitor (5 s). It exits with an error, saying why, when they cannot;
-the service stays.`,
+the service stays.
+
+A replica on a node that is cut off goes on there, and another is started elsewhere: until the node is back, it runs
+twice. --stop-after-disconnect is for what must not. A node that has had no contact with any manager for that time stops
+the replica by itself, and the cluster starts no other before that, the stop grace period and a margin are over. A
+cluster without a leader counts as no contact too, which is why less than 10s is rarely wise. What it cannot promise:
+where swarmd on the node is dead or frozen while the container lives, nobody stops it there.`,
 		Example: `  swarmctl service create --name web --replicas 3 nginx:alpine
   swarmctl service create --name web -p mode=host,published=8080,target=80 -e MODE=prod whoami:v1
   swarmctl service create --name db --mount type=volume,source=data,target=/data --limit-memory 1g postgres:17

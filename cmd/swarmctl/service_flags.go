@@ -26,7 +26,7 @@ type serviceFlags struct {
 	restartCondition                       string
 	restartDelay, restartWindow            time.Duration
 	restartMaxAttempts, replicasMaxPerNode uint64
-	stopGracePeriod                        time.Duration
+	stopGracePeriod, stopAfterDisconnect   time.Duration
 	stopSignal                             string
 	readOnly, init, noNewPrivileges        bool
 	update, rollback                       updateFlags
@@ -79,6 +79,8 @@ func (s *serviceFlags) define(cmd *cobra.Command, create bool) {
 	f.Uint64Var(&s.restartMaxAttempts, "restart-max-attempts", 0, "most replacements of a replica (default: any `number`)")
 	f.DurationVar(&s.restartWindow, "restart-window", 0, "time over which --restart-max-attempts counts (default: for ever)")
 	f.DurationVar(&s.stopGracePeriod, "stop-grace-period", 0, "time between the stop signal and SIGKILL (default 10s)")
+	f.DurationVar(&s.stopAfterDisconnect, "stop-after-disconnect", 0, "stop a replica whose node has been cut off from all managers for this `time`, "+
+		"and start none in its place before; 10s or more is sensible (default, or 0: it goes on)")
 	f.StringVar(&s.stopSignal, "stop-signal", "", "`signal` that asks the container to end (default: the image's, or SIGTERM)")
 	f.BoolVar(&s.readOnly, "read-only", false, "mount the container's root filesystem read-only")
 	f.BoolVar(&s.init, "init", false, "run a small init as the container's first process")
@@ -194,6 +196,12 @@ func (s *serviceFlags) applyTask(f *pflag.FlagSet, t *swarmpb.TaskSpec) error {
 		set(f, "restart-delay", &r.Delay, durationpb.New(s.restartDelay))
 		set(f, "restart-window", &r.Window, durationpb.New(s.restartWindow))
 		set(f, "restart-max-attempts", &r.MaxAttempts, s.restartMaxAttempts)
+	}
+	if f.Changed("stop-after-disconnect") {
+		t.StopAfterDisconnect = nil
+		if s.stopAfterDisconnect != 0 {
+			t.StopAfterDisconnect = durationpb.New(s.stopAfterDisconnect)
+		}
 	}
 	if f.Changed("replicas-max-per-node") {
 		orNew(&t.Placement).MaxReplicasPerNode = s.replicasMaxPerNode

@@ -80,6 +80,7 @@ func (a *app) tasksCommand(cmd *cobra.Command, requests func(args []string) []*s
 	var l taskListing
 	l.define(cmd)
 	cmd.Flags().BoolVar(&l.current, "current", false, "leave out tasks that have ended or are to end")
+	a.reading(cmd)
 	cmd.Flags().BoolVar(&l.whole, "no-trunc", false, "shorten nothing, neither IDs nor errors")
 	cmd.RunE = a.call(func(ctx context.Context, c *client, args []string) error {
 		var rows []taskRow
