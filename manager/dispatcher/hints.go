@@ -3,6 +3,8 @@ package dispatcher
 import (
 	"context"
 	"maps"
+	"slices"
+	"sort"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -43,7 +45,7 @@ func (l *leaderPart) probe(ctx context.Context, g *errgroup.Group) {
 	}
 }
 
-// doubtful are the nodes that a hint may be about, without those that were asked for one just now.
+// doubtful are the nodes that a hint may be about, without those that were probed just now.
 func (l *leaderPart) doubtful(now time.Time) []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -54,7 +56,9 @@ func (l *leaderPart) doubtful(now time.Time) []string {
 			ids = append(ids, m.id)
 		}
 	}
-	return ids
+	// Everyone gets a turn: on from where the last round had to stop.
+	next := sort.SearchStrings(ids, l.probedLast)
+	return slices.Concat(ids[next:], ids[:next])
 }
 
 func (l *leaderPart) startProbe(now time.Time, nodeID string) bool {
@@ -64,6 +68,7 @@ func (l *leaderPart) startProbe(now time.Time, nodeID string) bool {
 		return false
 	}
 	l.probing++
+	l.probedLast = nodeID
 	l.probes[nodeID] = probe{began: now, busy: true}
 	return true
 }

@@ -85,7 +85,9 @@ type leaderPart struct {
 	health    map[string]health // by manager
 	probes    map[string]probe  // by node, of the last probeKept
 	probing   int               // probes under way
-	members   []member          // of the last decision, for the next to fill
+	// probedLast is the node whose probe began last.
+	probedLast string
+	members    []member // of the last decision, for the next to fill
 }
 
 // health is what a manager last said of itself.

@@ -52,6 +52,9 @@ const (
 	helloTimeout     = 5 * time.Second
 	readIndexTimeout = 5 * time.Second
 	commitTimeout    = 10 * time.Second
+	// commitAttempts is how often merged statuses are proposed when the leader goes away meanwhile.
+	commitAttempts = 3
+	commitPause    = 100 * time.Millisecond
 )
 
 // missedBeats is the number of beat intervals after which a session no longer counts as beating: a second

@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -45,8 +46,11 @@ func newMerger(proposer store.Proposer, st func() *store.Store, interval time.Du
 	}
 }
 
-// merge hands in statuses and waits until they are committed, or found to change nothing.
-func (m *merger) merge(ctx context.Context, statuses []*swarmpb.TaskStatus) error {
+// errEnded is merge's error when its caller's session has ended; the statuses may still be committed.
+var errEnded = errors.New("the session has ended")
+
+// merge hands in statuses and waits until they are committed, or found to change nothing, or ended closes.
+func (m *merger) merge(ctx context.Context, ended <-chan struct{}, statuses []*swarmpb.TaskStatus) error {
 	call, err := m.enqueue(statuses)
 	if err != nil || call == nil {
 		return err
@@ -55,6 +59,8 @@ func (m *merger) merge(ctx context.Context, statuses []*swarmpb.TaskStatus) erro
 	select {
 	case <-call.done:
 		return call.err
+	case <-ended:
+		return errEnded
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -136,6 +142,32 @@ func (m *merger) run(ctx context.Context) error {
 func (m *merger) commit(ctx context.Context, batch []*pendingStatus) {
 	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
 	defer cancel()
+	err := m.propose(ctx, batch)
+	for attempt := 1; err != nil && attempt < commitAttempts && retryable(err); attempt++ {
+		select {
+		case <-time.After(commitPause):
+			err = m.propose(ctx, batch)
+		case <-ctx.Done():
+			attempt = commitAttempts
+		}
+	}
+	if err != nil {
+		err = wire.Errorf(wire.CodeUnavailable, "commit statuses: %w", err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	answer(batch, err)
+}
+
+// retryable tells errors of a leader that went away with the proposal, which may or may not be committed. To propose
+// the same again does no harm: a status never goes back. When there has been no leader for a while, or the proposal
+// itself is at fault, it would not help either.
+func retryable(err error) bool {
+	return !errors.Is(err, wire.ErrUnavailable) && !errors.Is(err, store.ErrInvalid)
+}
+
+// propose writes what the batch changes.
+func (m *merger) propose(ctx context.Context, batch []*pendingStatus) error {
 	view := m.store().View()
 	proposal := &swarmpb.Proposal{Now: time.Now().UnixNano()}
 	for _, p := range batch {
@@ -143,15 +175,11 @@ func (m *merger) commit(ctx context.Context, batch []*pendingStatus) {
 			proposal.Writes = append(proposal.Writes, &swarmpb.Write{Op: &swarmpb.Write_MergeStatus{MergeStatus: p.status}})
 		}
 	}
-	var err error
-	if len(proposal.Writes) > 0 {
-		if _, perr := m.proposer.Propose(ctx, proposal); perr != nil {
-			err = wire.Errorf(wire.CodeUnavailable, "commit statuses: %w", perr)
-		}
+	if len(proposal.Writes) == 0 {
+		return nil
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	answer(batch, err)
+	_, err := m.proposer.Propose(ctx, proposal)
+	return err
 }
 
 func (m *merger) stop() {

@@ -26,65 +26,107 @@ type cluster struct {
 	*world
 	t        *testing.T
 	ctx      context.Context
+	id       string
 	server   *Server
+	listener *bufconn.Listener
 	client   swarmpb.DispatcherClient
 	endLead  context.CancelFunc
 	proposed atomic.Int64
 	managers atomic.Pointer[[]*swarmpb.ManagerPeer]
+	// refuse, when set, is asked before a proposal is applied; spoil, after it.
+	refuse, spoil func() error
 }
 
 // Propose counts what enters the log.
 func (c *cluster) Propose(ctx context.Context, p *swarmpb.Proposal) (*swarmpb.Result, error) {
 	c.proposed.Add(1)
-	return c.proposer.Propose(ctx, p)
+	if c.refuse != nil {
+		if err := c.refuse(); err != nil {
+			return nil, err
+		}
+	}
+	result, err := c.proposer.Propose(ctx, p)
+	if c.spoil != nil && err == nil {
+		err = c.spoil()
+	}
+	return result, err
 }
 
 func (c *cluster) Term() uint64 { return c.proposer.Term() }
 
+// callerOf is the node that a test's call names.
+func callerOf(ctx context.Context) (wire.PeerInfo, bool) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	if id := md.Get("node"); len(id) == 1 {
+		return wire.PeerInfo{Caller: swarmpb.Caller_CALLER_WORKER, NodeID: id[0], Addr: "10.0.0.7:4711"}, true
+	}
+	return wire.PeerInfo{}, false
+}
+
+// startManager runs a manager; stop ends it and waits for it.
+func startManager(t *testing.T, ctx context.Context, w *world, id string, adjust func(*Config)) (c *cluster, stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	c = &cluster{world: w, t: t, ctx: ctx, id: id, listener: bufconn.Listen(1 << 20), endLead: func() {}}
+	c.managers.Store(&[]*swarmpb.ManagerPeer{{NodeId: id, Address: "10.0.0.1:2377", Weight: 1}})
+	cfg := Config{
+		NodeID: id, Store: func() *store.Store { return c.store }, Proposer: c,
+		ReadIndex: func(context.Context) (uint64, error) { return c.view().Index(), nil },
+		Managers:  func() []*swarmpb.ManagerPeer { return *c.managers.Load() },
+		Peer:      callerOf,
+		Logger:    slog.New(slog.DiscardHandler),
+	}
+	if adjust != nil {
+		adjust(&cfg)
+	}
+	server, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.server = server
+	g := grpc.NewServer()
+	server.Register(g)
+	conn := c.dial(nil)
+	c.client = swarmpb.NewDispatcherClient(conn)
+	served, ran := make(chan error, 1), make(chan error, 1)
+	go func() { served <- g.Serve(c.listener) }()
+	go func() { ran <- server.Run(ctx) }()
+	return c, sync.OnceFunc(func() {
+		cancel()
+		if err := <-ran; err != nil {
+			t.Errorf("run: %v", err)
+		}
+		conn.Close()
+		g.Stop()
+		<-served
+	})
+}
+
+// dial connects to the manager; intercept may be nil.
+func (c *cluster) dial(intercept grpc.UnaryClientInterceptor) *grpc.ClientConn {
+	options := []grpc.DialOption{
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return c.listener.DialContext(ctx) }),
+	}
+	if intercept != nil {
+		options = append(options, grpc.WithUnaryInterceptor(intercept))
+	}
+	conn, err := grpc.NewClient("passthrough:///"+c.id, options...)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return conn
+}
+
 // inCluster runs a test in a bubble, with a manager that leads.
 func inCluster(t *testing.T, nodes []string, test func(t *testing.T, c *cluster)) {
+	inClusterWith(t, nodes, nil, test)
+}
+
+// inClusterWith lets the test adjust the manager's configuration.
+func inClusterWith(t *testing.T, nodes []string, adjust func(*Config), test func(t *testing.T, c *cluster)) {
 	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(context.Background())
-		c := &cluster{world: newWorld(t, nodes...), t: t, ctx: ctx}
-		c.managers.Store(&[]*swarmpb.ManagerPeer{{NodeId: "m", Address: "10.0.0.1:2377", Weight: 1}})
-		server, err := New(Config{
-			NodeID: "m", Store: func() *store.Store { return c.store }, Proposer: c,
-			ReadIndex: func(context.Context) (uint64, error) { return c.view().Index(), nil },
-			Managers:  func() []*swarmpb.ManagerPeer { return *c.managers.Load() },
-			Peer: func(ctx context.Context) (wire.PeerInfo, bool) {
-				md, _ := metadata.FromIncomingContext(ctx)
-				if id := md.Get("node"); len(id) == 1 {
-					return wire.PeerInfo{Caller: swarmpb.Caller_CALLER_WORKER, NodeID: id[0], Addr: "10.0.0.7:4711"}, true
-				}
-				return wire.PeerInfo{}, false
-			},
-			Logger: slog.New(slog.DiscardHandler),
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.server = server
-		listener := bufconn.Listen(1 << 20)
-		g := grpc.NewServer()
-		server.Register(g)
-		conn, err := grpc.NewClient("passthrough:///m", grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.client = swarmpb.NewDispatcherClient(conn)
-		served, ran := make(chan error, 1), make(chan error, 1)
-		go func() { served <- g.Serve(listener) }()
-		go func() { ran <- server.Run(ctx) }()
-		defer func() {
-			cancel()
-			if err := <-ran; err != nil {
-				t.Errorf("run: %v", err)
-			}
-			conn.Close()
-			g.Stop()
-			<-served
-		}()
+		c, stop := startManager(t, context.Background(), newWorld(t, nodes...), "m", adjust)
+		defer stop()
 		c.lead()
 		defer func() { c.endLead() }()
 		test(t, c)
@@ -96,12 +138,12 @@ func (c *cluster) lead() {
 	ctx, cancel := context.WithCancel(c.ctx)
 	done := make(chan error, 1)
 	go func() { done <- c.server.Lead(ctx, c) }()
-	c.endLead = func() {
+	c.endLead = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
 			c.t.Errorf("lead: %v", err)
 		}
-	}
+	})
 	synctest.Wait()
 }
 
@@ -129,7 +171,12 @@ type worker struct {
 	mute   atomic.Bool
 	acked  atomic.Uint64
 	peers  atomic.Int64
-	ended  chan error
+	// sequence counts the beats; answered is the newest that was answered, answers how often. Without counting, the
+	// worker is an old one.
+	counting           bool
+	sequence, answered atomic.Uint64
+	answers            atomic.Int64
+	ended              chan error
 }
 
 func asNode(ctx context.Context, node string) context.Context {
@@ -145,10 +192,12 @@ func beat(version uint64) *swarmpb.SessionRequest {
 	return &swarmpb.SessionRequest{Message: &swarmpb.SessionRequest_Beat{Beat: &swarmpb.SessionBeat{AppliedVersion: version}}}
 }
 
-// connect opens a session; the error is that of the first answer.
-func (c *cluster) connect(node, boot string) (*worker, error) {
+// connect opens a session of a worker that counts its beats; the error is that of the first answer.
+func (c *cluster) connect(node, boot string) (*worker, error) { return c.open(node, boot, true) }
+
+func (c *cluster) open(node, boot string, counting bool) (*worker, error) {
 	ctx, cut := context.WithCancel(asNode(c.ctx, node))
-	w := &worker{c: c, node: node, ctx: ctx, cut: cut, ended: make(chan error, 1)}
+	w := &worker{c: c, node: node, ctx: ctx, cut: cut, counting: counting, ended: make(chan error, 1)}
 	stream, err := c.client.Session(ctx)
 	if err == nil {
 		err = stream.Send(hello(boot))
@@ -174,6 +223,10 @@ func (c *cluster) connect(node, boot string) (*worker, error) {
 				return
 			}
 			w.peers.Store(int64(len(m.GetManagers())))
+			if n := m.GetHeardSequence(); n > 0 {
+				w.answered.Store(n)
+				w.answers.Add(1)
+			}
 		}
 	}()
 	go func() {
@@ -184,7 +237,11 @@ func (c *cluster) connect(node, boot string) (*worker, error) {
 			case <-ctx.Done():
 				return
 			case <-ticker.C:
-				if !w.mute.Load() && w.send(beat(w.acked.Load())) != nil {
+				m := beat(w.acked.Load())
+				if w.counting {
+					m.GetBeat().Sequence = w.sequence.Add(1)
+				}
+				if !w.mute.Load() && w.send(m) != nil {
 					return
 				}
 			}
@@ -248,4 +305,9 @@ func expectCode(t *testing.T, err error, code wire.Code, part string) {
 	if wire.CodeOf(err) != code || !strings.Contains(err.Error(), part) {
 		t.Fatalf("error %v (%v), want %v with %q", err, wire.CodeOf(err), code, part)
 	}
+}
+
+// incoming is the context in which a server sees a node's call.
+func incoming(node string) context.Context {
+	return metadata.NewIncomingContext(context.Background(), metadata.Pairs("node", node))
 }

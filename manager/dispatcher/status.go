@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
@@ -32,7 +33,10 @@ func (s *Server) UpdateStatus(ctx context.Context, req *swarmpb.UpdateStatusRequ
 	if statuses, err = s.own(ctx, x.nodeID, statuses); err != nil {
 		return nil, err
 	}
-	if err := s.statuses.merge(ctx, statuses); err != nil {
+	switch err := s.statuses.merge(ctx, x.ended, statuses); {
+	case errors.Is(err, errEnded):
+		return nil, x.over()
+	case err != nil:
 		return nil, err
 	}
 	return &swarmpb.UpdateStatusResponse{}, nil

@@ -157,11 +157,11 @@ func TestUpdateStatus_CommitFails_CallerLearns(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error, 1)
 		go func() { done <- m.run(ctx) }()
-		err := m.merge(ctx, []*swarmpb.TaskStatus{{TaskId: w.task(1, "n1"), State: stRunning}})
+		err := m.merge(ctx, nil, []*swarmpb.TaskStatus{{TaskId: w.task(1, "n1"), State: stRunning}})
 		expectCode(t, err, wire.CodeUnavailable, "no quorum")
 		cancel()
 		<-done
-		err = m.merge(context.Background(), []*swarmpb.TaskStatus{{TaskId: w.task(2, "n1"), State: stRunning}})
+		err = m.merge(context.Background(), nil, []*swarmpb.TaskStatus{{TaskId: w.task(2, "n1"), State: stRunning}})
 		expectCode(t, err, wire.CodeUnavailable, "stops")
 	})
 }
