@@ -67,16 +67,16 @@ func (l *memListener) Addr() net.Addr { return advertised(l.name) }
 
 // dial connects the member from to a service ("raft" or "grpc") of the member at address.
 func (n *memNet) dial(ctx context.Context, from, service, address string) (net.Conn, error) {
+	for n.isFrozen(from) || n.isFrozen(address) {
+		if !sleep(ctx, 100*time.Millisecond) {
+			return nil, fmt.Errorf("dial %s: %w", address, ctx.Err())
+		}
+	}
 	n.mu.Lock()
 	l := n.listeners[service+"/"+address]
 	if l == nil || n.cut[from] || n.cut[address] {
 		n.mu.Unlock()
 		return nil, fmt.Errorf("dial %s: unreachable", address)
-	}
-	if n.frozen[from] || n.frozen[address] {
-		n.mu.Unlock()
-		<-ctx.Done()
-		return nil, fmt.Errorf("dial %s: %w", address, ctx.Err())
 	}
 	one, two := net.Pipe()
 	a, b := &memConn{one, n, from, address}, &memConn{two, n, from, address}
@@ -120,6 +120,12 @@ func (c *memConn) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	return c.Conn.Write(p)
+}
+
+func (n *memNet) isFrozen(address string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.frozen[address]
 }
 
 // freeze makes the member at address silent without closing its connections, as when its process is stopped or its

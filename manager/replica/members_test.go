@@ -145,12 +145,10 @@ func TestMembers_ChangedAtOnce_EachStepSeesTheOneBefore(t *testing.T) {
 		if got := len(leader.Members()) - 3; done == 0 || got != done {
 			t.Errorf("%d steps succeeded, %d members are new", done, got)
 		}
-		m, _ := leader.membershipAt(^uint64(0))
-		if err := leader.AddMember(t.Context(), "late", "late:2377"); err != nil {
-			t.Fatal(err)
-		}
-		node := leader.node.Load()
-		if err := leader.changeError(t.Context(), "x", removal("late")(node, m.index, time.Second).Error()); !errors.Is(err, wire.ErrConflict) {
+		err := leader.changeMembers(t.Context(), "remove x", func([]raft.Server) (configurationStep, error) {
+			return removal("x0"), leader.AddMember(t.Context(), "late", "late:2377")
+		})
+		if !errors.Is(err, wire.ErrConflict) {
 			t.Errorf("step decided on older members: %v", err)
 		}
 	})
