@@ -187,7 +187,8 @@ func (a *app) isSelf(ctx context.Context, c *client, id string) bool {
 func (w roleWait) interrupted(ctx context.Context, stage string) error {
 	const hint = "the cluster goes on, see `swarmctl node ls`"
 	if errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
-		return fmt.Errorf("node %s has not become a %s within %s (%s); %s", w.name, w.role.Name(), w.timeout, stage, hint)
+		return fmt.Errorf("node %s has not become a %s within %s (%s); %s; the log of the leader's swarmd says what it waits for",
+			w.name, w.role.Name(), w.timeout, stage, hint)
 	}
 	return fmt.Errorf("%w; %s", errInterrupted, hint)
 }
