@@ -1,10 +1,14 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/proto/wire"
@@ -233,5 +237,53 @@ func TestStopAfterDisconnect_SetClearedAndShown(t *testing.T) {
 	f.run("service", "update", "-d", "--stop-after-disconnect", "0", "web")
 	if spec := f.control.updated[0].Task; spec.StopAfterDisconnect != nil {
 		t.Errorf("still %v", spec.StopAfterDisconnect)
+	}
+}
+
+// dying is a manager that stops in the middle of its first call, and knows the request in its second life.
+type dying struct {
+	swarmpb.UnimplementedControlServer
+	requests chan string
+	die      chan struct{}
+	again    bool
+}
+
+func (d *dying) RemoveService(ctx context.Context, req *swarmpb.RemoveServiceRequest) (*swarmpb.RemoveServiceResponse, error) {
+	d.requests <- req.RequestId
+	if d.again {
+		return &swarmpb.RemoveServiceResponse{Id: webID}, nil
+	}
+	close(d.die)
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func TestSwarmdRestarts_CallUnderWay_IsTriedAgain(t *testing.T) {
+	f := start(t, false)
+	f.patience, f.socket = 30*time.Second, filepath.Join(t.TempDir(), "s")
+	requests := make(chan string, 2)
+	serve := func(d *dying) (*grpc.Server, <-chan error) {
+		listener, err := wire.ListenLocal(f.socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		server, done := wire.NewServer(wire.ServerConfig{Local: true}), make(chan error, 1)
+		swarmpb.RegisterControlServer(server, d)
+		go func() { done <- server.Serve(listener) }()
+		return server, done
+	}
+	first := &dying{requests: requests, die: make(chan struct{})}
+	server, stopped := serve(first)
+	ended := make(chan outcome, 1)
+	go func() { ended <- f.run("service", "rm", "-d", "web") }()
+	<-first.die
+	server.Stop()
+	<-stopped
+	server, stopped = serve(&dying{requests: requests, again: true})
+	o := <-ended
+	server.Stop()
+	<-stopped
+	if a, b := <-requests, <-requests; o.code != 0 || o.stdout != "web\n" || a == "" || a != b {
+		t.Errorf("requests %q, %q: %+v", a, b, o)
 	}
 }
