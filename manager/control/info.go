@@ -113,16 +113,16 @@ func (c *tally) info(view *store.View, service *swarmpb.Service) *swarmpb.Servic
 	return info
 }
 
-// nodeInfo puts the rows of a node together with what its tasks take of it.
-func (s *Server) nodeInfo(view *store.View, node *swarmpb.Node) *swarmpb.NodeInfo {
+// nodeInfo puts the rows of a node together with what its tasks take of it and its part among the managers.
+func nodeInfo(view *store.View, node *swarmpb.Node, m managers) *swarmpb.NodeInfo {
 	usage := view.Usage(node.GetId())
 	info := &swarmpb.NodeInfo{
 		Node:     node,
 		Status:   view.NodeStatus(node.GetId()),
-		Leader:   node.GetId() == s.cfg.Leader(),
+		Leader:   node.GetId() == m.leader,
 		Reserved: &swarmpb.Resources{NanoCpus: usage.NanoCPUs, MemoryBytes: usage.MemoryBytes},
 		Tasks:    uint32(max(usage.Tasks, 0)),
-		Manager:  s.managerStatus(view, node.GetId()),
+		Manager:  m.status(view, node.GetId()),
 	}
 	if info.Status == nil {
 		info.Status = &swarmpb.NodeStatus{NodeId: node.GetId(), State: swarmpb.NodeState_NODE_STATE_UNKNOWN, Message: "joined, not connected yet"}
@@ -136,14 +136,31 @@ func (s *Server) nodeInfo(view *store.View, node *swarmpb.Node) *swarmpb.NodeInf
 	return info
 }
 
-// managerStatus is the node's part in Raft; nil when it has none.
-func (s *Server) managerStatus(view *store.View, id string) *swarmpb.ManagerStatus {
-	for _, m := range s.cfg.Members() {
-		if m.ID == id {
-			return &swarmpb.ManagerStatus{Address: m.Address, Leader: id == s.cfg.Leader(), Voter: m.Voter, Reachable: reachable(view, id)}
+// managers are Raft's configuration and leader as they were at one moment.
+type managers struct {
+	leader  string
+	members []Member
+}
+
+func (s *Server) managers() managers { return managers{s.cfg.Leader(), s.cfg.Members()} }
+
+// member is the node's part in Raft's configuration; nil when it has none.
+func (m managers) member(id string) *Member {
+	for i := range m.members {
+		if m.members[i].ID == id {
+			return &m.members[i]
 		}
 	}
 	return nil
+}
+
+// status is the node's part in Raft, for users; nil when it has none.
+func (m managers) status(view *store.View, id string) *swarmpb.ManagerStatus {
+	part := m.member(id)
+	if part == nil {
+		return nil
+	}
+	return &swarmpb.ManagerStatus{Address: part.Address, Leader: id == m.leader, Voter: part.Voter, Reachable: reachable(view, id)}
 }
 
 // reachable tells whether a manager counts as one that answers.

@@ -16,8 +16,9 @@ func (s *Server) ListNodes(ctx context.Context, _ *swarmpb.ListNodesRequest) (*s
 		return nil, err
 	}
 	response := &swarmpb.ListNodesResponse{}
+	m := s.managers()
 	for node := range view.Nodes() {
-		response.Nodes = append(response.Nodes, s.nodeInfo(view, node))
+		response.Nodes = append(response.Nodes, nodeInfo(view, node, m))
 	}
 	return response, nil
 }
@@ -32,7 +33,7 @@ func (s *Server) GetNode(ctx context.Context, req *swarmpb.GetNodeRequest) (*swa
 	if err != nil {
 		return nil, err
 	}
-	return &swarmpb.GetNodeResponse{Node: s.nodeInfo(view, node)}, nil
+	return &swarmpb.GetNodeResponse{Node: nodeInfo(view, node, s.managers())}, nil
 }
 
 // RemoveNode takes a node out of the cluster and ends its connections. Its tasks are replaced elsewhere. Of a node that
@@ -97,11 +98,11 @@ func (s *Server) checkRemove(view *store.View, node *swarmpb.Node, force bool) e
 	name := nodeName(view, node.GetId())
 	manager := desiredRole(node) == swarmpb.NodeRole_NODE_ROLE_MANAGER
 	switch {
-	case manager && s.lastManager(view, node.GetId()):
+	case manager && lastManager(view, node.GetId()):
 		return wire.Errorf(wire.CodeFailedPrecondition, "node %s: it is the last manager, and without one the cluster is gone; to take the cluster down, run `swarmctl leave --force` on it", name)
 	case manager:
 		return wire.Errorf(wire.CodeFailedPrecondition, "node %s: it is a manager; demote it first with `swarmctl node demote %s`", name, name)
-	case s.member(node.GetId()) != nil:
+	case s.managers().member(node.GetId()) != nil:
 		return wire.Errorf(wire.CodeFailedPrecondition, "node %s: its demotion is under way; try again once `swarmctl node ls` shows no manager status of it", name)
 	case force:
 		return nil
@@ -122,16 +123,6 @@ func desiredRole(node *swarmpb.Node) swarmpb.NodeRole {
 		return role
 	}
 	return node.GetRole()
-}
-
-// member is the node's part in Raft's configuration; nil when it has none.
-func (s *Server) member(id string) *Member {
-	for _, m := range s.cfg.Members() {
-		if m.ID == id {
-			return &m
-		}
-	}
-	return nil
 }
 
 // nodeName is the hostname, or the ID of a node that has never told one.

@@ -47,7 +47,7 @@ func (s *Server) UpdateNode(ctx context.Context, req *swarmpb.UpdateNodeRequest)
 			if now := view.Node(node.GetId()); now != nil {
 				node = now
 			}
-			return &swarmpb.UpdateNodeResponse{Node: s.nodeInfo(view, node)}, nil
+			return &swarmpb.UpdateNodeResponse{Node: nodeInfo(view, node, s.managers())}, nil
 		}
 		// A change of another row is no concern of the user's, unless it leads to another decision.
 		var conflict *store.ConflictError
@@ -88,11 +88,12 @@ func (s *Server) changeNode(ctx context.Context, view *store.View, node *swarmpb
 			return err
 		}
 	default:
-		if err := s.checkDemote(view, node); err != nil {
+		m := s.managers()
+		if err := m.checkDemote(view, node); err != nil {
 			return err
 		}
 		for other := range view.Nodes() {
-			if other.GetId() != node.GetId() && s.concernsManagers(other) && len(proposal.Guards) < store.MaxGuards {
+			if other.GetId() != node.GetId() && m.concerns(other) {
 				proposal.Guards = append(proposal.Guards, guard(swarmpb.NodeKey(other.GetId()), other.GetMeta().GetVersion()))
 			}
 		}
@@ -108,9 +109,9 @@ func (s *Server) changeNode(ctx context.Context, view *store.View, node *swarmpb
 	return nil
 }
 
-// concernsManagers tells whether the node is, should be or until lately was a manager.
-func (s *Server) concernsManagers(node *swarmpb.Node) bool {
-	return desiredRole(node) == swarmpb.NodeRole_NODE_ROLE_MANAGER || node.GetRole() == swarmpb.NodeRole_NODE_ROLE_MANAGER || s.member(node.GetId()) != nil
+// concerns tells whether the node is, should be or until lately was a manager.
+func (m managers) concerns(node *swarmpb.Node) bool {
+	return desiredRole(node) == swarmpb.NodeRole_NODE_ROLE_MANAGER || node.GetRole() == swarmpb.NodeRole_NODE_ROLE_MANAGER || m.member(node.GetId()) != nil
 }
 
 // checkPromote refuses a node that could not take up a manager's work: one that is away would only be waited for.
@@ -128,16 +129,16 @@ func checkPromote(view *store.View, node *swarmpb.Node) error {
 }
 
 // checkDemote refuses to demote a manager without which there would be none, or no majority that answers.
-func (s *Server) checkDemote(view *store.View, node *swarmpb.Node) error {
+func (m managers) checkDemote(view *store.View, node *swarmpb.Node) error {
 	name := nodeName(view, node.GetId())
-	if s.lastManager(view, node.GetId()) {
+	if lastManager(view, node.GetId()) {
 		return wire.Errorf(wire.CodeFailedPrecondition, "node %s: it is the last manager, and a cluster cannot do without one; "+
 			"promote another node first with `swarmctl node promote NODE`", name)
 	}
-	if m := s.member(node.GetId()); m == nil || !m.Voter {
+	if part := m.member(node.GetId()); part == nil || !part.Voter {
 		return nil // it does not count for majorities yet
 	}
-	rest := s.votersWithout(view, node.GetId())
+	rest := m.without(view, node.GetId())
 	if need := rest.total/2 + 1; len(rest.firm) < need {
 		return rest.refusal(name, need)
 	}
@@ -145,7 +146,7 @@ func (s *Server) checkDemote(view *store.View, node *swarmpb.Node) error {
 }
 
 // lastManager tells whether no other node is to be a manager.
-func (s *Server) lastManager(view *store.View, id string) bool {
+func lastManager(view *store.View, id string) bool {
 	for other := range view.Nodes() {
 		if other.GetId() != id && desiredRole(other) == swarmpb.NodeRole_NODE_ROLE_MANAGER {
 			return false
@@ -162,9 +163,10 @@ type voters struct {
 	firm, absent, leaving, joining []string
 }
 
-func (s *Server) votersWithout(view *store.View, id string) voters {
+// without is who would be left to vote.
+func (m managers) without(view *store.View, id string) voters {
 	var v voters
-	for _, m := range s.cfg.Members() {
+	for _, m := range m.members {
 		name, node := nodeName(view, m.ID), view.Node(m.ID)
 		stays := node != nil && desiredRole(node) == swarmpb.NodeRole_NODE_ROLE_MANAGER
 		switch {
