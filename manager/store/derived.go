@@ -20,21 +20,21 @@ func (t *tx) setTaskRow(old, next *taskRow) {
 		t.count(old, heirs, -1)
 	}
 	if next != nil {
-		t.rows.set(t.index, next.key.ordinal, next)
+		t.rows.set(t.index, next.ordinal, next)
 	}
 	t.indexTask(old, next)
 	switch {
 	case old == nil:
-		t.tasks.Set(taskAt(next.key))
+		t.tasks.insert(t.index, prefixOf(next.task.Id), next.ordinal, t.byID(next.task.Id))
 	case next == nil:
-		t.tasks.Delete(taskAt(old.key))
+		t.tasks.remove(t.index, prefixOf(old.task.Id), t.byID(old.task.Id))
 	}
 	if moved {
 		t.indexHeir(old, next)
 		t.count(next, heirs, +1)
 	}
 	if next == nil {
-		t.rows.release(t.index, old.key.ordinal)
+		t.rows.release(t.index, old.ordinal)
 	}
 }
 
@@ -44,7 +44,7 @@ func (t *tx) affected(row *taskRow) []string {
 	if t.heirs.Len() == 0 {
 		return nil
 	}
-	id := row.key.id
+	id := row.task.Id
 	var ids []string
 	collect := func(replaced string) {
 		for heir := range t.heirsOf(replaced) {
@@ -75,22 +75,21 @@ func (t *tx) indexTask(old, next *taskRow) {
 		return
 	}
 	row := cmp.Or(next, old)
-	key := row.key
 	if old.waits() && !next.waits() {
 		t.unwait(row)
 	}
 	switch {
 	case old == nil:
 		service := t.ownService(row.task.ServiceId)
-		t.ownServiceTasks(service).Set(key)
+		service.tasks.insert(t.index, row.task.Slot, row.ordinal, t.bySlot(row.task))
 		t.refer(row.task.ServiceId, row.task.TemplateVersion, +1)
 		service.add(row.task.TemplateVersion, next.observed(), +1)
 	case next == nil:
 		service := t.ownService(row.task.ServiceId)
-		t.ownServiceTasks(service).Delete(key)
+		service.tasks.remove(t.index, row.task.Slot, t.bySlot(row.task))
 		t.refer(row.task.ServiceId, row.task.TemplateVersion, -1)
 		service.add(row.task.TemplateVersion, old.observed(), -1)
-		if service.tasks.Len() == 0 {
+		if service.tasks.count == 0 {
 			t.perService.Delete(row.task.ServiceId)
 		}
 	case old.observed() != next.observed():
@@ -108,20 +107,20 @@ func (t *tx) indexTask(old, next *taskRow) {
 	}
 	if was != "" {
 		index := t.ownNode(was)
-		index.tasks.discard(t.index, key.ordinal)
+		index.tasks.discard(t.index, row.ordinal)
 		if index.tasks.count == 0 {
 			t.perNode.Delete(was)
 		}
 	}
 	if is != "" {
-		t.ownNode(is).tasks.push(t.index, key.ordinal)
+		t.ownNode(is).tasks.push(t.index, row.ordinal)
 	}
 }
 
 // wait puts a task among those of its service that wait for a node.
 func (t *tx) wait(row *taskRow) {
 	service := t.ownService(row.task.ServiceId)
-	service.waiting.insert(t.index, row.key.ordinal, t.bySlot(row.key))
+	service.waiting.insert(t.index, row.ordinal, t.bySlot(row.task))
 	t.unplaced++
 	if service.waiting.count == 1 {
 		t.waiting.Set(row.task.ServiceId, struct{}{})
@@ -131,16 +130,11 @@ func (t *tx) wait(row *taskRow) {
 // unwait takes it away.
 func (t *tx) unwait(row *taskRow) {
 	service := t.ownService(row.task.ServiceId)
-	service.waiting.remove(t.index, row.key.ordinal, t.bySlot(row.key))
+	service.waiting.remove(t.index, row.ordinal, t.bySlot(row.task))
 	t.unplaced--
 	if service.waiting.count == 0 {
 		t.waiting.Delete(row.task.ServiceId)
 	}
-}
-
-// bySlot compares a task with key in the order of a service's tasks.
-func (v *View) bySlot(key *taskKey) func(ordinal uint32) int {
-	return func(ordinal uint32) int { return compareBySlot(v.rows.at(ordinal).key, key) }
 }
 
 func (r *taskRow) nodeID() string {
@@ -224,8 +218,8 @@ func (v *View) sharedWith(row *taskRow) *taskRow {
 	if !shares(replaced, row) {
 		return nil
 	}
-	for heir := range v.heirsOf(replaced.key.id) {
-		if heir == row.key.id {
+	for heir := range v.heirsOf(replaced.task.Id) {
+		if heir == row.task.Id {
 			return replaced
 		}
 		if shares(replaced, v.taskRow(heir)) {
@@ -332,19 +326,11 @@ func (t *tx) ownService(id string) *serviceIndex {
 		next.counts = slices.Clone(current.counts)
 	} else {
 		t.lastNumber++
-		next = &serviceIndex{number: t.lastNumber, tasks: newTree(lessBySlot), madeTasks: t.index}
+		next = &serviceIndex{number: t.lastNumber}
 	}
 	next.made = t.index
 	t.perService.Set(id, next)
 	return next
-}
-
-// ownServiceTasks is the list of tasks of a service's index that is owned, to be changed.
-func (t *tx) ownServiceTasks(index *serviceIndex) *btree.BTreeG[*taskKey] {
-	if index.madeTasks != t.index {
-		index.tasks, index.madeTasks = index.tasks.Copy(), t.index
-	}
-	return index.tasks
 }
 
 // add changes the number of a template's tasks in a state; a count that reaches zero goes.

@@ -13,8 +13,8 @@ import (
 // taskRow is a task with the rows beside it: one look-up, and one tree instead of four. It is never changed,
 // but replaced.
 type taskRow struct {
-	// key is that of the indexes. Its ID shares the task's string, as every other mention does.
-	key       *taskKey
+	// ordinal stands for the task in the indexes: its place in the taskTable.
+	ordinal   uint32
 	task      *swarmpb.Task
 	placement *swarmpb.TaskPlacement
 	addresses *swarmpb.TaskAddresses
@@ -44,17 +44,6 @@ func (r *taskRow) waits() bool {
 		r.task.DesiredState <= swarmpb.TaskState_TASK_STATE_RUNNING
 }
 
-// taskItem is a task's place in the tree by ID, which is touched when tasks come and go alone. The prefix decides
-// nearly every comparison without touching the key: at a million tasks the cost of a look-up is cache misses.
-type taskItem struct {
-	prefix uint64
-	key    *taskKey
-}
-
-func taskAt(key *taskKey) taskItem {
-	return taskItem{prefixOf(key.id), key}
-}
-
 // prefixOf is the first eight bytes of an ID, in the ID's own order.
 func prefixOf(id string) uint64 {
 	if len(id) >= 8 {
@@ -66,52 +55,36 @@ func prefixOf(id string) uint64 {
 	return binary.BigEndian.Uint64(padded[:])
 }
 
-func lessTask(a, b taskItem) bool {
-	if a.prefix != b.prefix {
-		return a.prefix < b.prefix
-	}
-	return a.key.id < b.key.id
-}
-
 func (v *View) taskRow(id string) *taskRow {
-	pivot := v.pivots.Get().(*taskKey)
-	row := v.findTask(id, pivot)
-	pivot.id = ""
-	v.pivots.Put(pivot)
-	return row
-}
-
-// findTask looks a task up with a pivot, which escapes: a new one each time would be garbage.
-func (v *View) findTask(id string, pivot *taskKey) *taskRow {
-	pivot.id = id
-	item, ok := v.tasks.Get(taskItem{prefixOf(id), pivot})
+	ordinal, ok := v.tasks.find(prefixOf(id), v.byID(id))
 	if !ok {
 		return nil
 	}
-	return v.rows.at(item.key.ordinal)
+	return v.rows.at(ordinal)
 }
 
-// taskKey is a task in the indexes. It is made once a task, shared by all of them, and never changed.
-type taskKey struct {
-	id      string
-	slot    uint64
-	attempt uint64
-	// ordinal is the row's place in the taskTable.
-	ordinal uint32
+// byID is the tie between tasks in the set of all tasks, whose number is the prefix of the ID: that decides nearly
+// every comparison without touching a row, and at a million tasks the cost of a look-up is cache misses.
+func (v *View) byID(id string) func(ordinal uint32) int {
+	return func(ordinal uint32) int { return strings.Compare(v.rows.at(ordinal).task.Id, id) }
 }
 
-func compareBySlot(a, b *taskKey) int {
+// bySlot is the tie between tasks in the sets of a service, whose number is the slot.
+func (v *View) bySlot(task *swarmpb.Task) func(ordinal uint32) int {
+	return func(ordinal uint32) int { return compareBySlot(v.rows.at(ordinal).task, task) }
+}
+
+// compareBySlot is the order of a service's tasks.
+func compareBySlot(a, b *swarmpb.Task) int {
 	switch {
-	case a.slot != b.slot:
-		return cmp.Compare(a.slot, b.slot)
-	case a.attempt != b.attempt:
-		return cmp.Compare(a.attempt, b.attempt)
+	case a.Slot != b.Slot:
+		return cmp.Compare(a.Slot, b.Slot)
+	case a.Attempt != b.Attempt:
+		return cmp.Compare(a.Attempt, b.Attempt)
 	default:
-		return strings.Compare(a.id, b.id)
+		return strings.Compare(a.Id, b.Id)
 	}
 }
-
-func lessBySlot(a, b *taskKey) bool { return compareBySlot(a, b) < 0 }
 
 // heirItem says that the task heir, which holds a claim, names the task replaced.
 type heirItem struct {
@@ -121,7 +94,7 @@ type heirItem struct {
 }
 
 func heirAt(row *taskRow) heirItem {
-	return heirItem{row.task.Replaces, row.key.attempt, row.key.id}
+	return heirItem{row.task.Replaces, row.task.Attempt, row.task.Id}
 }
 
 func lessHeir(a, b heirItem) bool {

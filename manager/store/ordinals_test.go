@@ -112,7 +112,7 @@ func TestTaskTable_ReplacedAndReleased_EveryVersionKeepsItsRows(t *testing.T) {
 				next.want[ordinal] = row
 			}
 			put := func(ordinal uint32) {
-				row := &taskRow{key: &taskKey{ordinal: ordinal}}
+				row := &taskRow{ordinal: ordinal}
 				next.table.set(made, ordinal, row)
 				next.want[ordinal] = row
 			}

@@ -22,15 +22,15 @@ func (t *tx) shareTask(row *swarmpb.Task, service *swarmpb.Service) {
 func (t *tx) sharePart(task *taskRow, part proto.Message) {
 	switch row := part.(type) {
 	case *swarmpb.TaskPlacement:
-		row.TaskId = task.key.id
+		row.TaskId = task.task.Id
 		if node := t.Node(row.NodeId); node != nil {
 			row.NodeId = node.Id
 		}
 		row.Message = t.strings.share(row.Message)
 	case *swarmpb.TaskAddresses:
-		row.TaskId = task.key.id
+		row.TaskId = task.task.Id
 	case *swarmpb.TaskStatus:
-		row.TaskId = task.key.id
+		row.TaskId = task.task.Id
 		row.Message = t.strings.share(row.Message)
 		row.Error = t.strings.share(row.Error)
 		// A container that was taken over from the status before is published: it is shared already.

@@ -198,12 +198,12 @@ func (v *View) taskRows(yield func(*swarmpb.Row) bool) bool {
 	}
 	for _, part := range parts {
 		more := true
-		v.tasks.Scan(func(item taskItem) bool {
-			if row := part(v.rows.at(item.key.ordinal)); row != nil {
-				more = yield(row)
+		for ordinal := range v.tasks.all() {
+			if row := part(v.rows.at(ordinal)); row != nil && !yield(row) {
+				more = false
+				break
 			}
-			return more
-		})
+		}
 		if !more {
 			return false
 		}

@@ -17,12 +17,6 @@ type tx struct {
 	changes []Change
 	// loose are the templates that the proposal wrote or that lost their last reference in it.
 	loose []reference
-	pivot taskKey
-}
-
-// taskRow is View.taskRow without making a pivot each time.
-func (t *tx) taskRow(id string) *taskRow {
-	return t.findTask(id, &t.pivot)
 }
 
 // write puts row (nil: deletes) in place of old, and records the change.
@@ -34,7 +28,7 @@ func (t *tx) write(table swarmpb.Table, key Key, old, row proto.Message) {
 // writePart is write for one of the rows of a task that is there, without looking the task up once more.
 func (t *tx) writePart(table swarmpb.Table, task *taskRow, old, row proto.Message) {
 	t.setTaskPart(table, task, row)
-	t.record(table, Key{ID: task.key.id}, old, row)
+	t.record(table, Key{ID: task.task.Id}, old, row)
 }
 
 func (t *tx) record(table swarmpb.Table, key Key, old, row proto.Message) {
@@ -156,7 +150,7 @@ func (t *tx) setTaskPart(table swarmpb.Table, old *taskRow, row proto.Message) {
 		}
 		next.task = row.(*swarmpb.Task)
 		if old == nil {
-			next.key = &taskKey{next.task.Id, next.task.Slot, next.task.Attempt, t.rows.take(t.index)}
+			next.ordinal = t.rows.take(t.index)
 		}
 	case swarmpb.Table_TABLE_TASK_PLACEMENT:
 		next.placement, _ = row.(*swarmpb.TaskPlacement)

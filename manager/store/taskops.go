@@ -169,7 +169,7 @@ func (t *tx) mergeStatus(row *swarmpb.TaskStatus) *refusal {
 
 // deleteTask takes a task away with the rows beside it.
 func (t *tx) deleteTask(row *taskRow) {
-	key := Key{ID: row.key.id}
+	key := Key{ID: row.task.Id}
 	if row.status != nil {
 		t.write(swarmpb.Table_TABLE_TASK_STATUS, key, row.status, nil)
 	}

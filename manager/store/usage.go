@@ -29,13 +29,13 @@ type nodeIndex struct {
 
 // serviceIndex is what is derived for one service; the same rule of ownership.
 type serviceIndex struct {
-	made      uint64
-	madeTasks uint64
+	made uint64
 
 	// number stands for the service in the indexes of nodes, where its ID would cost much. It is given when the
 	// service's first task comes, holds until its last has gone, and means nothing outside this store.
 	number uint32
-	tasks  *btree.BTreeG[*taskKey]
+	// tasks are all tasks of the service, by slot and attempt.
+	tasks taskSet
 	// waiting are the tasks that wait for a node, by slot and attempt.
 	waiting ordinals
 	counts  []stateCount
@@ -135,7 +135,7 @@ func (v *View) TaskCountOf(serviceID string) int {
 	if !ok {
 		return 0
 	}
-	return index.tasks.Len()
+	return index.tasks.count
 }
 
 // TaskCountIn is the number of a service's tasks in an observed state, of all templates.

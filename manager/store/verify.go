@@ -17,7 +17,10 @@ func (v *View) Verify() error {
 		services:   make(map[string]*serviceTotals),
 		heirs:      make(map[string][]*taskRow),
 	}
-	return errors.Join(r.objects(v), r.tasks(v), r.ordinals(v), r.compare(v))
+	if err := v.verifyLists(); err != nil {
+		return err
+	}
+	return errors.Join(r.objects(v), r.tasks(v), r.compare(v))
 }
 
 // rebuild is what the rows add up to.
@@ -26,10 +29,8 @@ type rebuild struct {
 	nodes      map[string]*nodeTotals
 	services   map[string]*serviceTotals
 	// heirs are the claiming tasks by the task they replace.
-	heirs   map[string][]*taskRow
-	waiting int
-	// listed is the length of the lists of waiting tasks.
-	listed         int
+	heirs          map[string][]*taskRow
+	waiting        int
 	claimingHeirs  int
 	ownedAddresses int
 }
@@ -102,98 +103,26 @@ func (r *rebuild) objects(v *View) error {
 
 // tasks goes through the tasks twice: who claims what, and then which claims are shared.
 func (r *rebuild) tasks(v *View) error {
-	var err error
-	v.tasks.Scan(func(item taskItem) bool {
-		if row := v.rows.find(item.key.ordinal); row == nil || row.key != item.key || row.task.Id != item.key.id {
-			err = fmt.Errorf("task %s is not where its key leads to", item.key.id)
-		} else {
-			err = r.task(v, row)
+	for ordinal := range v.tasks.all() {
+		if err := r.task(v, v.rows.at(ordinal)); err != nil {
+			return err
 		}
-		return err == nil
-	})
-	if err != nil {
-		return err
 	}
-	v.tasks.Scan(func(item taskItem) bool {
-		r.pair(v, v.rows.at(item.key.ordinal))
-		return true
-	})
+	for ordinal := range v.tasks.all() {
+		r.pair(v, v.rows.at(ordinal))
+	}
 	return nil
-}
-
-// ordinals goes through the lists of ordinals: none is there twice, and each leads to a task that belongs there. With
-// the lengths, which compare holds against the rows, that makes the lists whole.
-func (r *rebuild) ordinals(v *View) error {
-	if kept := int(v.rows.next) - v.rows.free.count; kept != v.tasks.Len() {
-		return fmt.Errorf("%d ordinals are taken by %d tasks", kept, v.tasks.Len())
-	}
-	free, placed := make([]bool, v.rows.next), make([]bool, v.rows.next)
-	if err := v.rows.free.check(); err != nil {
-		return fmt.Errorf("free ordinals: %w", err)
-	}
-	for ordinal := range v.rows.free.all() {
-		if ordinal >= v.rows.next || free[ordinal] || v.rows.find(ordinal) != nil {
-			return fmt.Errorf("ordinal %d is not free", ordinal)
-		}
-		free[ordinal] = true
-	}
-	var err error
-	v.perNode.Scan(func(id string, index *nodeIndex) bool {
-		if wrong := index.tasks.check(); wrong != nil {
-			err = fmt.Errorf("tasks on node %s: %w", id, wrong)
-			return false
-		}
-		for ordinal := range index.tasks.all() {
-			if row := v.rows.find(ordinal); row == nil || row.nodeID() != id || placed[ordinal] {
-				err = fmt.Errorf("node %s: ordinal %d is not a task of it, or there twice", id, ordinal)
-				return false
-			}
-			placed[ordinal] = true
-		}
-		return true
-	})
-	if err != nil {
-		return err
-	}
-	waiting := 0
-	v.perService.Scan(func(id string, index *serviceIndex) bool {
-		if _, listed := v.waiting.Get(id); listed != (index.waiting.count > 0) {
-			err = fmt.Errorf("service %s: %d tasks wait for a node", id, index.waiting.count)
-		} else if listed {
-			waiting++
-		}
-		if wrong := index.waiting.check(); wrong != nil {
-			err = fmt.Errorf("waiting tasks of service %s: %w", id, wrong)
-			return false
-		}
-		var last *taskKey
-		for ordinal := range index.waiting.all() {
-			row := v.rows.find(ordinal)
-			if !row.waits() || row.task.ServiceId != id || (last != nil && compareBySlot(last, row.key) >= 0) {
-				err = fmt.Errorf("service %s: ordinal %d is not a task of it that waits for a node, or out of order", id, ordinal)
-				return false
-			}
-			last = row.key
-		}
-		r.listed += index.waiting.count
-		return err == nil
-	})
-	if err == nil && waiting != v.waiting.Len() {
-		err = fmt.Errorf("%d services with waiting tasks are kept, there are %d", v.waiting.Len(), waiting)
-	}
-	return err
 }
 
 func (r *rebuild) task(v *View, row *taskRow) error {
 	task := row.task
-	key := &taskKey{id: task.Id, slot: task.Slot, attempt: task.Attempt}
 	service := r.service(task.ServiceId)
 	service.tasks++
 	service.counts[stateCount{template: task.TemplateVersion, state: row.observed()}]++
 	r.refer(task.ServiceId, task.TemplateVersion)
 	if index, ok := v.perService.Get(task.ServiceId); !ok {
 		return fmt.Errorf("service %s has no index, but task %s", task.ServiceId, task.Id)
-	} else if _, ok := index.tasks.Get(key); !ok {
+	} else if ordinal, ok := index.tasks.find(task.Slot, v.bySlot(task)); !ok || ordinal != row.ordinal {
 		return fmt.Errorf("task %s is not among those of service %s", task.Id, task.ServiceId)
 	}
 	if row.waits() {
@@ -229,7 +158,7 @@ func (r *rebuild) task(v *View, row *taskRow) error {
 // pair takes away what a task and the one that replaces it on the same node have counted twice.
 func (r *rebuild) pair(v *View, replaced *taskRow) {
 	var heir *taskRow
-	for _, row := range r.heirs[replaced.key.id] {
+	for _, row := range r.heirs[replaced.task.Id] {
 		// They come by ID, so that the first of an attempt stays.
 		if shares(replaced, row) && (heir == nil || row.task.Attempt < heir.task.Attempt) {
 			heir = row
@@ -265,7 +194,6 @@ func (r *rebuild) compare(v *View) error {
 		{"owned addresses", v.owners.Len(), r.ownedAddresses},
 		{"remembered requests", v.requestOrder.Len(), v.requests.Len()},
 		{"unplaced tasks", v.unplaced, r.waiting},
-		{"listed unplaced tasks", r.listed, r.waiting},
 		{"replacing tasks", v.heirs.Len(), r.claimingHeirs},
 		{"template references", v.references.Len(), len(r.references)},
 		{"nodes with tasks", v.perNode.Len(), len(r.nodes)},
@@ -338,7 +266,7 @@ func (r *rebuild) compareServices(v *View) error {
 	var err error
 	v.perService.Scan(func(id string, kept *serviceIndex) bool {
 		was := r.services[id]
-		if was == nil || kept.tasks.Len() != was.tasks || len(kept.counts) != len(was.counts) {
+		if was == nil || kept.tasks.count != was.tasks || len(kept.counts) != len(was.counts) {
 			err = fmt.Errorf("service %s: tasks and counts are not what the rows give", id)
 			return false
 		}

@@ -4,7 +4,6 @@ import (
 	"iter"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/tidwall/btree"
 
@@ -39,7 +38,7 @@ type View struct {
 	// owners is the allocations by live owner.
 	owners *btree.BTreeG[ownerItem]
 	// tasks is the tasks by ID.
-	tasks *btree.BTreeG[taskItem]
+	tasks taskSet
 	// waiting is the services with tasks that wait for a node, and unplaced the number of those tasks.
 	waiting  *btree.Map[string, struct{}]
 	unplaced int
@@ -51,9 +50,6 @@ type View struct {
 	perService *btree.Map[string, *serviceIndex]
 	// lastNumber is that of the newest service index.
 	lastNumber uint32
-
-	// pivots are to look up tasks with; see findTask.
-	pivots *sync.Pool
 }
 
 func newView() *View {
@@ -64,7 +60,6 @@ func newView() *View {
 		templates:    newTree(lessTemplate),
 		progress:     btree.NewMap[string, *swarmpb.ServiceProgress](0),
 		slots:        newTree(lessSlot),
-		tasks:        newTree(lessTask),
 		allocations:  newTree(lessAllocation),
 		alarms:       newTree(lessAlarm),
 		requests:     btree.NewMap[string, request](0),
@@ -76,7 +71,6 @@ func newView() *View {
 		references:   newTree(lessReference),
 		perNode:      btree.NewMap[string, *nodeIndex](degree),
 		perService:   btree.NewMap[string, *serviceIndex](degree),
-		pivots:       &sync.Pool{New: func() any { return new(taskKey) }},
 	}
 }
 
@@ -89,7 +83,6 @@ func (v *View) fork() *View {
 	next.templates = v.templates.Copy()
 	next.progress = v.progress.Copy()
 	next.slots = v.slots.Copy()
-	next.tasks = v.tasks.Copy()
 	next.allocations = v.allocations.Copy()
 	next.alarms = v.alarms.Copy()
 	next.requests = v.requests.Copy()
@@ -257,34 +250,46 @@ func (v *View) NodeID(taskID string) string {
 // Tasks are all tasks, by ID.
 func (v *View) Tasks() iter.Seq[*swarmpb.Task] {
 	return func(yield func(*swarmpb.Task) bool) {
-		v.tasks.Scan(func(item taskItem) bool { return yield(v.rows.at(item.key.ordinal).task) })
+		for ordinal := range v.tasks.all() {
+			if !yield(v.rows.at(ordinal).task) {
+				return
+			}
+		}
 	}
 }
 
 // TaskCount is the number of tasks.
-func (v *View) TaskCount() int { return v.tasks.Len() }
+func (v *View) TaskCount() int { return v.tasks.count }
 
 // TasksOf are the tasks of a service, by slot and attempt.
 func (v *View) TasksOf(serviceID string) iter.Seq[*swarmpb.Task] {
-	return v.tasksOf(serviceID, taskKey{}, func(*taskKey) bool { return true })
+	return v.TasksFrom(serviceID, 0)
 }
 
 // TasksFrom are the tasks of a service from a slot on, by slot and attempt.
 func (v *View) TasksFrom(serviceID string, slot uint64) iter.Seq[*swarmpb.Task] {
-	return v.tasksOf(serviceID, taskKey{slot: slot}, func(*taskKey) bool { return true })
+	return func(yield func(*swarmpb.Task) bool) {
+		index, ok := v.perService.Get(serviceID)
+		if !ok {
+			return
+		}
+		for ordinal := range index.tasks.from(slot) {
+			if !yield(v.rows.at(ordinal).task) {
+				return
+			}
+		}
+	}
 }
 
 // TasksIn are the tasks of one slot, by attempt.
 func (v *View) TasksIn(serviceID string, slot uint64) iter.Seq[*swarmpb.Task] {
-	return v.tasksOf(serviceID, taskKey{slot: slot}, func(key *taskKey) bool { return key.slot == slot })
-}
-
-func (v *View) tasksOf(serviceID string, pivot taskKey, while func(*taskKey) bool) iter.Seq[*swarmpb.Task] {
-	index, ok := v.perService.Get(serviceID)
-	if !ok {
-		return func(func(*swarmpb.Task) bool) {}
+	return func(yield func(*swarmpb.Task) bool) {
+		for task := range v.TasksFrom(serviceID, slot) {
+			if task.Slot != slot || !yield(task) {
+				return
+			}
+		}
 	}
-	return v.resolve(from(index.tasks, &pivot, while))
 }
 
 // TasksOn are the tasks placed on a node, ended ones too, by ID.
@@ -336,16 +341,6 @@ func (v *View) UnplacedOf(serviceID string) iter.Seq[*swarmpb.Task] {
 	return func(yield func(*swarmpb.Task) bool) {
 		for ordinal := range index.waiting.all() {
 			if !yield(v.rows.at(ordinal).task) {
-				return
-			}
-		}
-	}
-}
-
-func (v *View) resolve(keys iter.Seq[*taskKey]) iter.Seq[*swarmpb.Task] {
-	return func(yield func(*swarmpb.Task) bool) {
-		for key := range keys {
-			if !yield(v.Task(key.id)) {
 				return
 			}
 		}
