@@ -22,6 +22,8 @@ const (
 // restore takes up the records of a former process.
 func (f *fleet) restore(k kept) {
 	f.version = k.version
+	f.contact.restore(k.contact)
+	f.tell.restored(k)
 	for key, template := range k.templates {
 		f.templates[key] = template
 	}
@@ -71,6 +73,7 @@ func (f *fleet) adopt(ctx context.Context) {
 	for _, t := range f.tasks {
 		f.kick(t)
 	}
+	poke(f.tied)
 	close(f.adopted)
 }
 

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -19,7 +20,8 @@ import (
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
 
-// Buckets of the local database, and the keys of bucketNode. Values are protobuf messages.
+// Buckets of the local database, and the keys of bucketNode. Values are protobuf messages, except of keyContact. The file is
+// readable for root alone: the configuration has the gossip keys, which prove nothing about who speaks.
 const (
 	bucketTasks     = "tasks"     // task ID -> AssignedTask
 	bucketTemplates = "templates" // service/version -> AssignedTemplate
@@ -29,6 +31,7 @@ const (
 	keyConfig       = "config"   // NodeConfig
 	keyManagers     = "managers" // SessionResponse with its managers alone
 	keyVersion      = "version"  // AssignmentsResponse with its version alone: the highest applied
+	keyContact      = "contact"  // contactRecord, as JSON
 )
 
 var buckets = [...]string{bucketTasks, bucketTemplates, bucketStatuses, bucketAcked, bucketNode}
@@ -53,6 +56,7 @@ type kept struct {
 	config    *swarmpb.NodeConfig
 	managers  []*swarmpb.ManagerPeer
 	version   uint64
+	contact   []byte
 }
 
 type dbKey struct{ bucket, key string }
@@ -231,6 +235,8 @@ func (k *kept) readNode(key string, value []byte) error {
 		err := proto.Unmarshal(value, m)
 		k.version = m.GetVersion()
 		return err
+	case keyContact:
+		k.contact = bytes.Clone(value)
 	}
 	return nil
 }
@@ -246,6 +252,11 @@ func (d *db) set(bucket, key string, m proto.Message) {
 		}
 		value = append([]byte{}, value...) // never nil: an empty message is a value
 	}
+	d.setBytes(bucket, key, value)
+}
+
+// setBytes queues a write; nil deletes.
+func (d *db) setBytes(bucket, key string, value []byte) {
 	d.mu.Lock()
 	d.pending[dbKey{bucket, key}] = value
 	d.put++

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
@@ -27,8 +28,14 @@ type fleet struct {
 	issues  *problems
 	runtime runtime.Runtime
 	pulls   *pulls
+	contact *contact
+	tell    *teller
 	// starts and removals bound the runtime's expensive calls.
 	starts, removals chan struct{}
+
+	// depends: there are tasks that are not to go on without contact; tied is poked when they are to be looked at.
+	depends atomic.Bool
+	tied    chan struct{}
 
 	// adopted is closed once what a former process left is taken up; sets are applied only after it.
 	adopted chan struct{}
@@ -56,6 +63,9 @@ type task struct {
 	status   *swarmpb.TaskStatus
 	// removed: the managers name it no more. cleaned: its container and network are gone.
 	removed, cleaned bool
+	// cut: it has been without contact for as long as it may be. lapsed says so once it is ended for that.
+	cut    bool
+	lapsed string
 	// doing is the step under way; hold = no goroutine is at it. interrupt ends a step that waits.
 	doing     action
 	interrupt context.CancelFunc
@@ -64,7 +74,7 @@ type task struct {
 func newFleet(cfg Config, db *db, reports *reporter, issues *problems) *fleet {
 	f := &fleet{
 		cfg: cfg, log: cfg.Logger, db: db, reports: reports, issues: issues, runtime: cfg.Runtime,
-		pulls:  newPulls(cfg.Runtime, cfg.Limits.Pulls),
+		pulls: newPulls(cfg.Runtime, cfg.Limits.Pulls), contact: newContact(), tell: newTeller(cfg), tied: make(chan struct{}, 1),
 		starts: make(chan struct{}, cfg.Limits.Starts), removals: make(chan struct{}, cfg.Limits.Removals),
 	}
 	reports.acked = f.acknowledged
@@ -77,6 +87,7 @@ func (f *fleet) reset() {
 	f.tasks = map[string]*task{}
 	f.templates = map[templateKey]*swarmpb.AssignedTemplate{}
 	f.strangers = map[string]runtime.Container{}
+	f.depends.Store(false)
 	f.config, f.configured, f.version, f.staleTill = nil, make(chan struct{}), 0, time.Time{}
 }
 
@@ -92,7 +103,7 @@ func (f *fleet) begin(ctx context.Context, k kept) {
 // run takes up what a former process left running and works until ctx ends and every step has returned.
 func (f *fleet) run(ctx context.Context) error {
 	f.adopt(ctx)
-	<-ctx.Done()
+	f.tether(ctx)
 
 	f.mu.Lock()
 	f.ctx = nil
@@ -157,6 +168,7 @@ func (f *fleet) take(s *set) error {
 		switch c := c.GetChange().(type) {
 		case *swarmpb.AssignmentChange_NodeConfig:
 			f.takeConfig(c.NodeConfig)
+			f.tell.configured(c.NodeConfig)
 		case *swarmpb.AssignmentChange_Template:
 			key := templateKey{c.Template.GetServiceId(), c.Template.GetVersion()}
 			templates[key] = true
@@ -253,6 +265,9 @@ func (f *fleet) takeTask(assigned *swarmpb.AssignedTask) {
 		f.greet(t)
 	} else if assigned.GetObservedState() < t.status.GetState() && t.status.GetState() > swarmpb.TaskState_TASK_STATE_ASSIGNED {
 		f.reports.put(t.status) // the managers do not have it, or not any more
+	}
+	if t.leash() > 0 {
+		poke(f.tied)
 	}
 	f.kick(t)
 }
@@ -354,6 +369,7 @@ func (f *fleet) acknowledged(status *swarmpb.TaskStatus) {
 
 // kick looks at a task's next step: starts it when nothing is under way, and interrupts what is no longer right.
 func (f *fleet) kick(t *task) {
+	f.strain(t)
 	act := t.situation().next()
 	if t.doing != hold {
 		if act != t.doing && t.interrupt != nil {
@@ -367,13 +383,17 @@ func (f *fleet) kick(t *task) {
 }
 
 func (t *task) situation() situation {
-	return situation{desired: t.assigned.GetDesiredState(), observed: t.status.GetState(), removed: t.removed, cleaned: t.cleaned}
+	return situation{
+		desired: t.assigned.GetDesiredState(), observed: t.status.GetState(),
+		removed: t.removed, cleaned: t.cleaned, cut: t.cut, lapsed: t.lapsed != "",
+	}
 }
 
 // drive takes a task's steps one after the other, until there is nothing to do.
 func (f *fleet) drive(ctx context.Context, t *task) {
 	for {
 		f.mu.Lock()
+		f.strain(t)
 		act := t.situation().next()
 		t.doing = hold
 		if ctx.Err() != nil || act == hold {

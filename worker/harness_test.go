@@ -63,12 +63,33 @@ type dispatcher struct {
 	hellos   []*swarmpb.SessionHello
 	streams  int
 	peers    []*swarmpb.ManagerPeer
+	mute     bool          // it answers no beats
+	stop     chan struct{} // closed: the manager stops
+	sessions int           // at present
+	renew    chan struct{} // closed and made anew when peers change
+}
+
+// setMute has the manager answer beats, or not, as one without a leader.
+func (d *dispatcher) setMute(is bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.mute = is
+}
+
+// setPeers changes the list that sessions tell.
+func (d *dispatcher) setPeers(peers ...*swarmpb.ManagerPeer) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.peers = peers
+	close(d.renew)
+	d.renew = make(chan struct{})
 }
 
 func newDispatcher() *dispatcher {
 	return &dispatcher{
 		tasks: map[string]*swarmpb.AssignedTask{}, template: map[templateKey]*swarmpb.AssignedTemplate{},
 		statuses: map[string]*swarmpb.TaskStatus{}, changed: make(chan struct{}), chunk: 3,
+		stop: make(chan struct{}), renew: make(chan struct{}),
 		config: &swarmpb.NodeConfig{UplinkBlock: "100.64.0.0/16"},
 	}
 }
@@ -143,14 +164,43 @@ func (d *dispatcher) Session(stream grpc.BidiStreamingServer[swarmpb.SessionRequ
 	d.mu.Lock()
 	d.hellos = append(d.hellos, first.GetHello())
 	refuse := d.refuse
-	response := &swarmpb.SessionResponse{SessionId: fmt.Sprint("session-", len(d.hellos)), BeatInterval: int64(500 * time.Millisecond), Managers: d.peers}
+	id := fmt.Sprint("session-", len(d.hellos))
+	if refuse == nil {
+		d.sessions++
+		defer func() {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.sessions--
+		}()
+	}
 	d.mu.Unlock()
 	if refuse != nil {
 		return wire.ToStatus(refuse)
 	}
-	if err := stream.Send(response); err != nil {
-		return err
+	heard, ended := make(chan uint64), make(chan error, 1)
+	go func() { ended <- d.receive(stream, heard) }()
+	var answer uint64
+	for {
+		d.mu.Lock()
+		response := &swarmpb.SessionResponse{SessionId: id, BeatInterval: int64(500 * time.Millisecond), Managers: d.peers, HeardSequence: answer}
+		renew := d.renew
+		d.mu.Unlock()
+		if err := stream.Send(response); err != nil {
+			return err
+		}
+		select {
+		case answer = <-heard:
+		case <-renew:
+		case <-d.stop:
+			return wire.ToStatus(wire.Errorf(wire.CodeUnavailable, "this manager stops; connect to another one"))
+		case err := <-ended:
+			return err
+		}
 	}
+}
+
+// receive takes beats, and hands on those that are to be answered.
+func (d *dispatcher) receive(stream grpc.BidiStreamingServer[swarmpb.SessionRequest, swarmpb.SessionResponse], heard chan<- uint64) error {
 	for {
 		r, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -159,10 +209,21 @@ func (d *dispatcher) Session(stream grpc.BidiStreamingServer[swarmpb.SessionRequ
 		if err != nil {
 			return err
 		}
-		if b := r.GetBeat(); b != nil {
-			d.mu.Lock()
-			d.applied = b.AppliedVersion
-			d.mu.Unlock()
+		b := r.GetBeat()
+		if b == nil {
+			continue
+		}
+		d.mu.Lock()
+		d.applied = b.AppliedVersion
+		mute := d.mute
+		d.mu.Unlock()
+		if mute {
+			continue
+		}
+		select {
+		case heard <- b.Sequence:
+		case <-stream.Context().Done():
+			return stream.Context().Err()
 		}
 	}
 }
@@ -262,9 +323,37 @@ type host struct {
 	cancel   context.CancelFunc
 	done     chan error
 
+	managers []*swarmpb.ManagerPeer // given; nil = one
+	role     []swarmpb.NodeRole     // as told
+	gossip   []GossipConfig         // as told
+
 	mu    sync.Mutex
 	isCut bool
 	conns []*grpc.ClientConn
+	// others are further managers, by address; dials counts tries, by address.
+	others map[string]*station
+	dials  map[string]int
+}
+
+// station is a further manager.
+type station struct {
+	*dispatcher
+	listener *bufconn.Listener
+	server   *grpc.Server
+}
+
+// addManager makes a manager at an address, besides the one that answers at all others.
+func (h *host) addManager(address string) *station {
+	s := &station{newDispatcher(), bufconn.Listen(1 << 16), grpc.NewServer()}
+	swarmpb.RegisterDispatcherServer(s.server, s.dispatcher)
+	go s.server.Serve(s.listener)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.others == nil {
+		h.others = map[string]*station{}
+	}
+	h.others[address] = s
+	return s
 }
 
 func newHost(t fataler, dir string) *host {
@@ -295,14 +384,23 @@ func (h *host) close() {
 		h.stop()
 	}
 	h.server.Stop()
+	for _, s := range h.others {
+		s.server.Stop()
+	}
 }
 
 // start runs an agent, as a new process does.
 func (h *host) start() {
 	h.Helper()
+	managers := h.managers
+	if managers == nil {
+		managers = []*swarmpb.ManagerPeer{{NodeId: "m", Address: "192.0.2.9:2377"}}
+	}
 	agent, err := New(Config{
 		NodeID: "node-1", Hostname: h.hostname, ListenAddress: "192.0.2.1:2377", Dir: h.dir, Runtime: h.runtime, Network: h.net, Dial: h.dial,
-		Managers: []*swarmpb.ManagerPeer{{NodeId: "m", Address: "192.0.2.9:2377"}}, Limits: h.limits,
+		Managers: managers, Limits: h.limits,
+		Role:    func(r swarmpb.NodeRole) { h.role = append(h.role, r) },
+		Gossip:  func(g GossipConfig) { h.gossip = append(h.gossip, g) },
 		Refused: func(err error) { h.refused = append(h.refused, err) }, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -334,14 +432,22 @@ func (h *host) restart() {
 	h.start()
 }
 
-func (h *host) dial(context.Context, string) (Conn, error) {
+func (h *host) dial(_ context.Context, address string) (Conn, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.dials == nil {
+		h.dials = map[string]int{}
+	}
+	h.dials[address]++
+	listener := h.listener
+	if s := h.others[address]; s != nil {
+		listener = s.listener
+	}
 	if h.isCut {
 		return nil, errors.New("no route to host")
 	}
 	conn, err := grpc.NewClient("passthrough:///manager", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return h.listener.DialContext(ctx) }))
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
 	if err == nil {
 		h.conns = append(h.conns, conn)
 	}

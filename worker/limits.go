@@ -49,5 +49,7 @@ func (l Limits) withDefaults() Limits {
 	times(&l.ReconnectMin, 100*time.Millisecond)
 	times(&l.ReconnectMax, 5*time.Second)
 	times(&l.Connect, 5*time.Second)
+	times(&l.Answer, 3*time.Second)
+	times(&l.Leave, 3*time.Second)
 	return l
 }

@@ -85,14 +85,25 @@ type situation struct {
 	removed bool
 	// cleaned: container and network of the ended task are gone.
 	cleaned bool
+	// cut: the task may not be started, as the node has been without managers for too long.
+	cut bool
+	// lapsed: it ran while that happened, and ends for it even when they are back.
+	lapsed bool
 }
 
 // next is the next step. Time has no part in it: a start that is to wait has desired state READY until the
-// managers' clock says so, so that a worker's clock may be wrong.
+// managers' clock says so, so that a worker's clock may be wrong. What has been cut off for too long waits at READY.
 func (s situation) next() action {
 	desired := s.desired
 	if s.removed {
 		desired = swarmpb.TaskState_TASK_STATE_REMOVE
+	}
+	switch {
+	case desired >= swarmpb.TaskState_TASK_STATE_SHUTDOWN:
+	case s.lapsed:
+		desired = swarmpb.TaskState_TASK_STATE_SHUTDOWN
+	case s.cut:
+		desired = min(desired, swarmpb.TaskState_TASK_STATE_READY)
 	}
 	act := lookup(desired, s.observed)
 	switch {

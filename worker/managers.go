@@ -16,13 +16,17 @@ type managers struct {
 	random  *rand.Rand
 	given   []*swarmpb.ManagerPeer // by the configuration
 	learned []*swarmpb.ManagerPeer
-	// failed counts tries in a row that led to no session; last is the address of the last.
-	failed int
-	last   string
+	// last is the address of the last try, tried those that have been tried since a session was of use.
+	last  string
+	tried map[string]bool
+	// answering says of addresses whether the manager there answers beats: one of an older version never does.
+	answering map[string]bool
 }
 
 func newManagers(given []*swarmpb.ManagerPeer, seed uint64) *managers {
-	return &managers{given: given, random: rand.New(rand.NewPCG(seed, 0x73776172))}
+	return &managers{
+		given: given, random: rand.New(rand.NewPCG(seed, 0x73776172)), tried: map[string]bool{}, answering: map[string]bool{},
+	}
 }
 
 // learn takes the list that a manager told. An empty one is no news. It reports whether the list changed.
@@ -35,21 +39,42 @@ func (m *managers) learn(peers []*swarmpb.ManagerPeer) bool {
 		return false
 	}
 	m.learned = peers
+	for address := range m.answering {
+		if !has(peers, address) && !has(m.given, address) {
+			delete(m.answering, address)
+		}
+	}
 	return true
 }
 
-// pick chooses by weight, not the one that failed last if there is another. Those of the configuration count
-// while nothing was learned, and once all that was learned may have failed.
+// listed says whether the managers' own list has the address.
+func (m *managers) listed(address string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return has(m.learned, address)
+}
+
+func has(peers []*swarmpb.ManagerPeer, address string) bool {
+	return slices.ContainsFunc(peers, func(p *swarmpb.ManagerPeer) bool { return p.GetAddress() == address })
+}
+
+// pick chooses by weight among those that were not tried yet. Those of the configuration count while nothing was
+// learned, and once all that was learned has failed; when all have, it begins anew, with another one than the last.
 func (m *managers) pick() (address string, ok bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	candidates := slices.Clone(m.learned)
-	if m.failed >= len(m.learned) {
-		candidates = append(candidates, m.given...)
+	untried := func(p *swarmpb.ManagerPeer) bool { return !m.tried[p.GetAddress()] }
+	candidates := filter(m.learned, untried)
+	if len(candidates) == 0 {
+		candidates = filter(m.given, untried)
 	}
-	others := slices.DeleteFunc(slices.Clone(candidates), func(p *swarmpb.ManagerPeer) bool { return p.GetAddress() == m.last })
-	if m.failed > 0 && len(others) > 0 {
-		candidates = others
+	if len(candidates) == 0 {
+		clear(m.tried)
+		all := slices.Concat(m.learned, m.given)
+		candidates = filter(all, func(p *swarmpb.ManagerPeer) bool { return p.GetAddress() != m.last })
+		if len(candidates) == 0 {
+			candidates = all
+		}
 	}
 	if len(candidates) == 0 {
 		return "", false
@@ -70,17 +95,49 @@ func (m *managers) pick() (address string, ok bool) {
 	return m.last, true
 }
 
+func filter(peers []*swarmpb.ManagerPeer, keep func(*swarmpb.ManagerPeer) bool) []*swarmpb.ManagerPeer {
+	var out []*swarmpb.ManagerPeer
+	for _, p := range peers {
+		if keep(p) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
 // weight 0 is as good as 1: a manager is never out of reach for being unwanted.
 func weight(p *swarmpb.ManagerPeer) uint64 { return max(1, uint64(p.GetWeight())) }
 
-func (m *managers) outcome(connected bool) {
+// outcome notes that the last try, or the session that came of it, is over: the others come first now.
+func (m *managers) outcome(ofUse bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if connected {
-		m.failed = 0
-		return
+	if ofUse {
+		clear(m.tried)
 	}
-	m.failed++
+	m.tried[m.last] = true
+}
+
+// answers notes whether the manager at an address answers beats.
+func (m *managers) answers(address string, is bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.answering[address] = is
+}
+
+// expects says whether the manager at an address is to answer beats: it does, or it was not tried and others do.
+func (m *managers) expects(address string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if is, known := m.answering[address]; known {
+		return is
+	}
+	for _, is := range m.answering {
+		if is {
+			return true
+		}
+	}
+	return false
 }
 
 func (m *managers) jitter() float64 {

@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/proto/wire"
@@ -59,7 +58,8 @@ func (l *link) setConnected(address string) {
 	l.connected = address
 }
 
-// run holds one session after the other until ctx ends. The first try after a lost session comes quickly.
+// run holds one session after the other until ctx ends. The first try after a session that was of use comes quickly
+// and elsewhere; after that the pauses grow, also over managers that take a session and then are of no use.
 func (l *link) run(ctx context.Context, k kept) error {
 	l.bootID = swarmpb.NewID()
 	l.refused = false
@@ -69,25 +69,26 @@ func (l *link) run(ctx context.Context, k kept) error {
 	pause := backoff{min: l.cfg.Limits.ReconnectMin, max: l.cfg.Limits.ReconnectMax}
 	for ctx.Err() == nil {
 		address, ok := l.managers.pick()
-		var err error
-		began := false
-		if !ok {
-			err = errors.New("none is known")
-		} else {
-			began, err = l.hold(ctx, address)
+		err, ofUse := errors.New("none is known"), false
+		if ok {
+			ofUse, err = l.hold(ctx, address)
 			l.setConnected("")
-			l.managers.outcome(began)
+			l.managers.outcome(ofUse)
 		}
 		if ctx.Err() != nil {
 			return nil
 		}
-		if began {
+		if ofUse {
 			pause.reset()
 		}
 		wait := pause.next(l.managers.jitter)
-		if wire.CodeOf(err) == wire.CodePermissionDenied {
+		switch {
+		case wire.CodeOf(err) == wire.CodePermissionDenied:
 			l.refuse(err)
 			wait = refusedPause
+		case ofUse && (wire.CodeOf(err) == wire.CodeUnavailable || errors.Is(err, errLeave)):
+			// The manager stops or is lost. Its workers do not come to the others all in the same instant.
+			wait = time.Duration(l.managers.jitter() * float64(l.cfg.Limits.ReconnectMin))
 		}
 		if l.issues.set(aboutManagers, err) {
 			l.log.Warn("no session with a manager", "manager", address, "error", err)
@@ -108,8 +109,9 @@ func (l *link) refuse(err error) {
 	l.cfg.Refused(err)
 }
 
-// hold opens a session and keeps it; began says whether the manager answered. The error says why it ended.
-func (l *link) hold(ctx context.Context, address string) (began bool, err error) {
+// hold opens a session and keeps it until it ends, for the reason that the error says. It was of use when the manager
+// has answered a beat, or, as one of an older version never does, when it lasted for a while.
+func (l *link) hold(ctx context.Context, address string) (ofUse bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	conn, err := l.cfg.Dial(ctx, address)
@@ -120,8 +122,8 @@ func (l *link) hold(ctx context.Context, address string) (began bool, err error)
 	client := swarmpb.NewDispatcherClient(conn)
 
 	description := describe(ctx, l.cfg)
-	silent := time.AfterFunc(l.cfg.Limits.Connect, cancel)
-	defer silent.Stop()
+	late := time.AfterFunc(l.cfg.Limits.Connect, cancel)
+	defer late.Stop()
 	stream, first, err := l.greet(ctx, client, description)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -129,10 +131,41 @@ func (l *link) hold(ctx context.Context, address string) (began bool, err error)
 		}
 		return false, fmt.Errorf("open a session with manager %s: %w", address, err)
 	}
-	if !silent.Stop() {
+	if !late.Stop() {
 		return false, fmt.Errorf("open a session with manager %s: no answer in time", address)
 	}
+	listed := l.managers.listed(address)
+	l.began(address, first)
+
+	b := newBeats(beatInterval(first))
+	group, ctx := errgroup.WithContext(ctx)
+	interval := make(chan time.Duration, 1)
+	interval <- b.interval
+	group.Go(func() error { return l.beat(ctx, stream, b, description, interval) })
+	group.Go(func() error { return l.hear(stream, address, b, interval) })
+	group.Go(func() error { return l.attend(ctx, address, listed, b) })
+	group.Go(func() error { return l.follow(ctx, client, first.GetSessionId()) })
+	group.Go(func() error { return l.reports.run(ctx, client, first.GetSessionId()) })
+	// Whatever ends first ends the streams of the others, even where they block in the transport.
+	context.AfterFunc(ctx, cancel)
+	err = wire.FromStatus(group.Wait())
+	var silence *silentError
+	switch {
+	case b.answers() > 0:
+		ofUse = true
+	case errors.As(err, &silence):
+		// It may be that an older version has taken the manager's place: the next session does without answers.
+		l.managers.answers(address, false)
+	case !l.managers.expects(address):
+		ofUse = time.Since(b.began) > l.cfg.Limits.Answer
+	}
+	return ofUse, fmt.Errorf("session with manager %s: %w", address, err)
+}
+
+// began notes a new session.
+func (l *link) began(address string, first *swarmpb.SessionResponse) {
 	l.applied.Store(0)
+	poke(l.news) // the first beat goes at once: its answer is the first contact
 	l.setConnected(address)
 	l.issues.set(aboutManagers, nil)
 	if l.refused {
@@ -141,17 +174,6 @@ func (l *link) hold(ctx context.Context, address string) (began bool, err error)
 	}
 	l.log.Info("session with a manager", "manager", address)
 	l.heard(first)
-
-	group, ctx := errgroup.WithContext(ctx)
-	interval := make(chan time.Duration, 1)
-	interval <- beatInterval(first)
-	group.Go(func() error { return l.beat(ctx, stream, description, interval) })
-	group.Go(func() error { return l.hear(stream, interval) })
-	group.Go(func() error { return l.follow(ctx, client, first.GetSessionId()) })
-	group.Go(func() error { return l.reports.run(ctx, client, first.GetSessionId()) })
-	// Whatever ends first ends the streams of the others, even where they block in the transport.
-	context.AfterFunc(ctx, cancel)
-	return true, fmt.Errorf("session with manager %s: %w", address, wire.FromStatus(group.Wait()))
 }
 
 type sessionStream = grpc.BidiStreamingClient[swarmpb.SessionRequest, swarmpb.SessionResponse]
@@ -174,62 +196,6 @@ func (l *link) greet(ctx context.Context, client swarmpb.DispatcherClient, d *sw
 	return stream, first, nil
 }
 
-// beatInterval is what the manager asks for, within reason.
-func beatInterval(r *swarmpb.SessionResponse) time.Duration {
-	if r.GetBeatInterval() <= 0 {
-		return 500 * time.Millisecond
-	}
-	return min(max(time.Duration(r.GetBeatInterval()), 10*time.Millisecond), 10*time.Second)
-}
-
-// beat alone sends on the stream: beats at the interval and when a version was applied, and a changed description.
-func (l *link) beat(ctx context.Context, stream sessionStream, told *swarmpb.NodeDescription, interval <-chan time.Duration) error {
-	ticker := time.NewTicker(<-interval)
-	defer ticker.Stop()
-	look := time.NewTicker(describeEvery)
-	defer look.Stop()
-	for {
-		request := &swarmpb.SessionRequest{}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case d := <-interval:
-			ticker.Reset(d)
-			continue
-		case <-ticker.C:
-		case <-l.news:
-		case <-look.C:
-			now := describe(ctx, l.cfg)
-			if proto.Equal(now, told) {
-				continue
-			}
-			told = now
-			request.Message = &swarmpb.SessionRequest_Description{Description: now}
-		}
-		if request.Message == nil {
-			request.Message = &swarmpb.SessionRequest_Beat{Beat: &swarmpb.SessionBeat{AppliedVersion: l.applied.Load()}}
-		}
-		if err := stream.Send(request); err != nil {
-			return err
-		}
-	}
-}
-
-// hear takes what the manager says of the managers.
-func (l *link) hear(stream sessionStream, interval chan<- time.Duration) error {
-	for {
-		r, err := stream.Recv()
-		if err != nil {
-			return err
-		}
-		l.heard(r)
-		select {
-		case interval <- beatInterval(r):
-		default: // one is on its way; the next message, if it matters, comes with another
-		}
-	}
-}
-
 func (l *link) heard(r *swarmpb.SessionResponse) {
 	if l.managers.learn(r.GetManagers()) {
 		l.db.set(bucketNode, keyManagers, &swarmpb.SessionResponse{Managers: r.GetManagers()})
@@ -238,6 +204,7 @@ func (l *link) heard(r *swarmpb.SessionResponse) {
 }
 
 func (l *link) learned(peers []*swarmpb.ManagerPeer) {
+	l.fleet.tell.learned(peers)
 	if l.cfg.Learned != nil {
 		l.cfg.Learned(peers)
 	}

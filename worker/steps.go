@@ -252,6 +252,9 @@ func (f *fleet) tryStart(ctx, wait context.Context, t *task, at network.Attachme
 	if err != nil {
 		return err
 	}
+	if wait.Err() != nil {
+		return wait.Err() // it is not to run any more
+	}
 	pid, err := f.runtime.Start(call, t.id)
 	if err != nil {
 		if c, found := f.find(ctx, t.id); !found || c.State == runtime.Created {
@@ -341,7 +344,11 @@ func (f *fleet) stop(ctx context.Context, t *task) {
 	_, template, _ := f.look(t)
 	spec := template.GetSpec().GetContainer()
 	signal := spec.GetStopSignal()
-	f.say(t, "stopping", "")
+	doing, why := "stopping", ""
+	if reason := f.lapseOf(t); reason != "" {
+		doing, why = "stopping: "+reason, "stopped: "+reason
+	}
+	f.say(t, doing, "")
 	pause := backoff{min: f.cfg.Limits.RetryMin, max: f.cfg.Limits.RetryMax}
 	for {
 		call, cancel := context.WithTimeout(ctx, graceOf(spec)+stopSlack)
@@ -351,21 +358,31 @@ func (f *fleet) stop(ctx context.Context, t *task) {
 		case ctx.Err() != nil:
 			return
 		case err == nil:
-			f.end(ctx, t, swarmpb.TaskState_TASK_STATE_SHUTDOWN, func(s *swarmpb.TaskStatus) { noteExit(s, exit) })
+			f.end(ctx, t, swarmpb.TaskState_TASK_STATE_SHUTDOWN, func(s *swarmpb.TaskStatus) {
+				s.Error = why
+				noteExit(s, exit)
+			})
 			return
 		case errors.Is(err, runtime.ErrNotFound), f.neverStarted(ctx, t.id):
-			f.end(ctx, t, swarmpb.TaskState_TASK_STATE_SHUTDOWN, nil)
+			f.end(ctx, t, swarmpb.TaskState_TASK_STATE_SHUTDOWN, func(s *swarmpb.TaskStatus) { s.Error = why })
 			return
 		}
 		if errors.Is(err, runtime.ErrInvalid) {
 			signal = "SIGTERM" // a signal that this host does not know must not keep the container alive
 		}
 		f.log.Warn("cannot stop container", "task", t.id, "error", err)
-		f.say(t, "stopping: "+explain(err)+"; trying again", explain(err))
+		f.say(t, doing+": "+explain(err)+"; trying again", explain(err))
 		if !sleep(ctx, pause.next(nil)) {
 			return
 		}
 	}
+}
+
+// lapseOf is why a task ends though the managers want it; empty otherwise.
+func (f *fleet) lapseOf(t *task) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return t.lapsed
 }
 
 // end gives the task its last state. Its ports and address are free by then, so that who comes after it can have

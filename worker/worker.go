@@ -7,6 +7,9 @@
 //
 // It alone decides when a container starts and ends, and alone writes the local database under Config.Dir. What
 // it is told is in assigned.go, the decision for one task in machine.go, its steps in steps.go.
+//
+// A task with stop_after_disconnect ends when the node has had no contact with managers for so long (contact.go,
+// leash.go). It is this process that ends it: while it does not run, nothing does; it goes on counting when it is back.
 package worker
 
 import (
@@ -66,6 +69,12 @@ type Config struct {
 	// Learned is told of the managers that the cluster has, when they are first known and when they change. It must be
 	// quick. May be nil.
 	Learned func([]*swarmpb.ManagerPeer)
+	// Role is told what role the managers want the node to have, once one of them has said so, and when it changes. It
+	// may take its time: it is told the newest after that. May be nil.
+	Role func(swarmpb.NodeRole)
+	// Gossip is told the keys and seeds of gossip in the same way, and at the start those that a former process knew.
+	// May be nil.
+	Gossip func(GossipConfig)
 	// Version of this program, told to the managers.
 	Version string
 	// Labels of the engine, told to the managers.
@@ -138,6 +147,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.reports.restore(kept)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.db.run(ctx) })
+	group.Go(func() error { return a.fleet.tell.run(ctx) })
 	a.fleet.begin(ctx, kept)
 	group.Go(func() error { return a.fleet.run(ctx) })
 	group.Go(func() error { return a.session.run(ctx, kept) })
@@ -212,6 +222,10 @@ type Limits struct {
 	ReconnectMin, ReconnectMax time.Duration
 	// Connect is how long a manager has to answer the begin of a session; 5 s.
 	Connect time.Duration
+	// Answer is how long a manager may leave beats unanswered before another one is tried; 3 s.
+	Answer time.Duration
+	// Leave is the longest that the session with a manager that is none any more goes on; 3 s.
+	Leave time.Duration
 	// History is the number of ended tasks that the node remembers, with their logs; 500.
 	History int
 }
