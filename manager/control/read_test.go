@@ -219,7 +219,7 @@ func TestLowSpace_WhatGrows_IsRefused(t *testing.T) {
 	w := newWorld(t)
 	w.node(nodeA, "a", roleWorker, stateReady)
 	id := w.create("web", 3)
-	w.put(&swarmpb.Row{Row: &swarmpb.Row_Alarm{Alarm: &swarmpb.Alarm{Kind: "low-space", Object: self, Message: "12 MiB free"}}})
+	w.put(&swarmpb.Row{Row: &swarmpb.Row_Alarm{Alarm: &swarmpb.Alarm{Kind: "low-space", Object: self, Message: "12 MiB were free; free space on it"}}})
 	update := func(change func(*swarmpb.ServiceSpec)) error {
 		next := swarmpb.Clone(w.view().Service(id).GetSpec())
 		change(next)
@@ -237,7 +237,7 @@ func TestLowSpace_WhatGrows_IsRefused(t *testing.T) {
 	labels := func(s *swarmpb.ServiceSpec) { s.Labels = map[string]string{"a": "b"} }
 	for name, err := range map[string]error{"create": create(), "scale up": update(replicas(4)), "template": update(image), "labels": update(labels)} {
 		t.Run(name, func(t *testing.T) {
-			expectError(t, err, wire.CodeResourceExhausted, "manager boss", "12 MiB free", "free space", "scaled down and removed")
+			expectError(t, err, wire.CodeResourceExhausted, "leader, boss", "12 MiB were free", "free space", "scaled down and removed")
 		})
 	}
 	_, node := w.server.UpdateNode(ctx, &swarmpb.UpdateNodeRequest{Node: "a", Spec: &swarmpb.NodeSpec{Availability: swarmpb.NodeAvailability_NODE_AVAILABILITY_DRAIN}})

@@ -19,9 +19,8 @@ func (s *Server) checkSpace(view *store.View, what string) error {
 	if leader == "" || alarm == nil {
 		return nil
 	}
-	return wire.Errorf(wire.CodeResourceExhausted, "%s: the disk of manager %s, which leads, is nearly full (%s), and no other manager can take over; "+
-		"free space on it, or add a manager that has some, then try again; services can be scaled down and removed meanwhile",
-		what, nodeName(view, leader), alarm.GetMessage())
+	return wire.Errorf(wire.CodeResourceExhausted, "%s: nothing is made larger while the leader, %s, is short of space: %s; then try again; "+
+		"services can be scaled down and removed meanwhile", what, nodeName(view, leader), alarm.GetMessage())
 }
 
 // larger tells whether an update adds to what the cluster must keep: a template, replicas, or a longer spec.
