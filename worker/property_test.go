@@ -42,11 +42,11 @@ func drawMoves(rt *rapid.T) []move {
 	return rapid.SliceOfN(rapid.Custom(func(rt *rapid.T) move {
 		return move{
 			what: rapid.SampledFrom([]string{
-				"assign", "assign", "assign", "ready", "run", "shutdown", "remove", "exit", "cut", "mend", "restart", "reboot", "gap", "slow", "flaky", "well",
+				"assign", "assign", "tied", "ready", "run", "shutdown", "remove", "exit", "cut", "mend", "restart", "reboot", "gap", "slow", "flaky", "well",
 			}).Draw(rt, "what"),
 			task: rapid.IntRange(0, 7).Draw(rt, "task"),
 			args: rapid.SampledFrom([][]string{nil, {"exit", "0", "3s"}, {"exit", "4", "500ms"}, {"ignore-term"}}).Draw(rt, "args"),
-			wait: time.Duration(rapid.SampledFrom([]int{0, 0, 1, 90, 300, 2000, 15000}).Draw(rt, "wait")) * time.Millisecond,
+			wait: time.Duration(rapid.SampledFrom([]int{0, 0, 1, 90, 300, 2000, 15000, 40000}).Draw(rt, "wait")) * time.Millisecond,
 		}
 	}), 1, 40).Draw(rt, "moves")
 }
@@ -54,7 +54,7 @@ func drawMoves(rt *rapid.T) []move {
 func (h *host) play(m move, live map[int]string, made *int) {
 	id := live[m.task]
 	switch m.what {
-	case "assign", "ready":
+	case "assign", "ready", "tied":
 		if id != "" {
 			return
 		}
@@ -63,6 +63,10 @@ func (h *host) play(m move, live map[int]string, made *int) {
 		desired := stateRunning
 		if m.what == "ready" {
 			desired = stateReady
+		}
+		if m.what == "tied" {
+			h.manager.assignTied(live[m.task], desired, m.args...)
+			return
 		}
 		h.manager.assign(live[m.task], desired, m.args...)
 	case "run", "shutdown":
