@@ -74,7 +74,7 @@ type Server struct {
 	fanned atomic.Uint64
 	// report asks for a report to the leader before the next tick.
 	report chan struct{}
-	// contact is when the last report that a leader took was begun.
+	// contact is when the last report that a leader took was begun, or the last question whether this one leads.
 	contact contact
 	// scratch is the report that the keeper fills anew each time; it alone uses it.
 	scratch Report
@@ -131,6 +131,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return s.fanOut(ctx) })
 	g.Go(func() error { return s.keep(ctx) })
 	g.Go(func() error { return s.reports(ctx) })
+	g.Go(func() error { return s.confirm(ctx) })
 	g.Go(func() error { return s.statuses.run(ctx) })
 	err := g.Wait()
 	s.stop()
@@ -169,9 +170,7 @@ func (s *Server) Acked(nodeID string) (uint64, bool) {
 // Health is what a manager's keeper last reported of that manager; on the leader alone, and false once it has been
 // silent for healthKept.
 func (s *Server) Health(managerID string) (*swarmpb.ManagerHealth, bool) {
-	s.mu.Lock()
-	leading := s.leading
-	s.mu.Unlock()
+	leading := s.leads()
 	if leading == nil {
 		return nil, false
 	}

@@ -34,6 +34,12 @@ func (g *gossip) call(dead bool, nodes ...string) {
 	}
 }
 
+func (g *gossip) hang() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.hangs = true
+}
+
 func (g *gossip) Dead(id string) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -93,7 +99,7 @@ func TestHints_KeeperLostAndNodeDead_DownAfterALease(t *testing.T) {
 	g := newGossip()
 	afterLoss(t, g, 1, func(t *testing.T, f *fleet) {
 		g.call(true, eight...) // those that a keeper hears included
-		g.hangs = true         // a probe that gets no answer lasts as long as it may
+		g.hang()               // a probe that gets no answer lasts as long as it may
 		time.Sleep(2500 * time.Millisecond)
 		f.managers["m1"].expectState("n1", ready)
 		time.Sleep(1500 * time.Millisecond)
@@ -105,6 +111,8 @@ func TestHints_KeeperLostAndNodeDead_DownAfterALease(t *testing.T) {
 				t.Errorf("node %s is probed while a keeper hears it", id)
 			}
 		}
+		g.mu.Lock()
+		defer g.mu.Unlock()
 		if g.lastAddress != "10.0.0.7" {
 			t.Errorf("probed at %q", g.lastAddress)
 		}
@@ -125,7 +133,7 @@ func TestHints_HalfAHint_ReconnectLeaseRuns(t *testing.T) {
 			afterLoss(t, g, 1, func(t *testing.T, f *fleet) {
 				time.Sleep(13 * time.Second)
 				f.managers["m1"].expectState("n1", disconnected)
-				if n := g.probed("n1"); (n > 0) != g.dead["n1"] || n > 8 {
+				if n := g.probed("n1"); (n > 0) != g.Dead("n1") || n > 8 {
 					t.Errorf("%d probes", n)
 				}
 				time.Sleep(3 * time.Second)

@@ -41,13 +41,8 @@ const (
 // lease.
 func (s *Server) Lead(ctx context.Context, leader store.Leader) error {
 	now := time.Now()
-	l := &leaderPart{
-		limits: s.limits, store: s.cfg.Store, leader: leader, log: s.log, hints: s.cfg.Hints,
-		table: newLeaseTable(s.limits, now), clones: make(map[string]*clone), described: make(map[string]time.Time),
-		health: make(map[string]health), probes: make(map[string]probe), kick: make(chan struct{}, 1),
-	}
+	l := newLeaderPart(s, leader, now)
 	s.contact.mark(now) // whoever is made the leader has just been confirmed
-	l.takeOver(s.view())
 	s.mu.Lock()
 	if s.leading != nil {
 		s.mu.Unlock()
@@ -87,7 +82,8 @@ type leaderPart struct {
 	probing   int               // probes under way
 	// probedLast is the node whose probe began last.
 	probedLast string
-	members    []member // of the last decision, for the next to fill
+	members    []member // of the view with the index listed
+	listed     uint64
 }
 
 // health is what a manager last said of itself.
@@ -98,6 +94,17 @@ type health struct {
 
 // clone is a node ID that a second live host asked for.
 type clone struct{ seen, raised time.Time }
+
+// newLeaderPart begins a term with what the store tells of the one before.
+func newLeaderPart(s *Server, leader store.Leader, now time.Time) *leaderPart {
+	l := &leaderPart{
+		limits: s.limits, store: s.cfg.Store, leader: leader, log: s.log, hints: s.cfg.Hints,
+		table: newLeaseTable(s.limits, now), clones: make(map[string]*clone), described: make(map[string]time.Time),
+		health: make(map[string]health), probes: make(map[string]probe), kick: make(chan struct{}, 1),
+	}
+	l.takeOver(s.view())
+	return l
+}
 
 // takeOver reads from the store what the leader before knew beyond the states.
 func (l *leaderPart) takeOver(view *store.View) {
@@ -214,15 +221,7 @@ func (l *leaderPart) propose(ctx context.Context, decisions []decision) error {
 func (l *leaderPart) decide(view *store.View, now time.Time) []decision {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	members := l.members[:0]
-	for node := range view.Nodes() {
-		state := view.NodeStatus(node.GetId()).GetState()
-		if state == swarmpb.NodeState_NODE_STATE_UNSPECIFIED {
-			state = swarmpb.NodeState_NODE_STATE_UNKNOWN
-		}
-		members = append(members, member{id: node.GetId(), state: state})
-	}
-	l.members = members
+	members := l.membersOf(view)
 	judged := make(map[string]judgement)
 	for _, j := range l.table.judge(now, members) {
 		judged[j.id] = j
@@ -235,6 +234,22 @@ func (l *leaderPart) decide(view *store.View, now time.Time) []decision {
 		}
 	}
 	return append(out, l.decideAlarms(view, now)...)
+}
+
+// membersOf lists the cluster's nodes. Call with mu held.
+func (l *leaderPart) membersOf(view *store.View) []member {
+	if l.listed == view.Index() {
+		return l.members
+	}
+	l.listed, l.members = view.Index(), l.members[:0]
+	for node := range view.Nodes() {
+		state := view.NodeStatus(node.GetId()).GetState()
+		if state == swarmpb.NodeState_NODE_STATE_UNSPECIFIED {
+			state = swarmpb.NodeState_NODE_STATE_UNKNOWN
+		}
+		l.members = append(l.members, member{id: node.GetId(), state: state})
+	}
+	return l.members
 }
 
 // decideNode makes the row of one node, if it must change.

@@ -30,6 +30,8 @@ const (
 	maxPendingStatuses = 20_000
 	// maxReported bounds the sessions, and the refused claimants, of one call of a keeper's.
 	maxReported = 2_000
+	// earlyEvery is the part of the time, one in so many, that reports before their time may take.
+	earlyEvery = 4
 	// maxManagers bounds the managers whose health the leader remembers, healthKept for how long.
 	maxManagers = 64
 	healthKept  = 5 * time.Second

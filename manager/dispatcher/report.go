@@ -9,11 +9,13 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/swarmd/swarmd/manager/store"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/proto/wire"
 )
 
-// contact is the moment at which this manager last was certain of a leader, by the monotonic clock; many may ask.
+// contact is the moment at which this manager last was certain of a leader, or of leading itself, by the monotonic
+// clock; many may ask.
 type contact struct {
 	base  time.Time
 	after atomic.Int64
@@ -37,12 +39,23 @@ func (s *Server) reports(ctx context.Context) error {
 	ticker := time.NewTicker(s.limits.ReportInterval)
 	defer ticker.Stop()
 	for {
+		began := time.Now()
 		s.reportOnce(ctx)
+		took := time.Since(began)
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
+			continue
 		case <-s.report:
+		}
+		// While thousands of nodes come back, reports before their time must not be all that this manager does.
+		if time.Since(began) < earlyEvery*took {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-ticker.C:
+			}
 		}
 	}
 }
@@ -50,16 +63,15 @@ func (s *Server) reports(ctx context.Context) error {
 // reportOnce sends one report to the leader and obeys its verdict. It takes no longer than the leader waits for a
 // keeper: a leader that hangs costs this manager its contact, and nothing else.
 func (s *Server) reportOnce(ctx context.Context) {
-	began := time.Now()
-	report := s.makeReport(began)
+	report := s.makeReport(time.Now())
 	call, cancel := context.WithTimeout(ctx, s.limits.keeperLost())
 	defer cancel()
 	verdict, err := s.send(call, report)
 	if ctx.Err() != nil {
 		return
 	}
-	if err == nil {
-		s.contact.mark(began)
+	if err != nil {
+		s.log.Debug("report to the leader failed", "error", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -85,15 +97,9 @@ func (s *Server) reportOnce(ctx context.Context) {
 
 // send gives the report to the leader, here or elsewhere. The verdict is nil when not even the first part was taken.
 func (s *Server) send(ctx context.Context, report *Report) (*Verdict, error) {
-	s.mu.Lock()
-	leading := s.leading
-	s.mu.Unlock()
-	if leading != nil {
-		verdict := leading.report(time.Now(), report)
-		// A leader that has just been woken from a long sleep may not be one any more: what it is told counts once the
-		// others have confirmed it.
-		_, err := s.cfg.ReadIndex(ctx)
-		return verdict, err
+	began := time.Now()
+	if leading := s.leads(); leading != nil {
+		return leading.report(began, report), nil
 	}
 	if s.cfg.LeaderConn == nil {
 		return nil, errLeaderless()
@@ -102,7 +108,41 @@ func (s *Server) send(ctx context.Context, report *Report) (*Verdict, error) {
 	if err != nil {
 		return nil, err
 	}
-	return sendParts(ctx, swarmpb.NewKeeperClient(conn), report)
+	verdict, err := sendParts(ctx, swarmpb.NewKeeperClient(conn), report)
+	if err == nil {
+		s.contact.mark(began)
+	}
+	return verdict, err
+}
+
+// leads is the leader's part while this manager leads, else nil.
+func (s *Server) leads() *leaderPart {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.leading
+}
+
+// confirm asks the other managers every interval, one question at a time, whether this one still leads, until ctx ends.
+// One that has just been woken from a long sleep may not, and learns it only then.
+func (s *Server) confirm(ctx context.Context) error {
+	ticker := time.NewTicker(s.limits.ReportInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		if s.leads() == nil {
+			continue
+		}
+		began := time.Now()
+		call, cancel := context.WithTimeout(ctx, s.limits.Lease)
+		if _, err := s.cfg.ReadIndex(call); err == nil {
+			s.contact.mark(began)
+		}
+		cancel()
+	}
 }
 
 // sendParts reports in calls of bounded size. The first has what concerns the manager itself.
@@ -161,7 +201,7 @@ func (s *Server) makeReport(now time.Time) *Report {
 		b.Age = now.Sub(x.last)
 		facts := x.facts
 		x.mu.Unlock()
-		if !b.Ended && !x.told.recorded(facts, view.NodeStatus(x.nodeID), view.Node(x.nodeID).GetRole()) {
+		if !b.Ended && !x.told.recorded(facts, view, x.nodeID) {
 			b.Facts = facts
 		}
 		report.Beats = append(report.Beats, b)
@@ -179,15 +219,21 @@ func (s *Server) makeReport(now time.Time) *Report {
 
 // told remembers a comparison of facts with a row: both are never changed in place, and seldom another one.
 type told struct {
+	index uint64 // of the view
 	facts *Facts
 	row   *swarmpb.NodeStatus
 	role  swarmpb.NodeRole
 	equal bool
 }
 
-func (t *told) recorded(facts *Facts, row *swarmpb.NodeStatus, role swarmpb.NodeRole) bool {
+func (t *told) recorded(facts *Facts, view *store.View, nodeID string) bool {
+	if t.facts == facts && t.index == view.Index() {
+		return t.equal
+	}
+	t.index = view.Index()
+	row, role := view.NodeStatus(nodeID), view.Node(nodeID).GetRole()
 	if t.facts != facts || t.row != row || t.role != role {
-		*t = told{facts: facts, row: row, role: role, equal: facts.recorded(row, role)}
+		t.facts, t.row, t.role, t.equal = facts, row, role, facts.recorded(row, role)
 	}
 	return t.equal
 }
@@ -208,14 +254,11 @@ func (s *Server) Report(ctx context.Context, req *swarmpb.KeeperReport) (*swarmp
 	if n := max(len(req.GetSessions()), len(req.GetRefused())); n > maxReported {
 		return nil, wire.Errorf(wire.CodeInvalid, "report: %d entries; at most %d are taken in one call", n, maxReported)
 	}
-	s.mu.Lock()
-	leading := s.leading
-	s.mu.Unlock()
-	now := time.Now()
+	leading, now := s.leads(), time.Now()
 	switch {
 	case leading == nil:
 		return nil, wire.Errorf(wire.CodeNotLeader, "this manager does not lead")
-	case !s.inContact(now):
+	case s.leaderless(now):
 		return nil, errLeaderless()
 	}
 	verdict := leading.report(now, s.readReport(peer.NodeID, req))

@@ -1,0 +1,100 @@
+package dispatcher
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/swarmd/swarmd/manager/store"
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+)
+
+const benchNodes = 10_000
+
+// benchLeader is a leader's part and a server with a session of each of 10,000 nodes, all READY.
+func benchLeader(b *testing.B) (*Server, *leaderPart) {
+	w := newWorld(b)
+	s, err := New(Config{
+		NodeID: "m", Store: func() *store.Store { return w.store }, Proposer: w.proposer,
+		ReadIndex: func(context.Context) (uint64, error) { return w.view().Index(), nil },
+		Managers:  func() []*swarmpb.ManagerPeer { return nil },
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	now := time.Now()
+	for i := range benchNodes {
+		id := swarmpb.DerivedID("node", fmt.Sprint(i))
+		facts := &Facts{Address: "10.0.0.7", Description: &swarmpb.NodeDescription{
+			Hostname: fmt.Sprint("host", i), Platform: &swarmpb.Platform{Os: "linux", Architecture: "amd64"}, Resources: &swarmpb.Resources{NanoCpus: 8e9},
+			Engine: &swarmpb.EngineDescription{Version: "1.0", Labels: map[string]string{"disk": "ssd"}}}}
+		w.put(&swarmpb.Row{Row: &swarmpb.Row_Node{Node: &swarmpb.Node{Id: id, Role: swarmpb.NodeRole_NODE_ROLE_WORKER}}},
+			&swarmpb.Row{Row: &swarmpb.Row_NodeStatus{NodeStatus: &swarmpb.NodeStatus{
+				NodeId: id, State: ready, Address: facts.Address, Description: facts.Description}}})
+		s.sessions[id] = newSession(swarmpb.NewID(), id, swarmpb.NewID(), facts, now)
+	}
+	now = time.Now()
+	for _, x := range s.sessions {
+		x.last = now
+	}
+	l := newLeaderPart(s, w.proposer, now)
+	l.report(now, s.makeReport(now))
+	return s, l
+}
+
+// BenchmarkReport_Keeper is what a keeper does every 250 ms.
+func BenchmarkReport_Keeper(b *testing.B) {
+	s, _ := benchLeader(b)
+	now := time.Now()
+	b.ReportAllocs()
+	for b.Loop() {
+		s.makeReport(now)
+	}
+}
+
+// wired answers a keeper as the leader would over the wire, without a network.
+type wired struct{ leader *Server }
+
+func (w wired) Report(_ context.Context, in *swarmpb.KeeperReport, _ ...grpc.CallOption) (*swarmpb.KeeperVerdict, error) {
+	data, err := proto.Marshal(in)
+	if err != nil {
+		return nil, err
+	}
+	out := &swarmpb.KeeperReport{}
+	if err := proto.Unmarshal(data, out); err != nil {
+		return nil, err
+	}
+	return w.leader.Report(incoming("m2"), out)
+}
+
+// BenchmarkReport_Remote is a whole report of a follower's, both ends without the network.
+func BenchmarkReport_Remote(b *testing.B) {
+	s, l := benchLeader(b)
+	s.cfg.Peer = callerOf
+	s.leading = l
+	b.ReportAllocs()
+	for b.Loop() {
+		s.contact.mark(time.Now())
+		if _, err := sendParts(context.Background(), wired{s}, s.makeReport(time.Now())); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkJudge_Leader is what the leader does every 250 ms: a report taken at hand and a judgement.
+func BenchmarkJudge_Leader(b *testing.B) {
+	s, l := benchLeader(b)
+	now := time.Now()
+	report := s.makeReport(now)
+	b.ReportAllocs()
+	for b.Loop() {
+		l.report(now, report)
+		if n := len(l.decide(l.store().View(), now)); n != 0 {
+			b.Fatalf("%d decisions about nodes that are well", n)
+		}
+	}
+}
