@@ -19,7 +19,7 @@ const (
 	benchTasks    = 1_000_000
 	benchServices = 1_000
 	benchNodes    = 1_000
-	benchBatch    = 200
+	benchBatch    = MaxWrites
 	benchMeasured = 100_000
 	// benchIDBytes is the size class of a task's ID.
 	benchIDBytes = 32
@@ -157,7 +157,7 @@ func cpuTime(b testing.TB) time.Duration {
 	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
-// BenchmarkStore1M measures on 1,000,000 running tasks, with 200 writes a proposal; run it with -benchtime 1x:
+// BenchmarkStore1M measures on 1,000,000 running tasks, with as many writes a proposal as it may hold; run it with -benchtime 1x:
 //
 //	B/task     the live heap of a task with its placement, its status and all indexes
 //	us/write   what a write costs on all cores: decode, apply, publish, and the collector's share

@@ -34,6 +34,13 @@ func unknown(message string) *refusal {
 
 // put makes or replaces a row, by the rules of its table.
 func (t *tx) put(row *swarmpb.Row) *refusal {
+	if placement := row.GetTaskPlacement(); placement != nil {
+		// The most frequent one: here the key stays on the stack.
+		if refused := checkKey(swarmpb.TaskPlacementKey(placement.TaskId)); refused != nil {
+			return refused
+		}
+		return t.putPlacement(placement)
+	}
 	if refused := checkKey(row.Key()); refused != nil {
 		return refused
 	}
@@ -54,8 +61,6 @@ func (t *tx) put(row *swarmpb.Row) *refusal {
 		return t.putSlotProgress(row.SlotProgress)
 	case *swarmpb.Row_Task:
 		return t.putTask(row.Task)
-	case *swarmpb.Row_TaskPlacement:
-		return t.putPlacement(row.TaskPlacement)
 	case *swarmpb.Row_TaskAddresses:
 		return t.putAddresses(row.TaskAddresses)
 	case *swarmpb.Row_TaskStatus:

@@ -264,6 +264,7 @@ func (t *tx) load(row *swarmpb.Row) error {
 			return fmt.Errorf("%s: its service or template is missing", key.Describe())
 		}
 		t.shareTask(row, service)
+		content = compactTask(row)
 	case *swarmpb.TaskPlacement, *swarmpb.TaskAddresses, *swarmpb.TaskStatus:
 		task := t.taskRow(at.ID)
 		if task == nil {

@@ -34,6 +34,7 @@ func (t *tx) putTask(row *swarmpb.Task) *refusal {
 	}
 	t.shareTask(row, service)
 	row.Meta = t.stamp(nil)
+	row = compactTask(row)
 	t.write(swarmpb.Table_TABLE_TASK, Key{ID: row.Id}, nil, row)
 	return nil
 }
@@ -51,15 +52,41 @@ func (t *tx) changeTask(known *taskRow, desired swarmpb.TaskState, draining bool
 	if old.DesiredState == desired && old.Draining == draining {
 		return nil
 	}
-	row := &swarmpb.Task{
-		Id: old.Id, ServiceId: old.ServiceId, Slot: old.Slot, NodeId: old.NodeId, TemplateVersion: old.TemplateVersion,
-		Replaces: old.Replaces, Attempt: old.Attempt, StartNotBefore: old.StartNotBefore, Beside: old.Beside,
-		DesiredState: desired, Draining: draining, Meta: t.stamp(old.Meta),
+	row := compactTask(old)
+	row.DesiredState, row.Draining = desired, draining
+	if row.Meta == nil { // as a snapshot may have it
+		row.Meta = t.stamp(nil)
 	}
-	// A later version's fields stay.
-	row.ProtoReflect().SetUnknown(old.ProtoReflect().GetUnknown())
+	row.Meta.Version, row.Meta.UpdatedAt = t.index, t.now
 	t.writePart(swarmpb.Table_TABLE_TASK, known, old, row)
 	return nil
+}
+
+// compactTask is a copy of a task that is one object with its Meta: of a million tasks, that is a million objects
+// fewer for the collector to find. What a later version may know of either stays.
+func compactTask(task *swarmpb.Task) *swarmpb.Task {
+	both := new(struct {
+		task swarmpb.Task
+		meta swarmpb.Meta
+	})
+	row, meta := &both.task, &both.meta
+	row.Id, row.ServiceId, row.Slot, row.NodeId = task.Id, task.ServiceId, task.Slot, task.NodeId
+	row.TemplateVersion, row.Replaces, row.Attempt = task.TemplateVersion, task.Replaces, task.Attempt
+	row.StartNotBefore, row.Beside = task.StartNotBefore, task.Beside
+	row.DesiredState, row.Draining = task.DesiredState, task.Draining
+	keepUnknown(row, task)
+	if task.Meta != nil {
+		row.Meta = meta
+		meta.Version, meta.CreatedAt, meta.UpdatedAt = task.Meta.Version, task.Meta.CreatedAt, task.Meta.UpdatedAt
+		keepUnknown(meta, task.Meta)
+	}
+	return row
+}
+
+func keepUnknown(to, from proto.Message) {
+	if unknown := from.ProtoReflect().GetUnknown(); len(unknown) > 0 {
+		to.ProtoReflect().SetUnknown(unknown)
+	}
 }
 
 func (t *tx) setTaskState(op *swarmpb.SetTaskState) *refusal {
