@@ -20,13 +20,21 @@ import (
 func (m *Manager) lead(ctx context.Context, leader store.Leader) error {
 	log := m.log.With("term", leader.Term())
 	log.Info("leading")
-	err := Lead(ctx, m.replica.Store(), leader, m.dispatcher, log)
+	st := m.replica.Store()
+	members := newMembership(st, m.replica, m.id.NodeID, m.cfg.Address, log.With("part", "membership"))
+	health := &healthWatch{
+		store: st, leader: leader, raft: m.replica, self: m.id.NodeID, health: m.healthOf, log: log.With("part", "health"),
+	}
+	err := Lead(ctx, st, leader, m.dispatcher, log, members.run, health.run,
+		func(ctx context.Context) error { return m.ca.Lead(ctx, leader, m.dispatcher.Acked) })
 	log.Info("no longer leading")
 	return err
 }
 
-// Lead runs the leader's loops on a store until ctx ends or one of them fails. Nothing of it runs when it returns.
-func Lead(ctx context.Context, st *store.Store, leader store.Leader, sessions *dispatcher.Server, log *slog.Logger) error {
+// Lead runs the leader's loops on a store, and the others given, until ctx ends or one of them fails. Nothing of it
+// runs when it returns.
+func Lead(ctx context.Context, st *store.Store, leader store.Leader, sessions *dispatcher.Server, log *slog.Logger,
+	others ...func(context.Context) error) error {
 	var loops []func(context.Context) error
 	for _, r := range append(orchestrator.Reconcilers(), allocator.Uplink{}) {
 		driver, err := reconcile.New(reconcile.Config{Store: st, Leader: leader, Reconciler: r, Clock: time.Now, Logger: log.With("part", r.Name())})
@@ -40,6 +48,7 @@ func Lead(ctx context.Context, st *store.Store, leader store.Leader, sessions *d
 		return err
 	}
 	loops = append(loops, place.Run, func(ctx context.Context) error { return sessions.Lead(ctx, leader) })
+	loops = append(loops, others...)
 	// Nothing starts before everything is made: an error above leaves no loop behind.
 	g, ctx := errgroup.WithContext(ctx)
 	for _, run := range loops {

@@ -25,7 +25,7 @@ import (
 	"github.com/swarmd/swarmd/proto/wire"
 )
 
-// Config is what a Manager needs; all fields are required.
+// Config is what a Manager needs; all fields are required unless they say otherwise.
 type Config struct {
 	// Dir keeps the Raft log, the snapshots and the key that seals them.
 	Dir string
@@ -34,8 +34,44 @@ type Config struct {
 	// Address is host:port under which the other nodes reach this one.
 	Address string
 	// Raft yields the other managers' connections.
-	Raft   net.Listener
-	Logger *slog.Logger
+	Raft net.Listener
+	// Managers are addresses at which other managers may be reached; only Rejoin needs them.
+	Managers []string
+	// Hints of gossip for the leader's failure detector. Optional.
+	Hints dispatcher.Hints
+	// Transport is how it reaches other managers and knows who calls. Optional: mutual TLS by Credentials.
+	Transport Transport
+	Logger    *slog.Logger
+}
+
+// Transport is a manager's way to the others, and its word for who called.
+type Transport interface {
+	// DialRaft opens a connection to the Raft of the manager at the address.
+	DialRaft(ctx context.Context, address string) (net.Conn, error)
+	// DialManager returns a client of the manager at the address.
+	DialManager(address string) (*grpc.ClientConn, error)
+	// Peer tells who made the call that ctx belongs to.
+	Peer(ctx context.Context) (wire.PeerInfo, bool)
+}
+
+// tlsTransport is mutual TLS.
+type tlsTransport struct{ creds *wire.Credentials }
+
+func (t tlsTransport) DialRaft(ctx context.Context, address string) (net.Conn, error) {
+	return wire.DialRaft(ctx, address, t.creds)
+}
+
+func (t tlsTransport) DialManager(address string) (*grpc.ClientConn, error) {
+	return wire.Dial(address, t.creds)
+}
+
+func (tlsTransport) Peer(ctx context.Context) (wire.PeerInfo, bool) { return wire.Peer(ctx) }
+
+func (c *Config) transport() Transport {
+	if c.Transport != nil {
+		return c.Transport
+	}
+	return tlsTransport{c.Credentials}
 }
 
 // Manager is one manager of a cluster.
@@ -43,6 +79,7 @@ type Manager struct {
 	cfg        Config
 	id         wire.Identity
 	log        *slog.Logger
+	transport  Transport
 	replica    *replica.Replica
 	control    *control.Server
 	dispatcher *dispatcher.Server
@@ -62,16 +99,13 @@ func New(cfg Config) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Manager{cfg: cfg, id: id, log: cfg.Logger}
+	m := &Manager{cfg: cfg, id: id, log: cfg.Logger, transport: cfg.transport()}
 	m.replica, err = replica.New(replica.Config{
 		Dir: raftDir(cfg.Dir), NodeID: id.NodeID, ClusterID: id.ClusterID, Address: cfg.Address, Key: key,
 		Listener: cfg.Raft,
-		Dial: func(ctx context.Context, address string) (net.Conn, error) {
-			return wire.DialRaft(ctx, address, cfg.Credentials)
-		},
-		DialManager: func(address string) (*grpc.ClientConn, error) { return wire.Dial(address, cfg.Credentials) },
-		Lead:        m.lead,
-		Logger:      cfg.Logger.With("part", "replica"),
+		Dial:     m.transport.DialRaft, DialManager: m.transport.DialManager, Peer: m.transport.Peer,
+		Lead:   m.lead,
+		Logger: cfg.Logger.With("part", "replica"),
 	})
 	if err != nil {
 		return nil, err
@@ -88,6 +122,8 @@ func (m *Manager) services() error {
 		NodeID: m.id.NodeID, Store: m.replica.Store, Proposer: m.replica, ReadIndex: m.replica.ReadIndex,
 		Leader:         m.Leader,
 		ManagerAddress: func() string { return m.cfg.Address },
+		Members:        m.controlMembers,
+		LastContact:    m.replica.LastContact,
 		NewJoinToken:   wire.NewToken,
 		CloseNode:      func(nodeID string) { m.cfg.Credentials.CloseNode(nodeID) },
 		Logger:         m.log.With("part", "control"),
@@ -97,22 +133,19 @@ func (m *Manager) services() error {
 	}
 	m.dispatcher, err = dispatcher.New(dispatcher.Config{
 		NodeID: m.id.NodeID, Store: m.replica.Store, Proposer: m.replica, ReadIndex: m.replica.ReadIndex,
-		Managers: m.peers,
-		Logger:   m.log.With("part", "dispatcher"),
+		Managers: m.peers, LeaderConn: m.replica.LeaderConn, Role: m.role, Health: m.health,
+		Hints: m.cfg.Hints, Peer: m.transport.Peer,
+		Logger: m.log.With("part", "dispatcher"),
 	})
 	if err != nil {
 		return err
 	}
 	m.ca, err = ca.New(ca.Config{
 		Store: m.replica.Store, Proposer: m.replica, ReadIndex: m.replica.ReadIndex,
+		InRaft: m.inRaft, Peer: m.transport.Peer,
 		Logger: m.log.With("part", "ca"),
 	})
 	return err
-}
-
-// peers are the managers that workers may hold sessions with.
-func (m *Manager) peers() []*swarmpb.ManagerPeer {
-	return []*swarmpb.ManagerPeer{{NodeId: m.id.NodeID, Address: m.cfg.Address, Weight: 1}}
 }
 
 // Register adds the services that other nodes call to a server of the cluster port.

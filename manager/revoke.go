@@ -4,28 +4,128 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/swarmd/swarmd/manager/replica"
 	"github.com/swarmd/swarmd/manager/store"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
 
-// revoke keeps removed nodes out: it refuses their handshakes, and closes the connections that they have.
-func (m *Manager) revoke(ctx context.Context) error {
-	m.cfg.Credentials.SetRevoked(func(nodeID string, _ swarmpb.NodeRole) bool {
-		view := m.replica.Store().View()
-		// Before the first rows are there, nobody has been removed.
-		return view.Cluster() != nil && view.Node(nodeID) == nil
-	})
-	return followRemovals(ctx, m.replica.Store, m.cfg.Credentials.CloseRevoked, func(nodeID string) {
-		if n := m.cfg.Credentials.CloseNode(nodeID); n > 0 {
-			m.log.Info("closed the connections of a removed node", "node", nodeID, "connections", n)
-		}
-	})
+const (
+	// catchUpTimeout bounds how long the handshake of an unknown node waits for this manager to catch up.
+	catchUpTimeout = 2 * time.Second
+	// sweepEvery is how often it is looked whether Raft's configuration or the leader has changed.
+	sweepEvery = time.Second
+)
+
+// judge says who may connect to this manager and in what role, by a store that may be behind.
+//
+// A manager must never keep out the leader that it has not heard of yet: it would stay behind for good. So where
+// there is no leader, and about the leader itself, a manager's certificate is believed. Without a leader such a peer
+// gains nothing: nothing can be written, and what can be read it has seen as a manager.
+type judge struct {
+	view   func() *store.View
+	inRaft func(nodeID string) bool
+	role   func(nodeID string) swarmpb.NodeRole
+	// leader is the node ID of Raft's leader, empty for none.
+	leader    func() string
+	readIndex func(context.Context) (uint64, error)
 }
 
-// followRemovals calls removed for every node that is removed from now on. It calls missed each time it has begun to
-// watch, at the start and after a gap: what was removed before that it does not tell by itself.
-func followRemovals(ctx context.Context, current func() *store.Store, missed func() int, removed func(nodeID string)) error {
+// revoked is wire's check of a handshake: whether the node was removed. A node that has just joined may not be in this
+// manager's store yet, so an unknown one is only refused with all that was committed before at hand, or when that
+// cannot be had: then it tries again.
+func (j *judge) revoked(nodeID string, certified swarmpb.NodeRole) bool {
+	view := j.view()
+	// Before the first rows are there, nobody has been removed.
+	if view.Cluster() == nil || view.Node(nodeID) != nil || j.inRaft(nodeID) {
+		return false
+	}
+	leader := j.leader()
+	if certified == swarmpb.NodeRole_NODE_ROLE_MANAGER && (leader == "" || leader == nodeID) {
+		return false
+	}
+	if leader == "" {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), catchUpTimeout)
+	defer cancel()
+	if _, err := j.readIndex(ctx); err != nil {
+		return true
+	}
+	return j.view().Node(nodeID) == nil && !j.inRaft(nodeID)
+}
+
+// countsAs is wire's question what role a peer has whose certificate is a manager's. For a node without a row that is
+// for revoked to say.
+func (j *judge) countsAs(nodeID string, certified swarmpb.NodeRole) swarmpb.NodeRole {
+	view := j.view()
+	if view.Cluster() == nil || view.Node(nodeID) == nil {
+		return certified
+	}
+	if leader := j.leader(); leader == "" || leader == nodeID {
+		return certified
+	}
+	return j.role(nodeID)
+}
+
+// revoke keeps removed nodes out, and managers that are none any more out of what managers do: it refuses their
+// handshakes and calls, and closes the connections that they have.
+func (m *Manager) revoke(ctx context.Context) error {
+	creds := m.cfg.Credentials
+	j := &judge{
+		view:   func() *store.View { return m.replica.Store().View() },
+		inRaft: m.inRaft, role: m.role, leader: m.Leader, readIndex: m.replica.ReadIndex,
+	}
+	creds.SetRevoked(j.revoked)
+	creds.SetRole(j.countsAs)
+	// Where this is a manager no longer, its store grows old: nobody is judged by it.
+	defer creds.SetRevoked(nil)
+	defer creds.SetRole(nil)
+	sweep := func() {
+		if n := creds.CloseRevoked(); n > 0 {
+			m.log.Info("closed connections of nodes that were removed or are managers no longer", "connections", n)
+		}
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return m.sweepChanges(ctx, sweep) })
+	g.Go(func() error {
+		return followRemovals(ctx, m.replica.Store, sweep, func(nodeID string) {
+			if n := creds.CloseNode(nodeID); n > 0 {
+				m.log.Info("closed the connections of a removed node", "node", nodeID, "connections", n)
+			}
+		})
+	})
+	return g.Wait()
+}
+
+// sweepChanges calls sweep after each change of Raft's configuration or of the leader: what judge says hangs on them.
+func (m *Manager) sweepChanges(ctx context.Context, sweep func()) error {
+	ticker := time.NewTicker(sweepEvery)
+	defer ticker.Stop()
+	var members []replica.Member
+	var leader string
+	for {
+		if now, by := m.replica.Members(), m.Leader(); by != leader || !slices.Equal(now, members) {
+			members, leader = now, by
+			sweep()
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		}
+	}
+}
+
+// followRemovals calls removed for every node that is removed from now on. It calls sweep each time it has begun to
+// watch, at the start and after a gap, as what was removed before that it does not tell by itself; and when a node is
+// to be a manager no longer.
+func followRemovals(ctx context.Context, current func() *store.Store, sweep func(), removed func(nodeID string)) error {
 	for {
 		st := current()
 		watch, err := st.Watch(st.View().Index(), 0)
@@ -35,8 +135,8 @@ func followRemovals(ctx context.Context, current func() *store.Store, missed fun
 		if err != nil {
 			return fmt.Errorf("watch nodes: %w", err)
 		}
-		missed()
-		err = removals(ctx, watch, removed)
+		sweep()
+		err = removals(ctx, watch, sweep, removed)
 		watch.Close()
 		if !errors.Is(err, store.ErrOverflow) {
 			return err
@@ -44,16 +144,30 @@ func followRemovals(ctx context.Context, current func() *store.Store, missed fun
 	}
 }
 
-func removals(ctx context.Context, watch *store.Watch, removed func(nodeID string)) error {
+func removals(ctx context.Context, watch *store.Watch, sweep func(), removed func(nodeID string)) error {
 	for {
 		batch, err := watch.Next(ctx)
 		if err != nil {
 			return err
 		}
+		demoted := false
 		for _, c := range batch.Changes {
-			if c.Table == swarmpb.Table_TABLE_NODE && c.New == nil {
+			if c.Table != swarmpb.Table_TABLE_NODE {
+				continue
+			}
+			if c.New == nil {
 				removed(c.Key.ID)
+			} else if wantsManager(c.Old) && !wantsManager(c.New) {
+				demoted = true
 			}
 		}
+		if demoted {
+			sweep()
+		}
 	}
+}
+
+func wantsManager(row proto.Message) bool {
+	node, _ := row.(*swarmpb.Node)
+	return node.GetSpec().GetDesiredRole() == swarmpb.NodeRole_NODE_ROLE_MANAGER
 }

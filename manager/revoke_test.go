@@ -46,13 +46,12 @@ func TestFollowRemovals_NodesGoWatchedUnwatchedAndWithTheStore_NoneIsMissed(t *t
 				t.Fatalf("connected are %v, want %v", got, want)
 			}
 		}
-		missed := func() int {
+		missed := func() {
 			for id := range live {
 				if st.View().Node(id) == nil {
 					delete(live, id)
 				}
 			}
-			return 0
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
@@ -87,5 +86,121 @@ func TestFollowRemovals_NodesGoWatchedUnwatchedAndWithTheStore_NoneIsMissed(t *t
 		if err := <-done; !errors.Is(err, context.Canceled) {
 			t.Errorf("it ended with %v", err)
 		}
+	})
+}
+
+func TestJudge_StoreMayBeBehind_OnlyWhoIsGoneIsKeptOut(t *testing.T) {
+	type world struct {
+		rows    map[string]row // nil: the cluster's row is not there yet
+		raft    []string
+		leader  string
+		learned map[string]row // what a read index brings
+		err     error          // of the read index
+	}
+	present := map[string]row{"here": {workerRole, workerRole, nodeReady, ""}}
+	for _, tc := range []struct {
+		name      string
+		world     world
+		node      string
+		certified swarmpb.NodeRole
+		revoked   bool
+		asked     bool
+	}{
+		{"nothing is known yet", world{leader: "m"}, "n", workerRole, false, false},
+		{"a node", world{rows: present, leader: "m"}, "here", workerRole, false, false},
+		{"a member of Raft without a row", world{rows: present, raft: []string{"n"}, leader: "m"}, "n", managerRole, false, false},
+		{"removed", world{rows: present, leader: "m", learned: present}, "n", workerRole, true, true},
+		{"a removed manager", world{rows: present, leader: "m", learned: present}, "n", managerRole, true, true},
+		{"joined, this store is behind", world{rows: present, leader: "m", learned: map[string]row{"n": managerAt("")}}, "n", managerRole, false, true},
+		{"no answer from the leader", world{rows: present, leader: "m", err: errors.New("no")}, "n", workerRole, true, true},
+		{"a worker, no leader to ask", world{rows: present}, "n", workerRole, true, false},
+		{"a manager, no leader: it may be the new one", world{rows: present}, "n", managerRole, false, false},
+		{"the leader itself", world{rows: present, leader: "n"}, "n", managerRole, false, false},
+	} {
+		st := store.New()
+		put := func(rows map[string]row) {
+			if rows == nil {
+				return
+			}
+			cluster := &swarmpb.Row{Row: &swarmpb.Row_Cluster{Cluster: &swarmpb.Cluster{Id: "c"}}}
+			writes := []*swarmpb.Write{{Op: &swarmpb.Write_Put{Put: cluster}}}
+			if _, err := store.NewLocalProposer(st).Propose(t.Context(), &swarmpb.Proposal{Writes: writes, Now: 1}); err != nil {
+				t.Fatal(err)
+			}
+			putRows(t, st, rows)
+		}
+		put(tc.world.rows)
+		asked := false
+		j := &judge{
+			view: st.View, inRaft: func(id string) bool { return slices.Contains(tc.world.raft, id) },
+			leader: func() string { return tc.world.leader },
+			readIndex: func(ctx context.Context) (uint64, error) {
+				if _, bounded := ctx.Deadline(); !bounded {
+					t.Errorf("%s: a read index without a limit", tc.name)
+				}
+				asked = true
+				put(tc.world.learned)
+				return 0, tc.world.err
+			},
+		}
+		if got := j.revoked(tc.node, tc.certified); got != tc.revoked || asked != tc.asked {
+			t.Errorf("%s: revoked %v, asked the leader %v", tc.name, got, asked)
+		}
+	}
+}
+
+func TestJudge_CertificateSaysManager_CountsWhileItIsOneOrMayBe(t *testing.T) {
+	st := store.New()
+	cluster := &swarmpb.Row{Row: &swarmpb.Row_Cluster{Cluster: &swarmpb.Cluster{Id: "c"}}}
+	leader := "m"
+	j := &judge{
+		view: st.View, leader: func() string { return leader },
+		role: func(id string) swarmpb.NodeRole { return st.View().Node(id).GetSpec().GetDesiredRole() },
+	}
+	expect := func(when, id string, want swarmpb.NodeRole) {
+		t.Helper()
+		if got := j.countsAs(id, managerRole); got != want {
+			t.Errorf("%s: %s counts as %s", when, id, got.Name())
+		}
+	}
+	expect("an empty store", "m", managerRole)
+	if _, err := store.NewLocalProposer(st).Propose(t.Context(), &swarmpb.Proposal{
+		Writes: []*swarmpb.Write{{Op: &swarmpb.Write_Put{Put: cluster}}}, Now: 1}); err != nil {
+		t.Fatal(err)
+	}
+	putRows(t, st, map[string]row{"m": managerAt(""), "old": managerAt("").demoted()})
+	expect("a manager", "m", managerRole)
+	expect("demoted", "old", workerRole)
+	expect("unknown: revoked decides", "n", managerRole)
+	leader = "old"
+	expect("it leads: this store is behind", "old", managerRole)
+	leader = ""
+	expect("no leader: it may be the new one, and this store behind", "old", managerRole)
+}
+
+func TestFollowRemovals_ManagerIsDemoted_ConnectionsAreJudgedAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := store.New()
+		putRows(t, st, map[string]row{"m": managerAt("a:1"), "w": {workerRole, workerRole, nodeReady, ""}})
+		sweeps := 0
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			done <- followRemovals(ctx, func() *store.Store { return st }, func() { sweeps++ }, func(string) {})
+		}()
+		synctest.Wait()
+		before := sweeps
+		putRows(t, st, map[string]row{"m": managerAt("a:1"), "w": {workerRole, workerRole, nodeDown, ""}})
+		synctest.Wait()
+		if sweeps != before {
+			t.Errorf("swept for a change of state")
+		}
+		putRows(t, st, map[string]row{"m": managerAt("a:1").demoted(), "w": {workerRole, workerRole, nodeDown, ""}})
+		synctest.Wait()
+		if sweeps != before+1 {
+			t.Errorf("%d sweeps for a demotion", sweeps-before)
+		}
+		cancel()
+		<-done
 	})
 }
