@@ -68,6 +68,9 @@ type Tuning struct {
 	SnapshotThreshold uint64
 	SnapshotBytes     uint64
 	TrailingLogs      uint64
+	// BeforeWrite is called before each write of the log, whose error is the write's: simulations of a disk that is
+	// slow, hangs or fails. Nil: nothing.
+	BeforeWrite func() error
 	// LowSpaceBytes is the watermark under which Health says LowSpace.
 	LowSpaceBytes uint64
 }

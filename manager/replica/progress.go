@@ -33,7 +33,7 @@ func (t *progressTable) observe(id raft.ServerID, request *raft.AppendEntriesReq
 	switch {
 	case t.term > request.Term:
 		return
-	case t.term < request.Term:
+	case t.term < request.Term || t.peers == nil:
 		t.term, t.peers = request.Term, make(map[raft.ServerID]peerProgress)
 	}
 	p := t.peers[id]
@@ -128,6 +128,12 @@ func (p *observedPipeline) pass(id raft.ServerID, progress *progressTable) {
 			select {
 			case p.answers <- answer:
 			case <-p.done:
+				return
+			}
+			if request, response := answer.Request(), answer.Response(); !response.Success || response.Term > request.Term {
+				// Raft reads no further. What it sends meanwhile would wait forever for somebody to take the answers
+				// before: a closed pipeline refuses it.
+				_ = p.AppendPipeline.Close()
 				return
 			}
 		case <-p.done:

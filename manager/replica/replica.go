@@ -109,6 +109,9 @@ func (r *Replica) open() (err error) {
 	if err != nil {
 		return &DataError{Dir: r.cfg.Dir, Err: err}
 	}
+	if before := r.tuning.BeforeWrite; before != nil {
+		r.logs.stall.Store(&before)
+	}
 	r.logs.retain, r.logs.ends = r.snapshots.retention, r.snapshots.ends
 	r.snapshots.taken, r.snapshots.membership = r.logs.resetWritten, r.snapshotMembership
 	r.logs.failed = r.appendFailed
