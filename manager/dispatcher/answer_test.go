@@ -233,7 +233,11 @@ func TestUpdateStatus_NoLeader_UnavailableAtOnce(t *testing.T) {
 		}
 		// A session that ends does not keep its calls.
 		done := make(chan error, 1)
-		go func() { done <- w.update(&swarmpb.TaskStatus{TaskId: id, State: stRunning}) }()
+		go func() { // not in the worker's context, which ends with the session
+			_, err := c.client.UpdateStatus(asNode(c.ctx, "n1"), &swarmpb.UpdateStatusRequest{
+				SessionId: w.id, Statuses: []*swarmpb.TaskStatus{{TaskId: id, State: stRunning}}})
+			done <- err
+		}()
 		time.Sleep(time.Second)
 		c.delete(swarmpb.NodeKey("n1"))
 		synctest.Wait()
