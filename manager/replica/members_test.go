@@ -57,6 +57,7 @@ func TestMembers_AddedPromotedMovedRemoved(t *testing.T) {
 		wantMembers(t, c, " m1 m2 m3 m4")
 
 		m4.stop()
+		eventually(t, "the leader to miss m4", func() bool { return !leader.CaughtUp("m4") })
 		m4.address = "m4:2388"
 		m4.restart()
 		c.add(m4)

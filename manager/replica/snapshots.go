@@ -290,6 +290,9 @@ func (s *snapshotSink) commit() error {
 
 // add makes a verified snapshot count and removes what is no longer needed.
 func (ss *snapshotStore) add(info snapshotInfo) {
+	if ss.taken != nil {
+		defer ss.taken() // without the lock, which the log asks for under its own
+	}
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
 	// First among equals: a leader may send what this member has already, and Raft opens what has just come.
@@ -307,8 +310,5 @@ func (ss *snapshotStore) add(info snapshotInfo) {
 		for _, path := range damaged {
 			os.Remove(path)
 		}
-	}
-	if ss.taken != nil {
-		ss.taken()
 	}
 }

@@ -36,6 +36,22 @@ func takeTestSnapshot(ss *snapshotStore, index uint64, data []byte) (string, err
 	return sink.ID(), sink.Close()
 }
 
+// The log asks for the snapshots' lock under its own.
+func TestSnapshot_Taken_IsToldWithoutTheLock(t *testing.T) {
+	ss := openTestSnapshots(t, t.TempDir())
+	told := 0
+	ss.taken = func() {
+		if told++; !ss.mu.TryLock() {
+			t.Error("the lock is held")
+			return
+		}
+		ss.mu.Unlock()
+	}
+	if _, err := takeTestSnapshot(ss, 1, []byte("data")); err != nil || told != 1 {
+		t.Errorf("told %d times, %v", told, err)
+	}
+}
+
 func TestSnapshot_OfAnySize_ComesBackWithItsSize(t *testing.T) {
 	dir := t.TempDir()
 	rapid.Check(t, func(rt *rapid.T) {

@@ -204,3 +204,25 @@ func TestPlannedStop_CallsUnderWay_AreFinishedAndLaterOnesRefused(t *testing.T) 
 		})
 	}
 }
+
+func TestTransfer_HeirWithAHungDisk_TheNextOneTakesOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3, nil)
+		old := c.leader()
+		for _, hung := range c.except(old) { // whichever is asked first
+			release := hung.hangDisk()
+			if err := old.TransferLeadership(t.Context(), hung.id); !errors.Is(err, wire.ErrUnavailable) {
+				t.Errorf("to %s, whose disk hangs: %v", hung.id, err)
+			}
+			if err := old.TransferLeadership(t.Context(), ""); err != nil {
+				t.Errorf("while the disk of %s hangs: %v", hung.id, err)
+			}
+			if next := c.leader(); next == hung || next == old {
+				t.Errorf("%s leads", next.id)
+			}
+			release()
+			<-time.After(2 * time.Second)
+			c.transfer(old)
+		}
+	})
+}
