@@ -21,6 +21,7 @@ import (
 	"github.com/swarmd/swarmd/manager/control"
 	"github.com/swarmd/swarmd/manager/dispatcher"
 	"github.com/swarmd/swarmd/manager/replica"
+	"github.com/swarmd/swarmd/manager/store"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/proto/wire"
 )
@@ -41,7 +42,9 @@ type Config struct {
 	Hints dispatcher.Hints
 	// Transport is how it reaches other managers and knows who calls. Optional: mutual TLS by Credentials.
 	Transport Transport
-	Logger    *slog.Logger
+	// Tuning of the replica. Optional.
+	Tuning replica.Tuning
+	Logger *slog.Logger
 }
 
 // Transport is a manager's way to the others, and its word for who called.
@@ -105,6 +108,7 @@ func New(cfg Config) (*Manager, error) {
 		Listener: cfg.Raft,
 		Dial:     m.transport.DialRaft, DialManager: m.transport.DialManager, Peer: m.transport.Peer,
 		Lead:   m.lead,
+		Tuning: cfg.Tuning,
 		Logger: cfg.Logger.With("part", "replica"),
 	})
 	if err != nil {
@@ -147,6 +151,9 @@ func (m *Manager) services() error {
 	})
 	return err
 }
+
+// Store is the replicated state as this manager has it, to be read; a snapshot from the leader swaps it.
+func (m *Manager) Store() *store.Store { return m.replica.Store() }
 
 // Register adds the services that other nodes call to a server of the cluster port.
 func (m *Manager) Register(r grpc.ServiceRegistrar) {
