@@ -3,10 +3,11 @@
 //
 // A Server runs on every manager and keeps sessions from its own replica of the store. Lead adds what only the
 // leader does: the lease table that declares nodes READY, DISCONNECTED and DOWN, and the end of tasks on removed
-// nodes. Every keeper reports the ages of its sessions to the leader's table.
+// nodes. Every keeper reports the ages of its sessions to the leader's table, over the Keeper service.
 //
 // It promises: a node is called down only when its keeper has not heard a beat for a lease, or when it has not
-// found another keeper within a reconnect lease; statuses are answered once they are committed; a node sees its
+// found another keeper within a reconnect lease, which a lease, gossip and the leader's own probe may cut short
+// together; a beat is answered only while the leader counts this manager among those that live; statuses are answered once they are committed; a node sees its
 // own tasks only; nothing that a worker sends stops a manager or grows its memory without bound.
 //
 // It alone writes NodeStatus and TaskStatus rows. Nothing that is unchanged enters the log.

@@ -243,7 +243,7 @@ func TestKeepers_CloneAtAnotherManager_NeitherFlaps(t *testing.T) {
 // cannot know yet that it leads no more, must not keep anybody's contact fresh.
 func TestKeepers_LeaderWokenFromSleep_TakesNothingBeforeItIsConfirmed(t *testing.T) {
 	inFleet(t, []string{"m1", "m2"}, nil, nil, func(t *testing.T, f *fleet) {
-		time.Sleep(time.Second)
+		time.Sleep(1100 * time.Millisecond) // between two confirmations
 		server := f.managers["m1"].server
 		report := func() error {
 			_, err := server.Report(incoming("m2"), &swarmpb.KeeperReport{})
