@@ -143,7 +143,8 @@ func TestLeaderFrozen_SingleForwardedWrite_IsRetriedThroughTheNext(t *testing.T)
 		if took := time.Since(start); took > 4*time.Second {
 			t.Errorf("it took %s", took)
 		}
-		if _, err := f.Propose(t.Context(), alarm("a", "r")); err != nil || f.count("a") != 1 {
+		f.mustPropose(alarm("a", "r"))
+		if _, err := f.ReadIndex(t.Context()); err != nil || f.count("a") != 1 {
 			t.Errorf("again: %v, made %d times", err, f.count("a"))
 		}
 		c.net.freeze(old.address, false)
