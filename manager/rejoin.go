@@ -21,6 +21,12 @@ const (
 	rejoinCall    = 5 * time.Second
 )
 
+// IsDataError says whether the error of New is a *replica.DataError.
+func IsDataError(err error) bool {
+	var damaged *replica.DataError
+	return errors.As(err, &damaged)
+}
+
 // Rejoin makes room for a new beginning where New has returned a *replica.DataError: it asks the managers of
 // cfg.Managers, of which the leader answers, to take this one's vote, and moves the damaged data aside. After nil New
 // starts empty, and the leader has it catch up and gives it its vote back. After an error the data is as it was:
@@ -81,8 +87,7 @@ func giveUpVote(ctx context.Context, managers []string, self, dir string, ask fu
 			case err == nil:
 				return nil
 			case errors.Is(err, wire.ErrFailedPrecondition):
-				return wire.Errorf(wire.CodeFailedPrecondition, "this manager's data in %s is damaged, and it cannot begin again from the others' now: %w; "+
-					"it tries again when swarmd is restarted", dir, err)
+				return wire.Errorf(wire.CodeFailedPrecondition, "this manager's data in %s is damaged, and it cannot begin again from the others' now: %w", dir, err)
 			}
 			errs = append(errs, fmt.Errorf("manager %s: %w", address, err))
 		}
@@ -96,7 +101,7 @@ func giveUpVote(ctx context.Context, managers []string, self, dir string, ask fu
 		case <-ctx.Done():
 			timer.Stop()
 			return wire.Errorf(wire.CodeUnavailable, "this manager's data in %s is damaged, and no leader of the others was found: %w; "+
-				"see that most of the other managers run and are reached from here, then restart swarmd", dir, errors.Join(errs...))
+				"see that most of the other managers run and are reached from here", dir, errors.Join(errs...))
 		}
 	}
 }

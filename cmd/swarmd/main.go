@@ -80,7 +80,7 @@ func run(ctx context.Context, o *options) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	n, err := node.New(node.Config{
-		DataDir: o.dataDir, RunDir: o.runDir, Containerd: o.containerd, OCIRuntime: o.ociRuntime, ListenAddr: o.listenAddr,
+		DataDir: o.dataDir, RunDir: o.runDir, Containerd: o.containerd, OCIRuntime: o.ociRuntime, ListenAddr: o.listenAddr, GossipAddr: o.gossipAddr,
 		CgroupParent: o.cgroupParent, InsecureRegistries: o.insecureRegistries, Version: version, Logger: logger,
 	})
 	if err != nil {

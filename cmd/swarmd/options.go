@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,6 +26,7 @@ type options struct {
 	containerd         string
 	ociRuntime         string
 	listenAddr         string
+	gossipAddr         string
 	logLevel           string
 	logFormat          string
 	cgroupParent       string
@@ -38,7 +40,8 @@ func (o *options) define(f *pflag.FlagSet) {
 	f.StringVar(&o.runDir, "run-dir", "/run/swarmd", "what need not: swarmd.sock, containerd's state")
 	f.StringVar(&o.containerd, "containerd", "", "socket of an existing containerd (default: our own, embedded)")
 	f.StringVar(&o.ociRuntime, "oci-runtime", "runc", "runc, crun or a path")
-	f.StringVar(&o.listenAddr, "listen-addr", "0.0.0.0:2377", "address of the cluster port, host:port")
+	f.StringVar(&o.listenAddr, "listen-addr", "0.0.0.0:2377", "address of the cluster port, host:port; used while this host is a manager")
+	f.StringVar(&o.gossipAddr, "gossip-addr", "", "address of gossip, IP:port, TCP and UDP; the port is the same on all hosts (default: the advertised address, port 7946)")
 	f.StringVar(&o.cgroupParent, "cgroup-parent", "/swarmd", "cgroup below which every container gets its own")
 	f.StringSliceVar(&o.insecureRegistries, "insecure-registry", nil, "registry (host[:port]) to speak plain HTTP with; may be repeated")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -120,6 +123,11 @@ func (o *options) check() error {
 	}
 	if _, port, err := net.SplitHostPort(o.listenAddr); err != nil || port == "" {
 		errs = append(errs, fmt.Errorf("--listen-addr %q: want host:port, for example 0.0.0.0:2377", o.listenAddr))
+	}
+	if o.gossipAddr != "" {
+		if at, err := netip.ParseAddrPort(o.gossipAddr); err != nil || at.Port() == 0 {
+			errs = append(errs, fmt.Errorf("--gossip-addr %q: want IP:port, for example 0.0.0.0:7946", o.gossipAddr))
+		}
 	}
 	if _, err := o.logger(io.Discard); err != nil {
 		errs = append(errs, err)

@@ -47,6 +47,8 @@ func TestOptions_WrongValues_NameTheSettingAndWhatToDo(t *testing.T) {
 	}{
 		{[]string{"--data-dir", "relative"}, "--data-dir"},
 		{[]string{"--listen-addr", "2377"}, "--listen-addr"},
+		{[]string{"--gossip-addr", "host:7946"}, "--gossip-addr"},
+		{[]string{"--gossip-addr", "10.0.0.1"}, "want IP:port"},
 		{[]string{"--log-level", "loud"}, "want debug, info"},
 		{[]string{"--log-format", "xml"}, "want text or json"},
 		{[]string{"--config", "/does/not/exist.toml"}, "read configuration"},

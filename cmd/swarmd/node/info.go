@@ -55,8 +55,31 @@ func (m *member) problems() []string {
 	if err := m.refusal(); err != nil {
 		out = append(out, fmt.Sprintf("the managers refuse this node: %v; leave the cluster with `swarmctl leave --force`, then join it again", err))
 	}
-	if _, trouble := m.now(); trouble != "" {
-		out = append(out, "this host's manager does not work and is started again and again: "+trouble)
+	if err := m.gossipProblem(); err != nil {
+		out = append(out, fmt.Sprintf("this node takes no part in gossip, so that its loss, or what it sees of others, counts later: %v; "+
+			"another address is chosen with --gossip-addr", err))
 	}
-	return out
+	return append(out, m.managerProblems()...)
+}
+
+// managerProblems are those of this host's manager.
+func (m *member) managerProblems() []string {
+	p, trouble := m.now()
+	if trouble != "" {
+		return []string{"this host's manager does not work and is started again and again: " + trouble}
+	}
+	if !m.isManager() || p == nil {
+		return nil
+	}
+	id, _ := m.creds.Identity()
+	for _, member := range p.manager.Members() {
+		switch {
+		case member.ID != id.NodeID:
+		case member.Voter:
+			return nil
+		default:
+			return []string{"this manager has not caught up yet: until it has, it does not count for the managers' majority"}
+		}
+	}
+	return []string{"this manager takes no part in Raft yet: the leader adds it once some manager has a session with this node"}
 }

@@ -15,6 +15,7 @@ import (
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/proto/wire"
 	"github.com/swarmd/swarmd/worker"
+	"github.com/swarmd/swarmd/worker/gossip"
 )
 
 const (
@@ -29,6 +30,7 @@ type member struct {
 	advertise string
 	creds     *wire.Credentials
 	agent     *worker.Agent
+	gossip    *gossip.Gossip // nil when it cannot work here: see gossipErr
 	// founded, unless nil, is closed once the cluster is there: before that the agent has nobody to speak with.
 	founded chan struct{}
 	// wake has the certificate renewed at once.
@@ -49,8 +51,9 @@ type member struct {
 	// trouble is why the manager does not work; empty = it does, or there should be none.
 	trouble string
 	// managers are the addresses of those that the cluster is known to have.
-	managers []string
-	refused  error
+	managers  []string
+	refused   error
+	gossipErr error
 }
 
 // newMember opens everything; nothing works before start.
@@ -62,6 +65,9 @@ func (n *Node) newMember(id wire.Identity, st state) (*member, error) {
 	}
 	m.creds.Set(id)
 	var err error
+	if m.gossip, err = n.newGossip(id.NodeID, st.Advertise); err != nil {
+		m.gossip, m.gossipErr = nil, err
+	}
 	if m.agent, err = n.newAgent(id.NodeID, st, m); err != nil {
 		return nil, n.explain(err)
 	}
@@ -85,7 +91,7 @@ func (n *Node) newAgent(nodeID string, st state, m *member) (*worker.Agent, erro
 			}
 			return conn, nil
 		}
-		cfg.Refused, cfg.Learned = m.refuse, m.learn
+		cfg.Refused, cfg.Learned, cfg.Role, cfg.Gossip = m.refuse, m.learn, m.want, m.gossipWith
 	}
 	return worker.New(cfg)
 }
@@ -93,12 +99,20 @@ func (n *Node) newAgent(nodeID string, st state, m *member) (*worker.Agent, erro
 // open opens this host's manager.
 func (m *member) open() (*part, error) {
 	n := m.node
-	p, err := n.openPart(m.creds, manager.Config{Dir: n.managerDir(), Credentials: m.creds, Address: m.advertise, Logger: n.log})
+	p, err := n.openPart(m.creds, m.managerConfig())
 	if err != nil {
 		return nil, n.explain(err)
 	}
 	m.update(func() { m.part = p })
 	return p, nil
+}
+
+func (m *member) managerConfig() manager.Config {
+	cfg := manager.Config{Dir: m.node.managerDir(), Credentials: m.creds, Address: m.advertise, Managers: m.state().Managers, Logger: m.node.log}
+	if m.gossip != nil {
+		cfg.Hints = m.gossip
+	}
+	return cfg
 }
 
 // closePart gives up a manager that was opened, in place of start.
@@ -125,6 +139,7 @@ func (m *member) run(ctx context.Context) error {
 	g.Go(func() error { return m.work(ctx) })
 	g.Go(func() error { return m.followRole(ctx) })
 	g.Go(func() error { return m.remember(ctx) })
+	g.Go(func() error { return m.gossipRun(ctx) })
 	g.Go(func() error { return m.renewer().Run(ctx) })
 	return g.Wait()
 }

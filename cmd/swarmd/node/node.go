@@ -45,6 +45,8 @@ type Config struct {
 	OCIRuntime string
 	// ListenAddr is host:port of the cluster port.
 	ListenAddr string
+	// GossipAddr is IP:port; empty = the advertised address and the default port.
+	GossipAddr string
 	// CgroupParent is the cgroup below which each container gets its own.
 	CgroupParent string
 	// InsecureRegistries (host[:port]) are spoken to in plain HTTP.

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io/fs"
@@ -15,17 +16,21 @@ import (
 	"github.com/swarmd/swarmd/manager"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/proto/wire"
-	"github.com/swarmd/swarmd/worker/network"
+	"github.com/swarmd/swarmd/worker/network/networktest"
+	"github.com/swarmd/swarmd/worker/runtime/runtimetest"
 )
 
-// host is a daemon's directories and what was done to its network. Its containerd never answers.
+// host is a daemon's directories, and a runtime and a network in memory. Its containerd never answers.
 type host struct {
-	dir   string
-	cfg   Config
-	downs *[]string // what of the membership was on disk at each teardown
+	dir     string
+	cfg     Config
+	runtime *runtimetest.Fake
+	downs   *[]string // what of the membership was on disk at each teardown
 }
 
-func newHost(t *testing.T) *host {
+func newHost(t *testing.T) *host { return newHostAt(t, "127.0.0.1") }
+
+func newHostAt(t *testing.T, ip string) *host {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "node") // short: a socket lives below it
 	if err != nil {
@@ -36,15 +41,30 @@ func newHost(t *testing.T) *host {
 	if err := os.WriteFile(runc, []byte("#!/bin/sh\necho runc version 1.0\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	return &host{dir: dir, downs: new([]string), runtime: runtimetest.NewFake(runtimetest.FakeConfig{}), cfg: Config{
+		DataDir: filepath.Join(dir, "data"), RunDir: filepath.Join(dir, "run"), Containerd: filepath.Join(dir, "none.sock"), OCIRuntime: runc,
+		ListenAddr: freeAddress(t, ip), GossipAddr: freeAddress(t, ip), CgroupParent: "/swarmd-test", Version: "test",
+		Logger: slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelInfo})).With("host", ip),
+	}}
+}
+
+// freeAddress is one of that IP that nothing listens on.
+func freeAddress(t *testing.T, ip string) string {
+	t.Helper()
+	l, err := net.Listen("tcp", ip+":0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	return &host{dir: dir, downs: new([]string), cfg: Config{
-		DataDir: filepath.Join(dir, "data"), RunDir: filepath.Join(dir, "run"), Containerd: filepath.Join(dir, "none.sock"), OCIRuntime: runc,
-		ListenAddr: l.Addr().String(), CgroupParent: "/swarmd-test", Logger: slog.New(slog.DiscardHandler),
-	}}
+	return l.Addr().String()
+}
+
+// testLog shows a daemon's log when the test fails.
+type testLog struct{ t *testing.T }
+
+func (l testLog) Write(line []byte) (int, error) {
+	l.t.Logf("%s", bytes.TrimSpace(line))
+	return len(line), nil
 }
 
 // start runs the daemon until stop, which returns its error.
@@ -54,7 +74,8 @@ func (h *host) start(t *testing.T) (n *Node, local swarmpb.LocalClient, stop fun
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.network = &fakeNetwork{host: h, Network: n.network.(*network.Network)}
+	n.network.Close()
+	n.engine, n.network = h.runtime, &fakeNetwork{host: h}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- n.Run(ctx) }()
@@ -80,13 +101,13 @@ func (h *host) start(t *testing.T) (n *Node, local swarmpb.LocalClient, stop fun
 
 // fakeNetwork leaves this machine's network alone.
 type fakeNetwork struct {
-	*network.Network
+	networktest.Fake
 	host *host
 }
 
-func (f *fakeNetwork) Sweep(context.Context, []string) error { return nil }
+func (f *fakeNetwork) Close() {}
 
-func (f *fakeNetwork) Teardown(context.Context) error {
+func (f *fakeNetwork) Teardown(ctx context.Context) error {
 	var left []string
 	for _, name := range []string{"identity", "node.json", "manager", "worker"} {
 		if _, err := os.Stat(filepath.Join(f.host.cfg.DataDir, name)); err == nil {
@@ -94,7 +115,7 @@ func (f *fakeNetwork) Teardown(context.Context) error {
 		}
 	}
 	*f.host.downs = append(*f.host.downs, strings.Join(left, " "))
-	return nil
+	return f.Fake.Teardown(ctx)
 }
 
 // eventually calls until the daemon answers on its socket.

@@ -15,7 +15,6 @@ import (
 // part is one life of this host's manager, which starts and stops beside the worker: the cluster port, the server on
 // it, and the manager itself.
 type part struct {
-	creds    *wire.Credentials
 	listener *wire.Listener
 	server   *grpc.Server
 	manager  *manager.Manager
@@ -25,7 +24,7 @@ type part struct {
 
 // openPart takes the port and opens what the manager has on disk. Either run or close follows.
 func (n *Node) openPart(creds *wire.Credentials, cfg manager.Config) (*part, error) {
-	p := &part{creds: creds, over: make(chan struct{})}
+	p := &part{over: make(chan struct{})}
 	var err error
 	if p.listener, err = wire.Listen(n.cfg.ListenAddr, creds); err != nil {
 		return nil, err
@@ -65,10 +64,7 @@ func (p *part) run(ctx context.Context) error {
 		stopServer(p.server)
 		return err
 	})
-	err := g.Wait()
-	// What it knew of the cluster goes stale from here on: the worker must not judge its peers by it.
-	p.creds.SetRevoked(nil)
-	return err
+	return g.Wait()
 }
 
 // unlessEnded is the error of something that should have gone on until ctx ended.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/swarmd/swarmd/manager"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/proto/wire"
 )
@@ -71,7 +72,7 @@ func (m *member) host(ctx context.Context) error {
 	p, _ := m.now()
 	if p == nil {
 		var err error
-		if p, err = m.open(); err != nil {
+		if p, err = m.openOrRejoin(ctx); err != nil {
 			return err
 		}
 	}
@@ -91,6 +92,21 @@ func (m *member) host(ctx context.Context) error {
 	m.update(func() { m.part = nil })
 	m.node.log.Info("this host's manager has stopped")
 	return err
+}
+
+// openOrRejoin opens the manager. Where its data is damaged it begins again from that of the others, once their leader
+// has taken its vote: until then the data stays, as it may be all that there is.
+func (m *member) openOrRejoin(ctx context.Context) (*part, error) {
+	p, err := m.open()
+	if !manager.IsDataError(err) {
+		return p, err
+	}
+	m.node.log.Error("this host's manager has damaged data; asking the others to do without its vote", "error", err)
+	m.fail(fmt.Errorf("its data is damaged, and the other managers are asked to do without it: %w", err))
+	if err := manager.Rejoin(ctx, m.managerConfig()); err != nil {
+		return nil, err
+	}
+	return m.open()
 }
 
 // clear removes what a former manager has left. It must not be called while the managers may count this node as one

@@ -1,0 +1,249 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/proto/wire"
+)
+
+// remembers rewrites the managers in node.json.
+func (h *host) remembers(t *testing.T, managers ...string) {
+	t.Helper()
+	n := &Node{cfg: h.cfg}
+	st, _, err := n.load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	st.Managers = managers
+	if err := n.saveState(st); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// damage spoils the Raft log, and returns what is in it then.
+func (h *host) damage(t *testing.T) (file string, content []byte) {
+	t.Helper()
+	file = filepath.Join(h.cfg.DataDir, "manager", "raft", "raft.db")
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range content {
+		content[i] ^= 0x55
+	}
+	if err := os.WriteFile(file, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file, content
+}
+
+func problems(info *swarmpb.GetInfoResponse) string { return strings.Join(info.GetProblems(), "\n") }
+
+func TestStart_PortTakenWithOtherManagersKnown_WorkerGoesOnUntilThePortIsFree(t *testing.T) {
+	h := newHost(t)
+	n := h.run(t)
+	n.initCluster(t)
+	n.stop()
+	h.remembers(t, h.cfg.ListenAddr, freeAddress(t, "127.0.0.1"))
+	taken, err := net.Listen("tcp", h.cfg.ListenAddr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	n = h.run(t)
+	until(t, "the problem is shown", func(ctx context.Context) error {
+		info, err := n.info(ctx)
+		if err == nil && (!strings.Contains(problems(info), "manager does not work") || !strings.Contains(problems(info), "the port is taken")) {
+			err = fmt.Errorf("problems: %s", problems(info))
+		}
+		return err
+	})
+	if _, err := n.control.ListNodes(t.Context(), &swarmpb.ListNodesRequest{}); wire.CodeOf(err) != wire.CodeUnavailable || !strings.Contains(err.Error(), "try another manager") {
+		t.Errorf("a manager that does not work answered: %v", err)
+	}
+	if _, err := n.local.Leave(t.Context(), &swarmpb.LeaveRequest{}); err == nil || !strings.Contains(err.Error(), "--force") {
+		t.Errorf("leave: %v", err)
+	}
+	taken.Close()
+	until(t, "the manager works", func(ctx context.Context) error {
+		if _, err := n.control.ListNodes(ctx, &swarmpb.ListNodesRequest{}); err != nil {
+			return err
+		}
+		info, err := n.info(ctx)
+		if err == nil && len(info.GetProblems()) > 0 {
+			err = fmt.Errorf("problems: %s", problems(info))
+		}
+		return err
+	})
+}
+
+func TestStart_OnlyManagerWithDamagedData_IsAnErrorAndNothingIsTouched(t *testing.T) {
+	h := newHost(t)
+	n := h.run(t)
+	n.initCluster(t)
+	n.stop()
+	file, damaged := h.damage(t)
+	again, err := New(h.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := again.Run(ctx); err == nil || !strings.Contains(err.Error(), "cannot be used") {
+		t.Errorf("run: %v", err)
+	}
+	if content, err := os.ReadFile(file); err != nil || string(content) != string(damaged) {
+		t.Errorf("the data has changed: %v", err)
+	}
+	if entries, err := os.ReadDir(filepath.Dir(filepath.Dir(file))); err != nil || len(entries) == 0 {
+		t.Errorf("the manager's directory: %v, %v", entries, err)
+	}
+}
+
+// The worker goes on, the data is set aside, and the manager is a voter again.
+func TestStart_OneOfThreeManagersWithDamagedData_BeginsAgainFromTheOthers(t *testing.T) {
+	hosts := newHosts(t, 3)
+	one := hosts[0].run(t)
+	token := one.initCluster(t).GetTokens().GetManager()
+	two, three := hosts[1].run(t), hosts[2].run(t)
+	two.join(t, token, one)
+	three.join(t, token, one)
+	voters := []string{one.id(t), two.id(t), three.id(t)}
+	one.voters(t, voters...)
+	until(t, "the others are remembered", func(context.Context) error {
+		if two.node.current().alone() {
+			return errors.New("it knows of no other manager")
+		}
+		return nil
+	})
+	one.createService(t, "web", 1)
+	two.stop()
+	_, damaged := hosts[1].damage(t)
+	two = hosts[1].run(t)
+	two.voters(t, voters...)
+	until(t, "it has what the others have", func(ctx context.Context) error {
+		_, err := two.control.GetService(ctx, &swarmpb.GetServiceRequest{Service: "web"})
+		return err
+	})
+	kept, err := filepath.Glob(filepath.Join(two.node.managerDir(), "*damaged*", "raft.db"))
+	if err != nil || len(kept) != 1 {
+		t.Fatalf("set aside: %v, %v", kept, err)
+	}
+	if content, err := os.ReadFile(kept[0]); err != nil || string(content) != string(damaged) {
+		t.Errorf("what was set aside is not what was damaged: %v", err)
+	}
+}
+
+// Without a majority of the others the data stays, and the host says why its manager does not work.
+func TestStart_DamagedDataAndNoOthersThatAnswer_KeepsItAndSaysSo(t *testing.T) {
+	h := newHost(t)
+	n := h.run(t)
+	n.initCluster(t)
+	n.stop()
+	h.remembers(t, h.cfg.ListenAddr, freeAddress(t, "127.0.0.1"))
+	file, damaged := h.damage(t)
+	n = h.run(t)
+	until(t, "the problem is shown", func(ctx context.Context) error {
+		info, err := n.info(ctx)
+		if err == nil && !strings.Contains(problems(info), "damaged") {
+			err = fmt.Errorf("problems: %s", problems(info))
+		}
+		return err
+	})
+	n.stop()
+	if content, err := os.ReadFile(file); err != nil || string(content) != string(damaged) {
+		t.Errorf("the data has changed: %v", err)
+	}
+}
+
+func TestStart_WorkerWithLeftOverManagerData_RemovesIt(t *testing.T) {
+	hosts := newHosts(t, 2)
+	one, two := hosts[0].run(t), hosts[1].run(t)
+	two.join(t, one.initCluster(t).GetTokens().GetWorker(), one)
+	two.stop()
+	left := filepath.Join(two.node.managerDir(), "raft")
+	if err := os.MkdirAll(left, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	two = hosts[1].run(t)
+	until(t, "what is left is removed", func(ctx context.Context) error {
+		if _, err := os.Stat(two.node.managerDir()); !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("the manager's directory: %v", err)
+		}
+		info, err := two.info(ctx)
+		if err == nil && info.GetMembership() != swarmpb.Membership_MEMBERSHIP_ACTIVE {
+			err = fmt.Errorf("%v", info)
+		}
+		return err
+	})
+}
+
+func TestLeave_OfTheOnlyManager_IsRefusedWithTheReason(t *testing.T) {
+	n := newHost(t).run(t)
+	n.initCluster(t)
+	if _, err := n.local.Leave(t.Context(), &swarmpb.LeaveRequest{}); wire.CodeOf(err) != wire.CodeFailedPrecondition ||
+		!strings.Contains(err.Error(), "last manager") || !strings.Contains(err.Error(), "--force") {
+		t.Errorf("leave: %v", err)
+	}
+	if _, err := n.control.ListNodes(t.Context(), &swarmpb.ListNodesRequest{}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestInfo_GossipPortTaken_IsAProblemAndNoMore(t *testing.T) {
+	h := newHost(t)
+	taken, err := net.Listen("tcp", h.cfg.GossipAddr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	n := h.run(t)
+	n.initCluster(t)
+	until(t, "the problem is shown", func(ctx context.Context) error {
+		info, err := n.info(ctx)
+		if err == nil && (!strings.Contains(problems(info), "no part in gossip") || info.GetMembership() != swarmpb.Membership_MEMBERSHIP_ACTIVE) {
+			err = fmt.Errorf("%v", info)
+		}
+		return err
+	})
+}
+
+// A watch on the local socket ends with the manager, and says what to do.
+func TestStop_WatchUnderWay_IsToldToTryAnotherManager(t *testing.T) {
+	n := newHost(t).run(t)
+	n.initCluster(t)
+	n.createService(t, "web", 1)
+	watch, err := n.control.WatchService(t.Context(), &swarmpb.WatchServiceRequest{Service: "web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := watch.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	stopped := make(chan error, 1)
+	go func() {
+		for {
+			if _, err := watch.Recv(); err != nil {
+				stopped <- wire.FromStatus(err)
+				return
+			}
+		}
+	}()
+	n.node.shutDown()
+	if err := <-stopped; wire.CodeOf(err) != wire.CodeUnavailable || !strings.Contains(err.Error(), "try another manager") {
+		t.Errorf("the watch ended with %v", err)
+	}
+	if _, err := n.control.ListNodes(t.Context(), &swarmpb.ListNodesRequest{}); wire.CodeOf(err) != wire.CodeUnavailable || !strings.Contains(err.Error(), "stopping") {
+		t.Errorf("a call after the manager has stopped: %v", err)
+	}
+}
