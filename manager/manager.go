@@ -173,6 +173,7 @@ func (m *Manager) RenewCertificate(ctx context.Context, req *swarmpb.RenewCertif
 
 // Run works until ctx ends.
 func (m *Manager) Run(ctx context.Context) error {
+	defer m.guard()() // until leadership is handed over: the port is open so long
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return m.replica.Run(ctx) })
 	g.Go(func() error { return m.dispatcher.Run(ctx) })

@@ -73,19 +73,25 @@ func (j *judge) countsAs(nodeID string, certified swarmpb.NodeRole) swarmpb.Node
 	return j.role(nodeID)
 }
 
-// revoke keeps removed nodes out, and managers that are none any more out of what managers do: it refuses their
-// handshakes and calls, and closes the connections that they have.
-func (m *Manager) revoke(ctx context.Context) error {
-	creds := m.cfg.Credentials
+// guard has every connection judged, from now on until the function that it returns is called.
+func (m *Manager) guard() (end func()) {
 	j := &judge{
 		view:   func() *store.View { return m.replica.Store().View() },
 		inRaft: m.inRaft, role: m.role, leader: m.Leader, readIndex: m.replica.ReadIndex,
 	}
-	creds.SetRevoked(j.revoked)
-	creds.SetRole(j.countsAs)
-	// Where this is a manager no longer, its store grows old: nobody is judged by it.
-	defer creds.SetRevoked(nil)
-	defer creds.SetRole(nil)
+	m.cfg.Credentials.SetRevoked(j.revoked)
+	m.cfg.Credentials.SetRole(j.countsAs)
+	return func() {
+		// From here on the store grows old: nobody is judged by it.
+		m.cfg.Credentials.SetRevoked(nil)
+		m.cfg.Credentials.SetRole(nil)
+	}
+}
+
+// revoke closes the connections of nodes that guard would not let in any more: removed ones, and those for managers
+// alone of managers that are none any more.
+func (m *Manager) revoke(ctx context.Context) error {
+	creds := m.cfg.Credentials
 	sweep := func() {
 		if n := creds.CloseRevoked(); n > 0 {
 			m.log.Info("closed connections of nodes that were removed or are managers no longer", "connections", n)
