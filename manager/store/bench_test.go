@@ -23,7 +23,7 @@ const (
 	benchMeasured = 100_000
 	// benchIDBytes is the size class of a task's ID.
 	benchIDBytes = 32
-	// gcPercent is what swarmd sets. The collector's share falls as it rises.
+	// gcPercent is the default, which swarmd keeps. The collector's share falls as it rises.
 	gcPercent   = 100
 	benchDigest = "sha256:6a59f1cbb8d28ac484176d52c473494859a512ddba3ea62a547258cf16c9b3ae"
 )
