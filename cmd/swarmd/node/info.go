@@ -81,5 +81,11 @@ func (m *member) managerProblems() []string {
 			return []string{"this manager has not caught up yet: until it has, it does not count for the managers' majority"}
 		}
 	}
+	m.mu.Lock()
+	leaving := m.wanted == roleWorker
+	m.mu.Unlock()
+	if leaving {
+		return []string{"this manager is to be a worker, and waits for a worker's certificate"}
+	}
 	return []string{"this manager takes no part in Raft yet: the leader adds it once some manager has a session with this node"}
 }

@@ -186,9 +186,9 @@ func (m *member) now() (*part, string) {
 	return m.part, m.trouble
 }
 
-// await waits until cond, which is called with mu held, is true.
+// await waits until cond, which is called with mu held, is true. Once ctx has ended the error is its, whatever cond says.
 func (m *member) await(ctx context.Context, cond func() bool) error {
-	for {
+	for ctx.Err() == nil {
 		m.mu.Lock()
 		ok, news := cond(), m.news
 		m.mu.Unlock()
@@ -198,9 +198,9 @@ func (m *member) await(ctx context.Context, cond func() bool) error {
 		select {
 		case <-news:
 		case <-ctx.Done():
-			return ctx.Err()
 		}
 	}
+	return ctx.Err()
 }
 
 // refuse remembers that the managers no longer want this node, or with nil that they do again.

@@ -188,6 +188,28 @@ func TestStart_WorkerWithLeftOverManagerData_RemovesIt(t *testing.T) {
 	})
 }
 
+// While the certificate is not the wanted one yet, or node.json cannot be written, the work must end all the same.
+func TestStop_RoleAndManagersNotSettled_Ends(t *testing.T) {
+	n := newHost(t).run(t)
+	n.initCluster(t)
+	m := n.node.current()
+	m.want(roleWorker) // the CA of the only manager does not agree
+	if err := os.Mkdir(n.node.stateFile()+".d", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Remove(n.node.stateFile()), os.Rename(n.node.stateFile()+".d", n.node.stateFile())); err != nil {
+		t.Fatal(err)
+	}
+	m.learn([]*swarmpb.ManagerPeer{{Address: "192.0.2.1:2377"}})
+	ended := make(chan struct{})
+	go func() { n.node.stopMember(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the node's work does not end")
+	}
+}
+
 func TestLeave_OfTheOnlyManager_IsRefusedWithTheReason(t *testing.T) {
 	n := newHost(t).run(t)
 	n.initCluster(t)
