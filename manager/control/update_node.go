@@ -38,14 +38,22 @@ func (s *Server) UpdateNode(ctx context.Context, req *swarmpb.UpdateNodeRequest)
 		if err != nil {
 			return nil, err
 		}
+		before := node.GetMeta().GetVersion()
 		same := proto.Equal(node.GetSpec(), spec)
 		if !same {
 			err = s.changeNode(ctx, view, node, spec, req.GetVersion(), request)
 		}
 		if err == nil {
-			view := s.cfg.Store().View()
+			// A write that was passed on to the leader may not have arrived here yet.
+			if now, err := s.fresh(ctx); err == nil {
+				view = now
+			}
 			if now := view.Node(node.GetId()); now != nil {
 				node = now
+			}
+			if node.GetMeta().GetVersion() == before { // no leader answers any more, but the write was acknowledged
+				node = swarmpb.Clone(node)
+				node.Spec = spec
 			}
 			return &swarmpb.UpdateNodeResponse{Node: nodeInfo(view, node, s.managers())}, nil
 		}

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"strings"
 	"sync"
@@ -209,5 +210,34 @@ func TestUpdateNode_TwoDemotionsOfThreeAtOnce_OnePasses(t *testing.T) {
 	expectError(t, refused, wire.CodeFailedPrecondition, "is being demoted", "1 (boss) would")
 	if demoted := (w.view().Node(nodeA).GetSpec().GetDesiredRole() == roleWorker) != (w.view().Node(nodeB).GetSpec().GetDesiredRole() == roleWorker); !demoted {
 		t.Error("not exactly one was demoted")
+	}
+}
+
+func TestUpdateNode_ThisManagerIsBehindTheLeader_AnswersWithWhatWasWritten(t *testing.T) {
+	for _, lost := range []bool{false, true} {
+		w := newWorld(t)
+		w.node(nodeA, "a", roleWorker, stateReady)
+		var snapshot bytes.Buffer
+		if err := w.view().WriteSnapshot(&snapshot); err != nil {
+			t.Fatal(err)
+		}
+		local, err := store.ReadSnapshot(&snapshot)
+		if err != nil {
+			t.Fatal(err)
+		}
+		asked := 0
+		w.server.cfg.Store = func() *store.Store { return local }
+		w.server.cfg.ReadIndex = func(context.Context) (uint64, error) {
+			if asked++; asked > 1 && lost {
+				return 0, errLeaderless
+			} else if asked > 1 {
+				local = w.store // it has caught up
+			}
+			return 0, nil
+		}
+		r, err := w.server.UpdateNode(ctx, &swarmpb.UpdateNodeRequest{Node: "a", Spec: &swarmpb.NodeSpec{DesiredRole: roleManager}})
+		if err != nil || r.GetNode().GetNode().GetSpec().GetDesiredRole() != roleManager {
+			t.Errorf("leader lost: %v: %v %v", lost, r, err)
+		}
 	}
 }
