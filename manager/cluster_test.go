@@ -42,7 +42,9 @@ func (h *host) open(others ...string) (*wire.Listener, error) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	h.addr = l.Addr().String()
+	if addr := l.Addr().String(); addr != h.addr { // the others' workers read it while this one starts again
+		h.addr = addr
+	}
 	if h.manager, err = New(h.config(l, others...)); err != nil {
 		l.Close()
 		return nil, err

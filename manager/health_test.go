@@ -127,14 +127,14 @@ func TestHealth_LeaderWithoutSpace_HandsOverToOneThatHasSome(t *testing.T) {
 		w.say("n1", &swarmpb.ManagerHealth{LowSpace: true})
 		w.say("n2", &swarmpb.ManagerHealth{LowSpace: true}) // and n3 says nothing
 		time.Sleep(time.Minute)
-		if w.raft.heir != "" || w.alarms() != "low-space n1, low-space n2" {
-			t.Fatalf("handed over to %q; alarms %s", w.raft.heir, w.alarms())
+		if w.raft.wentTo() != "" || w.alarms() != "low-space n1, low-space n2" {
+			t.Fatalf("handed over to %q; alarms %s", w.raft.wentTo(), w.alarms())
 		}
 		w.raft.set(func() { w.raft.behind = map[string]bool{"n3": true} })
 		w.say("n3", &swarmpb.ManagerHealth{})
 		time.Sleep(time.Minute)
-		if w.raft.heir != "" {
-			t.Fatalf("handed over to %q, which does not answer", w.raft.heir)
+		if w.raft.wentTo() != "" {
+			t.Fatalf("handed over to %q, which does not answer", w.raft.wentTo())
 		}
 		w.raft.set(func() {
 			w.raft.behind = nil
@@ -146,8 +146,8 @@ func TestHealth_LeaderWithoutSpace_HandsOverToOneThatHasSome(t *testing.T) {
 		}
 		w.raft.set(func() { w.raft.fail = nil })
 		time.Sleep(2 * handOverPause)
-		if w.raft.heir != "n3" {
-			t.Errorf("leadership went to %q", w.raft.heir)
+		if w.raft.wentTo() != "n3" {
+			t.Errorf("leadership went to %q", w.raft.wentTo())
 		}
 	})
 }

@@ -461,6 +461,18 @@ func (f *fakeRaft) count(call string) int {
 	return f.calls[call]
 }
 
+func (f *fakeRaft) wentTo() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.heir
+}
+
+func (f *fakeRaft) allCalls() map[string]int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return maps.Clone(f.calls)
+}
+
 func voters(members []replica.Member) (ids []string) {
 	for _, m := range members {
 		if m.Voter {
@@ -518,8 +530,8 @@ func TestMembership_LeaderChangesBetweenSteps_TheNextOneGoesOn(t *testing.T) {
 		putRows(t, st, rows)
 		time.Sleep(2 * membershipEvery)
 		expect("n1 leads and is demoted", "n1", "n2", "n3")
-		if raft.heir != "n2" {
-			t.Fatalf("leadership went to %q", raft.heir)
+		if heir := raft.wentTo(); heir != "n2" {
+			t.Fatalf("leadership went to %q", heir)
 		}
 		end()
 		end = lead("n2", a2)
@@ -557,10 +569,10 @@ func TestMembership_StepFails_BacksOffAndTheOthersGoOn(t *testing.T) {
 			t.Errorf("voters %v after the error", got)
 		}
 		// At rest it asks nothing of Raft.
-		calls := maps.Clone(raft.calls)
+		calls := raft.allCalls()
 		time.Sleep(time.Hour)
-		if !maps.Equal(calls, raft.calls) {
-			t.Errorf("at rest: %v, before %v", raft.calls, calls)
+		if now := raft.allCalls(); !maps.Equal(calls, now) {
+			t.Errorf("at rest: %v, before %v", now, calls)
 		}
 		cancel()
 		<-done
