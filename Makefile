@@ -83,6 +83,10 @@ test: setup build image ## all tests, units first, then end to end with real con
 e2e: setup build image ## only the end-to-end tests
 	go test -count=1 -timeout 20m ./e2e/...
 
+.PHONY: sim
+sim: ## whole clusters under faults in virtual time: SEEDS of them (default 1) from SEED on (default 1)
+	SIM_SEEDS=$${SEEDS:-1} SIM_SEED=$${SEED:-1} go test -count=1 -timeout 0 -run TestSeeds ./e2e/sim
+
 .PHONY: bench
 bench: setup build image ## the benchmarks behind docs/performance.md
 	.ci/bench

@@ -1,6 +1,16 @@
-// Package sim lives through the life of a whole cluster in one process and in virtual time: the real leader's loops,
-// dispatcher and API on one store, and real agents whose runtime and network are in memory. It needs no privileges.
+// Package sim lives through the life of a whole cluster in one process and in virtual time. It needs no privileges.
 //
-// What stands between the parts is what may go wrong: writes take a while, each another while; hosts are cut off,
-// killed and brought back.
+// A world (world_test.go) has several managers with their Raft logs on disk, and workers: all of it is what runs on
+// real hosts, but for the network, the containers and the hosts' own networks, which are in memory. A seed decides on a
+// schedule of faults and of what users do; checks_test.go says what must hold after every commit, and once the faults
+// are over the cluster must become what its services say. What users saw must be linearizable.
+//
+//	go test ./e2e/sim                 50 seeds
+//	make sim SEEDS=1000 SEED=7000     any number, from any
+//	SIM_LOG=1 make sim SEED=7042      one, with what the daemons log
+//
+// The same seed plays the same faults. What the goroutines do between them is up to Go's scheduler, so that a failure
+// that is rare may take several runs to come again.
+//
+// A cluster (cluster_test.go) is the light one: one manager without Raft, for stories about a single leader's loops.
 package sim

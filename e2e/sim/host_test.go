@@ -43,7 +43,7 @@ func (c *cluster) join(name string) *host {
 		Id: nodeID(name), Role: swarmpb.NodeRole_NODE_ROLE_WORKER, Spec: &swarmpb.NodeSpec{DesiredRole: swarmpb.NodeRole_NODE_ROLE_WORKER}}}})
 	h := &host{
 		c: c, name: name, runtime: runtimetest.NewFake(runtimetest.FakeConfig{}),
-		net: &fakeNet{attached: map[string]netip.Addr{}, ports: map[uint32]string{}},
+		net: newFakeNet(),
 	}
 	c.hosts[name] = h
 	h.start()
@@ -116,7 +116,23 @@ type fakeNet struct {
 	block    string
 	attached map[string]netip.Addr
 	ports    map[uint32]string
-	last     byte
+	last     int // the number in the block that was given last
+}
+
+// serviceLabel names the service of a container.
+const serviceLabel = "com.docker.swarm.service.id"
+
+func newFakeNet() *fakeNet {
+	return &fakeNet{attached: map[string]netip.Addr{}, ports: map[uint32]string{}}
+}
+
+// reset is what the loss of power does.
+func (n *fakeNet) reset() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.block = ""
+	clear(n.attached)
+	clear(n.ports)
 }
 
 var _ worker.Network = (*fakeNet)(nil)
@@ -135,10 +151,37 @@ func (n *fakeNet) Attach(_ context.Context, taskID string) (network.Attachment, 
 		return network.Attachment{}, network.ErrNotConfigured
 	}
 	if _, ok := n.attached[taskID]; !ok {
-		n.last++
-		n.attached[taskID] = netip.AddrFrom4([4]byte{100, 64, 0, n.last})
+		address, err := n.free()
+		if err != nil {
+			return network.Attachment{}, err
+		}
+		n.attached[taskID] = address
 	}
 	return network.Attachment{Namespace: "/run/netns/" + taskID, Address: n.attached[taskID]}, nil
+}
+
+// free is the next address of the block that no task has. n.mu is held.
+func (n *fakeNet) free() (netip.Addr, error) {
+	prefix, err := netip.ParsePrefix(n.block)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	taken := slices.Collect(maps.Values(n.attached))
+	size := 1 << (prefix.Addr().BitLen() - prefix.Bits())
+	for range size {
+		n.last++
+		if n.last >= size-1 {
+			n.last = 2 // the first two are the network's and the node's
+		}
+		address := prefix.Masked().Addr()
+		for range n.last {
+			address = address.Next()
+		}
+		if !slices.Contains(taken, address) {
+			return address, nil
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("block %s is used up", n.block)
 }
 
 func (n *fakeNet) Publish(_ context.Context, taskID string, ports []*swarmpb.PortConfig) ([]*swarmpb.PortConfig, error) {

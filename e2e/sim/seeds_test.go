@@ -1,0 +1,96 @@
+package sim
+
+import (
+	"fmt"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+const (
+	defaultSeeds = 50
+	// convergence is how long a cluster without faults may take to be as its services say. A task whose containers
+	// or images failed waits that long for its next try.
+	convergence = 4 * time.Minute
+	// standstill is how long a seed may take in real time, in which it needs seconds. Virtual time stands still for
+	// good when somebody holds a lock and waits.
+	standstill = 5 * time.Minute
+)
+
+// number from the environment: `make sim SEEDS=500 SEED=1234`.
+func number(t *testing.T, name string, otherwise uint64) uint64 {
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		t.Fatalf("%s=%q: not a number", name, text)
+	}
+	return n
+}
+
+// TestSeeds lives through a storm of faults for each seed. What failed is told with what the seed stands for, and the
+// command that plays the same faults again.
+func TestSeeds(t *testing.T) {
+	count := number(t, "SIM_SEEDS", defaultSeeds)
+	first := number(t, "SIM_SEED", 1)
+	if testing.Short() {
+		count = min(count, 5)
+	}
+	for seed := first; seed < first+count; seed++ {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			storms(t, newSchedule(seed))
+		})
+	}
+}
+
+// storms plays one schedule.
+func storms(t *testing.T, s *schedule) {
+	var c *clients
+	finished := false
+	defer func() {
+		if t.Failed() || !finished {
+			t.Logf("play it again with: make sim SEED=%d\n%s", s.seed, s)
+		}
+	}()
+	watchdog := time.AfterFunc(standstill, func() {
+		debug.SetTraceback("all")
+		panic(fmt.Sprintf("it stands still: make sim SEED=%d\n%s", s.seed, s))
+	})
+	defer watchdog.Stop()
+	dir := scratch(t)
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, dir, s.seed, s.managers, s.workers)
+		defer func() {
+			w.end()
+			for _, violation := range w.checks.failed() {
+				t.Error(violation)
+			}
+		}()
+		c = newClients(w)
+		if err := c.found(); err != nil {
+			t.Fatal(err)
+		}
+		begin := w.begin()
+		working := c.work(s, begin)
+		w.play(s, begin)
+		working.Wait()
+		if !w.await("the cluster is as it should be", convergence, w.converged) {
+			t.Logf("tasks:\n%s", w.table())
+		}
+		c.settle()
+		w.compare()
+		w.verify()
+	})
+	if c != nil {
+		if err := c.history.Check(time.Minute); err != nil {
+			t.Errorf("what clients saw of the registers: %v", err)
+		}
+	}
+	finished = true
+}
