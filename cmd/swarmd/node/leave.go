@@ -60,8 +60,15 @@ func (s *localServer) Leave(ctx context.Context, req *swarmpb.LeaveRequest) (*sw
 // resign takes this host out of the managers, if it is one: after that it can leave as a worker does. With an error it
 // is as it was, or still on its way.
 func (m *member) resign(ctx context.Context) error {
-	if !m.isManager() || m.refusal() != nil {
-		return nil // managers that refuse this node have removed it already
+	if m.refusal() != nil {
+		return nil // the managers have removed this node already
+	}
+	if m.isPromoted() {
+		return wire.Errorf(wire.CodeUnavailable, "leave: this host is just becoming a manager, and the others would wait for it; try again once "+
+			"`swarmctl info` says that it is one, or use `swarmctl leave --force`")
+	}
+	if !m.isManager() {
+		return nil
 	}
 	id, _ := m.creds.Identity()
 	p, err := m.serving()

@@ -222,6 +222,29 @@ func TestLeave_OfTheOnlyManager_IsRefusedWithTheReason(t *testing.T) {
 	}
 }
 
+// A worker that leaves while it is promoted would stay behind as a manager that never comes.
+func TestLeave_WhilePromoted_IsRefusedUnlessForced(t *testing.T) {
+	hosts := newHosts(t, 2)
+	one, two := hosts[0].run(t), hosts[1].run(t)
+	two.join(t, one.initCluster(t).GetTokens().GetWorker(), one)
+	m := two.node.current()
+	until(t, "its role is told", func(context.Context) error {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.wanted != roleWorker {
+			return fmt.Errorf("told %v", m.wanted)
+		}
+		return nil
+	})
+	m.want(roleManager) // the CA does not know of it: so it stays like this
+	if _, err := two.local.Leave(t.Context(), &swarmpb.LeaveRequest{}); wire.CodeOf(err) != wire.CodeUnavailable || !strings.Contains(err.Error(), "becoming a manager") {
+		t.Errorf("leave: %v", err)
+	}
+	if _, err := two.local.Leave(t.Context(), &swarmpb.LeaveRequest{Force: true}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestInfo_GossipPortTaken_IsAProblemAndNoMore(t *testing.T) {
 	h := newHost(t)
 	taken, err := net.Listen("tcp", h.cfg.GossipAddr)

@@ -67,6 +67,13 @@ func (m *member) isManager() bool {
 	return m.role == roleManager
 }
 
+// isPromoted says whether this node is to be a manager and is none yet.
+func (m *member) isPromoted() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.wanted == roleManager && m.role != roleManager
+}
+
 // host runs the manager until ctx ends or it is to be none any more; an error is of a manager that failed.
 func (m *member) host(ctx context.Context) error {
 	p, _ := m.now()
