@@ -203,6 +203,33 @@ func TestKeepers_LeaderAndWorkerDieTogether_AgeCountsFromTheLastBeat(t *testing.
 	})
 }
 
+// TestKeepers_NoLeaderForLong_NodesHaveTimeToComeBack: the keeper ended the sessions for want of a leader, or the
+// worker left for want of answers; neither says that the node is dead.
+func TestKeepers_NoLeaderForLong_NodesHaveTimeToComeBack(t *testing.T) {
+	inFleet(t, []string{"m1", "m2"}, []string{"n1", "n2"}, nil, func(t *testing.T, f *fleet) {
+		m2 := f.managers["m2"]
+		dropped := m2.mustConnect("n1", "b1")
+		leaving := m2.mustConnect("n2", "b2")
+		time.Sleep(3 * time.Second)
+		f.kill("m1")
+		time.Sleep(2 * time.Second)
+		leaving.cut()
+		expectCode(t, <-dropped.ended, wire.CodeUnavailable, "another manager")
+		time.Sleep(5 * time.Second)
+		f.elect("m2")
+		time.Sleep(8 * time.Second)
+		for _, id := range []string{"n1", "n2"} {
+			if state := f.view().NodeStatus(id).GetState(); state == down {
+				t.Errorf("%s is called down though it could not have a session", id)
+			}
+		}
+		m2.mustConnect("n1", "b1")
+		time.Sleep(8 * time.Second)
+		m2.expectState("n1", ready)
+		m2.expectState("n2", down) // its reconnect lease is over
+	})
+}
+
 func TestKeepers_CloneAtAnotherManager_NeitherFlaps(t *testing.T) {
 	inFleet(t, []string{"m1", "m2", "m3"}, []string{"n1"}, nil, func(t *testing.T, f *fleet) {
 		holder := f.managers["m2"].mustConnect("n1", "b1")

@@ -182,13 +182,28 @@ func (s *Server) expire(now time.Time) {
 	defer s.mu.Unlock()
 	for id, x := range s.sessions {
 		switch age := now.Sub(x.lastBeat()); {
+		case leaderless:
+			x.end(errLeaderless())
+			delete(s.sessions, id)
 		case age > s.limits.forget() && x.isEnded():
 			delete(s.sessions, id)
 		case age > s.limits.ReconnectLease:
 			x.end(wire.Errorf(wire.CodeDeadline, "no beat for %s", s.limits.ReconnectLease))
-		case leaderless:
-			x.end(errLeaderless())
 		}
+	}
+}
+
+// left forgets a session that has ended while this manager had no contact with a leader. Its node may have gone to
+// look for another manager for that very reason, and may have found none: its silence is no sign of its death, and
+// must not be counted as one by the next leader. It has a reconnect lease then, as after the loss of its keeper.
+func (s *Server) left(x *session) {
+	if s.inContact(time.Now()) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sessions[x.nodeID] == x {
+		delete(s.sessions, x.nodeID)
 	}
 }
 

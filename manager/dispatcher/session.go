@@ -206,6 +206,7 @@ func (s *Server) Session(stream grpc.BidiStreamingServer[swarmpb.SessionRequest,
 	go func() { x.end(s.receive(stream, x)) }()
 	err = s.converse(stream, x)
 	x.end(err)
+	s.left(x)
 	s.log.Debug("session ended", "node", x.nodeID, "reason", err)
 	poke(s.report)
 	return err
