@@ -340,3 +340,10 @@ func (c *checks) leader() (name string, count int) {
 	}
 	return name, count
 }
+
+// seen says how much there was to check.
+func (c *checks) seen() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return fmt.Sprintf("%d entries in %d terms, %d stores compared", len(c.digests), len(c.leaders), len(c.views))
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -31,6 +32,8 @@ type clients struct {
 	history *history.History
 	// ledgers are by client.
 	ledgers [clientCount]ledger
+	// answers that were good, that said no, that were stale, and calls without any.
+	good, refused, stale, lost atomic.Int64
 }
 
 // ledger is what was acknowledged: service name -> the value of its spec, "" for a service that is removed. A service
@@ -112,6 +115,21 @@ func (o operation) spec() *swarmpb.ServiceSpec {
 
 // one asks one manager, the number-th from the operation's on.
 func (c *clients) one(o operation, number int, ask func(context.Context, swarmpb.ControlServer) error) error {
+	err := c.call(o, number, ask)
+	switch {
+	case err == nil:
+		c.good.Add(1)
+	case errors.Is(err, errStale):
+		c.stale.Add(1)
+	case definite(err):
+		c.refused.Add(1)
+	default:
+		c.lost.Add(1)
+	}
+	return err
+}
+
+func (c *clients) call(o operation, number int, ask func(context.Context, swarmpb.ControlServer) error) error {
 	managers := c.w.managers()
 	api, life, err := managers[(o.via+number)%len(managers)].control()
 	if err != nil {

@@ -2,9 +2,12 @@ package sim
 
 import (
 	"cmp"
+	"context"
 	"slices"
 	"testing/synctest"
 	"time"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
 
 // play does to the cluster what the schedule says, from begin on, and undoes all of it. It is called by the bubble's
@@ -41,6 +44,8 @@ func (w *world) inflict(f fault) (undo func()) {
 	case slowNet:
 		w.net.setSlow(f.amount)
 		return func() { w.net.setSlow(0) }
+	case blackout:
+		return w.switchOff(powerOff, w.managers()...)
 	}
 	name := f.machine
 	if name == "leader" {
@@ -51,7 +56,7 @@ func (w *world) inflict(f fault) (undo func()) {
 	m := w.machine(name)
 	switch f.kind {
 	case kill, stop, powerOff:
-		return m.switchOff(f.kind)
+		return w.switchOff(f.kind, m)
 	case pause:
 		ways := m.ways()
 		w.net.cut(1, ways...)
@@ -66,12 +71,17 @@ func (w *world) inflict(f fault) (undo func()) {
 	case hungDisk:
 		m.disk.hung.Add(1)
 		return func() { m.disk.hung.Add(-1) }
+	case fullDisk:
+		m.disk.full.Add(1)
+		return func() { m.disk.full.Add(-1) }
 	case slowPulls:
 		m.weather.pulls.Store(int64(f.amount))
 		return func() { m.weather.pulls.Store(0) }
 	case failing:
 		m.weather.failing.Add(1)
 		return func() { m.weather.failing.Add(-1) }
+	case drained:
+		return w.drain(m)
 	case crash:
 		for _, id := range m.fake.Running() {
 			if err := m.fake.Exit(id, 1); err != nil {
@@ -94,30 +104,77 @@ func (w *world) between(f fault) (ways []way) {
 	return ways
 }
 
-// switchOff ends the machine's swarmd in some way; undone, it starts unless another fault keeps it from that.
-func (m *machine) switchOff(how faultKind) (undo func()) {
-	m.offs++
-	mend := func() {}
-	switch how {
-	case kill:
-		m.kill()
-	case stop:
-		m.stop()
-	case powerOff:
-		ways := m.ways()
-		m.w.net.cut(1, ways...)
-		mend = func() { m.w.net.cut(-1, ways...) }
-		m.kill()
-		m.fake.Reboot()
-		m.net.reset()
+// switchOff ends the swarmd of machines in some way, at once; undone, each starts unless another fault keeps it from that.
+func (w *world) switchOff(how faultKind, machines ...*machine) (undo func()) {
+	var ways []way
+	for _, m := range machines {
+		m.offs++
+		if how == powerOff {
+			ways = append(ways, m.ways()...)
+		}
+	}
+	w.net.cut(1, ways...)
+	if how == stop {
+		for _, m := range machines {
+			m.stop()
+		}
+	} else {
+		killAll(machines)
+	}
+	if how == powerOff {
+		for _, m := range machines {
+			m.fake.Reboot()
+			m.net.reset()
+		}
 	}
 	return func() {
-		mend()
-		if m.offs--; m.offs > 0 {
-			return
-		}
-		if err := m.start(nil); err != nil {
-			m.w.checks.violate("start swarmd on %s: %v", m.name, err)
+		w.net.cut(-1, ways...)
+		for _, m := range machines {
+			if m.offs--; m.offs > 0 {
+				continue
+			}
+			if err := m.start(nil); err != nil {
+				w.checks.violate("start swarmd on %s: %v", m.name, err)
+			}
 		}
 	}
+}
+
+// drain has an operator empty a machine; undone, it takes tasks again.
+func (w *world) drain(m *machine) (undo func()) {
+	done := make(chan struct{})
+	w.operators.Go(func() {
+		defer close(done)
+		w.setAvailability(m, swarmpb.NodeAvailability_NODE_AVAILABILITY_DRAIN)
+	})
+	return func() {
+		w.operators.Go(func() {
+			<-done
+			w.setAvailability(m, swarmpb.NodeAvailability_NODE_AVAILABILITY_ACTIVE)
+		})
+	}
+}
+
+// setAvailability tries through one manager after the other until it is done.
+func (w *world) setAvailability(m *machine, to swarmpb.NodeAvailability) {
+	node := m.identity.NodeID
+	err := errDown
+	for number := 0; number < 1000; number++ {
+		c := clients{w: w}
+		err = c.one(operation{}, number, func(ctx context.Context, api swarmpb.ControlServer) error {
+			got, err := api.GetNode(ctx, &swarmpb.GetNodeRequest{Node: node})
+			if err != nil {
+				return err
+			}
+			spec := swarmpb.Clone(got.GetNode().GetNode().GetSpec())
+			spec.Availability = to
+			_, err = api.UpdateNode(ctx, &swarmpb.UpdateNodeRequest{Node: node, Spec: spec})
+			return err
+		})
+		if err == nil {
+			return
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	w.checks.violate("set %s to %s: %v", m.name, to.Name(), err)
 }

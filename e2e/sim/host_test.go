@@ -137,6 +137,13 @@ func (n *fakeNet) reset() {
 
 var _ worker.Network = (*fakeNet)(nil)
 
+// owners are the tasks that have an address or a port.
+func (n *fakeNet) owners() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return append(slices.Collect(maps.Keys(n.attached)), slices.Collect(maps.Values(n.ports))...)
+}
+
 func (n *fakeNet) Configure(_ context.Context, cfg *swarmpb.NodeConfig) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -12,10 +12,10 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc"
 
 	"github.com/swarmd/swarmd/manager"
 	"github.com/swarmd/swarmd/manager/replica"
@@ -74,6 +74,7 @@ func (m *machine) dir() string {
 type disk struct {
 	slow atomic.Int64 // nanoseconds that a write takes at most
 	hung atomic.Int32 // faults that keep writes from returning
+	full atomic.Int32 // faults for which they fail
 }
 
 // life of now, nil while no swarmd runs.
@@ -126,6 +127,9 @@ func (l *life) write() error {
 	}
 	if slow := l.m.disk.slow.Load(); slow > 0 {
 		time.Sleep(l.m.w.upTo(time.Duration(slow)))
+	}
+	if l.m.disk.full.Load() > 0 {
+		return syscall.ENOSPC
 	}
 	return nil
 }
@@ -191,21 +195,18 @@ func (l *life) openManager(first bool) ([]func(context.Context) error, error) {
 	from := st.View().Index()
 	server := wire.NewServer(wire.ServerConfig{Logger: m.w.logger(l)})
 	l.mgr.Register(server)
+	// The port answers until the manager has stopped, and so has handed leadership over.
+	port, closePort := context.WithCancel(context.WithoutCancel(l.ctx))
 	return []func(context.Context) error{
-		listener.Run,
-		l.mgr.Run,
+		func(context.Context) error { return listener.Run(port) },
+		func(context.Context) error { return server.Serve(listener.GRPC()) },
 		func(ctx context.Context) error { return l.follow(ctx, st, from) },
-		func(ctx context.Context) error { return serve(ctx, server, listener) },
+		func(ctx context.Context) error {
+			defer server.Stop()
+			defer closePort()
+			return l.mgr.Run(ctx)
+		},
 	}, nil
-}
-
-func serve(ctx context.Context, server *grpc.Server, listener *wire.Listener) error {
-	stop := context.AfterFunc(ctx, server.Stop)
-	defer stop()
-	if err := server.Serve(listener.GRPC()); err != nil {
-		return err
-	}
-	return ctx.Err()
 }
 
 func (l *life) run(agent *worker.Agent, parts []func(context.Context) error) {
@@ -256,21 +257,33 @@ func (l *life) tell(ctx context.Context, watch *store.Watch, from uint64) {
 
 // kill ends the swarmd as kill -9 does: from this instant it reaches nobody, and its files stay as they are. The
 // caller sees to it that nothing else happens meanwhile.
-func (m *machine) kill() {
-	l := m.running.Swap(nil)
-	if l == nil {
-		return
+func (m *machine) kill() { killAll([]*machine{m}) }
+
+// killAll kills several in the same instant.
+func killAll(machines []*machine) {
+	var died []*life
+	for _, m := range machines {
+		l := m.running.Swap(nil)
+		if l == nil {
+			continue
+		}
+		died = append(died, l)
+		old := m.dir()
+		m.generation++
+		if err := copyDir(old, m.dir()); err != nil {
+			m.w.checks.violate("copy the files of %s: %v", m.name, err)
+		}
 	}
-	old := m.dir()
-	m.generation++
-	if err := copyDir(old, m.dir()); err != nil {
-		m.w.checks.violate("copy the files of %s: %v", m.name, err)
+	// Only now something may move.
+	for _, l := range died {
+		l.killed.Store(true)
+		l.m.w.checks.lifeEnded(l)
+		l.card.pull()
 	}
-	l.killed.Store(true)
-	m.w.checks.lifeEnded(l)
-	l.card.pull()
-	l.cancel()
-	<-l.agentDone // what is left of the manager dies cut off
+	for _, l := range died {
+		l.cancel()
+		<-l.agentDone // what is left of the manager dies cut off
+	}
 }
 
 // stop ends the swarmd as SIGTERM does.

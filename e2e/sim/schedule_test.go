@@ -16,8 +16,8 @@ const (
 	// clients of a cluster, each with operations of its own.
 	clientCount = 3
 	registers   = 2
-	operations  = 14
-	faultCount  = 9
+	operations  = 20
+	faultCount  = 12
 )
 
 // schedule is all that a seed decides: what is done to the cluster and when. The leader is whoever leads then.
@@ -38,12 +38,15 @@ const (
 	partition faultKind = "partition"  // between two sets of machines, both ways
 	deaf      faultKind = "one-way"    // from one set to the other alone
 	reset     faultKind = "reset"      // all its connections end
+	blackout  faultKind = "blackout"   // power-off of all managers at once
 	slowDisk  faultKind = "slow-disk"  // each write of the log takes up to amount
+	fullDisk  faultKind = "full-disk"  // each write of the log fails
 	hungDisk  faultKind = "hung-disk"  // no write of the log returns
 	slowNet   faultKind = "slow-net"   // what is sent takes up to amount
 	slowPulls faultKind = "slow-pulls" // an image takes up to amount
 	failing   faultKind = "failing"    // no container starts
 	crash     faultKind = "crash"      // its containers end by themselves
+	drained   faultKind = "drain"      // an operator empties it
 )
 
 // fault is done at a time and undone at another.
@@ -150,7 +153,7 @@ func (s *schedule) draw(r *rand.Rand) fault {
 		}
 		return aWorker()
 	}
-	switch r.IntN(16) {
+	switch r.IntN(19) {
 	case 0, 1:
 		f.kind, f.machine = kill, aManager()
 	case 2:
@@ -176,11 +179,16 @@ func (s *schedule) draw(r *rand.Rand) fault {
 		f.kind, f.amount = slowNet, between(r, 5*time.Millisecond, 150*time.Millisecond)
 	case 14:
 		f.kind, f.machine, f.amount = slowPulls, aWorker(), between(r, time.Second, 20*time.Second)
-	default:
-		f.kind, f.machine = failing, aWorker()
-		if r.IntN(2) == 0 {
-			f.kind, lasts = crash, time.Millisecond
+	case 15:
+		f.kind, f.machine = fullDisk, aManager()
+	case 16:
+		if f.kind, f.machine = failing, aWorker(); r.IntN(3) == 0 {
+			f.kind, f.machine, lasts = blackout, "", between(r, time.Second, 6*time.Second)
 		}
+	case 17:
+		f.kind, f.machine, lasts = crash, aWorker(), time.Millisecond
+	default:
+		f.kind, f.machine = drained, anyone()
 	}
 	f.until = min(f.at+lasts, calm)
 	return f
@@ -213,10 +221,9 @@ func (s *schedule) work(r *rand.Rand, client int) []operation {
 	var out []operation
 	exists := map[string]bool{}
 	ports := map[string]uint32{}
-	for i := range operations {
+	for range operations {
 		o := operation{at: between(r, 0, storm), via: r.IntN(s.managers)}
 		out = append(out, o)
-		_ = i
 	}
 	slices.SortFunc(out, func(a, b operation) int { return cmp.Compare(a.at, b.at) })
 	for i := range out {

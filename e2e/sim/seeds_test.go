@@ -80,12 +80,14 @@ func storms(t *testing.T, s *schedule) {
 		working := c.work(s, begin)
 		w.play(s, begin)
 		working.Wait()
+		w.operators.Wait()
 		if !w.await("the cluster is as it should be", convergence, w.converged) {
 			t.Logf("tasks:\n%s", w.table())
 		}
 		c.settle()
 		w.compare()
 		w.verify()
+		t.Logf("%s; answers to users: %d good, %d refused, %d stale, %d lost", w.checks.seen(), c.good.Load(), c.refused.Load(), c.stale.Load(), c.lost.Load())
 	})
 	if c != nil {
 		if err := c.history.Check(time.Minute); err != nil {

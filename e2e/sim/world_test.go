@@ -33,7 +33,9 @@ type world struct {
 	checks   *checks
 	machines []*machine // managers first
 	lives    sync.WaitGroup
-	tokens   *swarmpb.JoinTokens
+	// operators are at work on nodes.
+	operators sync.WaitGroup
+	tokens    *swarmpb.JoinTokens
 
 	mu     sync.Mutex
 	random *rand.Rand
@@ -230,6 +232,11 @@ func (w *world) checkStart(on *machine, task string) {
 
 // converged says what keeps the cluster from being as its services say.
 func (w *world) converged() string {
+	for _, m := range w.machines {
+		if m.life() == nil {
+			return "swarmd does not run on " + m.name
+		}
+	}
 	leader, count := w.checks.leader()
 	if count != 1 {
 		return fmt.Sprintf("%d managers lead", count)
@@ -259,9 +266,27 @@ func (w *world) converged() string {
 			}
 			delete(want, id)
 		}
+		if why := m.leftover(v); why != "" {
+			return why
+		}
 	}
 	if len(want) > 0 {
 		return fmt.Sprintf("tasks %v run without a container", slices.Sorted(maps.Keys(want)))
+	}
+	return ""
+}
+
+// leftover says what the machine keeps of tasks that nobody knows or that have ended.
+func (m *machine) leftover(v *store.View) string {
+	for _, id := range m.fake.Containers() {
+		if v.Task(id) == nil {
+			return fmt.Sprintf("%s keeps container %s of no task", m.name, id)
+		}
+	}
+	for _, id := range m.net.owners() {
+		if v.Observed(id) != swarmpb.TaskState_TASK_STATE_RUNNING {
+			return fmt.Sprintf("%s keeps the address or a port of task %s, which is %s", m.name, id, v.Observed(id).Name())
+		}
 	}
 	return ""
 }
