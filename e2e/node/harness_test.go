@@ -40,6 +40,8 @@ type cluster struct {
 	lab *lab.Lab
 	// flags that swarmd is started with.
 	flags []string
+	// via is the host whose swarmd is asked; a manager.
+	via int
 }
 
 func artifact(t *testing.T, path string) string {
@@ -83,7 +85,7 @@ func newBareHosts(t *testing.T, hosts int, flags ...string) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cluster{t: t, lab: l, flags: flags}
+	c := &cluster{t: t, lab: l, flags: flags, via: 1}
 	t.Cleanup(func() {
 		if t.Failed() {
 			c.tails()
@@ -121,7 +123,7 @@ func newCluster(t *testing.T, hosts int, flags ...string) *cluster {
 
 func (c *cluster) join(t *testing.T, host int) {
 	t.Helper()
-	c.ok(t, host, "join", "--token", c.token(t), c.addr(1)+":"+port)
+	c.ok(t, host, "join", "--token", c.token(t), c.addr(c.via)+":"+port)
 }
 
 func (c *cluster) load(t *testing.T, host int) {
@@ -131,7 +133,7 @@ func (c *cluster) load(t *testing.T, host int) {
 
 func (c *cluster) token(t *testing.T) string {
 	t.Helper()
-	return strings.TrimSpace(c.ok(t, 1, "join-token", "-q", "worker"))
+	return strings.TrimSpace(c.ok(t, c.via, "join-token", "-q", "worker"))
 }
 
 func (c *cluster) start(h *lab.Host) {
@@ -205,7 +207,7 @@ func (x task) runs() bool { return x.State == "running" && x.DesiredState == "ru
 func (c *cluster) allTasks(t *testing.T) []task {
 	t.Helper()
 	var out []task
-	if err := json.Unmarshal([]byte(c.ok(t, 1, "task", "ls", "--format", "json")), &out); err != nil {
+	if err := json.Unmarshal([]byte(c.ok(t, c.via, "task", "ls", "--format", "json")), &out); err != nil {
 		t.Fatal(err)
 	}
 	return out
@@ -258,7 +260,7 @@ func (c *cluster) runningAre(t *testing.T, service string, n int) []task {
 func (c *cluster) nodes(t *testing.T) map[string]string {
 	t.Helper()
 	out := map[string]string{}
-	for line := range strings.Lines(c.ok(t, 1, "node", "ls", "--format", "{{.Hostname}} {{.State}}")) {
+	for line := range strings.Lines(c.ok(t, c.via, "node", "ls", "--format", "{{.Hostname}} {{.State}}")) {
 		name, state, _ := strings.Cut(strings.TrimSpace(line), " ")
 		out[name] = state
 	}
@@ -296,13 +298,13 @@ func (c *cluster) nodeIs(t *testing.T, name, state string) {
 func (c *cluster) create(t *testing.T, name string, replicas int, flags ...string) []task {
 	t.Helper()
 	args := append([]string{"service", "create", "--name", name, "--replicas", fmt.Sprint(replicas), "--update-monitor", "500ms"}, flags...)
-	c.ok(t, 1, append(args, "whoami:v1")...)
+	c.ok(t, c.via, append(args, "whoami:v1")...)
 	return c.runningAre(t, name, replicas)
 }
 
 func (c *cluster) remove(t *testing.T, name string) {
 	t.Helper()
-	c.ok(t, 1, "service", "rm", name)
+	c.ok(t, c.via, "service", "rm", name)
 }
 
 func (c *cluster) hostOf(t *testing.T, x task) *lab.Host {
