@@ -23,6 +23,8 @@ const (
 	persistence = 90 * time.Second
 	// valueLabel of a service says which write made its spec.
 	valueLabel = "value"
+	// journal is the service to whose value everybody appends.
+	journal = "journal"
 )
 
 // clients work with the cluster as users on the managers do, each through any of them. The registers they share: what
@@ -32,6 +34,7 @@ type clients struct {
 	history *history.History
 	// ledgers are by client.
 	ledgers [clientCount]ledger
+	appends appends
 	// answers that were good, that said no, that were stale, and calls without any.
 	good, refused, stale, lost atomic.Int64
 }
@@ -50,8 +53,11 @@ func newClients(w *world) *clients {
 
 // found makes the registers, and the service that may run once.
 func (c *clients) found() error {
-	for i := range registers {
+	for i := range registers + 1 {
 		o := operation{kind: opCreate, service: fmt.Sprintf("register%d", i), value: "", replicas: 1, image: "nginx:1"}
+		if i == registers {
+			o.service = journal
+		}
 		if err := c.one(o, 0, func(ctx context.Context, api swarmpb.ControlServer) error {
 			_, err := api.CreateService(ctx, &swarmpb.CreateServiceRequest{Spec: o.spec()})
 			return err
@@ -92,6 +98,8 @@ func (c *clients) do(client int, o operation) {
 		c.readRegister(client, o.service, o.via)
 	case opWrite:
 		c.history.Write(client, o.service, o.value, func() history.Outcome { return c.write(o) })
+	case opAppend:
+		c.append(o)
 	default:
 		c.own(client, o)
 	}
@@ -273,6 +281,12 @@ func (c *clients) compare(name, want string, service *swarmpb.Service, err error
 // settle reads everything once more, through every manager.
 func (c *clients) settle() {
 	for via := range c.w.managers() {
+		service, err := c.get(operation{service: journal, via: via}, 0)
+		if err != nil {
+			c.w.checks.violate("read of the journal through m%d: %v", via+1, err)
+		} else if err := c.appends.check(service.GetSpec().GetLabels()[valueLabel]); err != nil {
+			c.w.checks.violate("the journal through m%d: %v", via+1, err)
+		}
 		for i := range registers {
 			c.readRegister(clientCount, fmt.Sprintf("register%d", i), via)
 		}

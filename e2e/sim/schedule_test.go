@@ -16,7 +16,7 @@ const (
 	// clients of a cluster, each with operations of its own.
 	clientCount = 3
 	registers   = 2
-	operations  = 20
+	operations  = 24
 	faultCount  = 12
 )
 
@@ -74,6 +74,7 @@ type operationKind string
 const (
 	opWrite  operationKind = "write"  // a register, whatever it is
 	opRead   operationKind = "read"   // a register
+	opAppend operationKind = "append" // to the journal, as it was read
 	opCreate operationKind = "create" // of a service that this client alone works with
 	opChange operationKind = "change"
 	opRemove operationKind = "remove"
@@ -95,7 +96,7 @@ type operation struct {
 
 func (o operation) String() string {
 	text := fmt.Sprintf("%7.3fs %-6s %s via m%d", o.at.Seconds(), o.kind, o.service, o.via+1)
-	if o.value != "" {
+	if o.replicas > 0 {
 		text += fmt.Sprintf(" value=%s replicas=%d image=%s port=%d start-first=%t", o.value, o.replicas, o.image, o.port, o.first)
 	}
 	return text
@@ -228,8 +229,11 @@ func (s *schedule) work(r *rand.Rand, client int) []operation {
 	slices.SortFunc(out, func(a, b operation) int { return cmp.Compare(a.at, b.at) })
 	for i := range out {
 		o := &out[i]
-		switch r.IntN(5) {
+		switch r.IntN(7) {
 		case 0, 1:
+			// All clients at the same moment, as far as they can.
+			o.at, o.kind, o.service, o.value = o.at.Round(4*time.Second), opAppend, journal, fmt.Sprintf("c%d.%d", client, i)
+		case 2, 3:
 			o.service = fmt.Sprintf("register%d", r.IntN(registers))
 			if o.kind = opRead; r.IntN(2) == 0 {
 				o.kind, o.replicas, o.first = opWrite, 1, r.IntN(2) == 0
