@@ -70,6 +70,9 @@ type situation struct {
 // managers one address, or removes the leader.
 func (s *situation) steps() (steps []step, blocked map[string]string) {
 	blocked = make(map[string]string)
+	if s.view.Cluster() == nil {
+		return nil, blocked // before the first rows are there, no row says who should be a manager
+	}
 	var move, add, vote, drop, remove []step
 	for _, m := range s.members {
 		switch address := s.addressOf(m.ID); {

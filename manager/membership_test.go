@@ -35,7 +35,7 @@ type row struct {
 	address            string
 }
 
-// manager and gone are the usual ones.
+// managerAt is the usual one.
 func managerAt(address string) row { return row{managerRole, managerRole, nodeReady, address} }
 
 func (r row) down() row    { r.state = nodeDown; return r }
@@ -46,6 +46,9 @@ func putRows(tb interface{ Fatal(...any) }, st *store.Store, rows map[string]row
 	var writes []*swarmpb.Write
 	put := func(r *swarmpb.Row) {
 		writes = append(writes, &swarmpb.Write{Op: &swarmpb.Write_Put{Put: r}})
+	}
+	if st.View().Cluster() == nil {
+		put(&swarmpb.Row{Row: &swarmpb.Row_Cluster{Cluster: &swarmpb.Cluster{Id: "c"}}})
 	}
 	for node := range st.View().Nodes() {
 		if _, ok := rows[node.GetId()]; !ok {
@@ -139,6 +142,16 @@ func TestSteps_RowsAndConfiguration_SayWhatToDo(t *testing.T) {
 		if !strings.Contains(reasons, tc.blocked) || tc.blocked == "" && reasons != "" {
 			t.Errorf("%s: blocked %q, want %q", tc.name, reasons, tc.blocked)
 		}
+	}
+}
+
+func TestSteps_BeforeTheFirstRows_NothingToDoAndNothingToComplainAbout(t *testing.T) {
+	s := situation{
+		self: "n1", address: "10.0.0.1:2377", view: store.New().View(), members: []replica.Member{voterAt("n1", "10.0.0.1:2377")},
+		caughtUp: func(string) bool { return true },
+	}
+	if steps, blocked := s.steps(); len(steps) > 0 || len(blocked) > 0 {
+		t.Errorf("steps %v, blocked %v", steps, blocked)
 	}
 }
 
