@@ -86,7 +86,12 @@ func (r *Replica) noteSpace(free uint64) {
 // appendFailed is called from Raft's loop. A leader gives up leadership upon it.
 func (r *Replica) appendFailed(err error) {
 	node := r.node.Load()
-	if node == nil || node.State() != raft.Leader || !errors.Is(err, errWriteDeadline) && !errors.Is(err, errWriteHung) {
+	if node == nil || node.State() != raft.Leader {
+		return
+	}
+	term := node.CurrentTerm()
+	r.outstanding.Go(func() { r.summonHeir(term) })
+	if !errors.Is(err, errWriteDeadline) && !errors.Is(err, errWriteHung) {
 		return
 	}
 	r.health.mu.Lock()

@@ -155,7 +155,8 @@ func (r *Replica) changeMembers(caller context.Context, what string, decide func
 	}
 	now, _ := r.membershipAt(^uint64(0))
 	for _, s := range m.servers {
-		if find(now.servers, s.ID) == nil {
+		// One whose vote was taken begins again with an empty log: how far it once was says nothing of it. See Rejoin.
+		if left := find(now.servers, s.ID); left == nil || s.Suffrage == raft.Voter && left.Suffrage != raft.Voter {
 			r.progress.forget(s.ID)
 		}
 	}

@@ -57,7 +57,7 @@ func (t *progressTable) of(id raft.ServerID, term uint64) peerProgress {
 	return t.peers[id]
 }
 
-// forget drops a member that was removed.
+// forget drops what is known of a member.
 func (t *progressTable) forget(id raft.ServerID) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

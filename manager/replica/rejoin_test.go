@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/hashicorp/raft"
+
 	"github.com/swarmd/swarmd/proto/wire"
 )
 
@@ -88,6 +90,29 @@ func TestRejoin_WithoutAMajorityOfTheOthers_IsRefused(t *testing.T) {
 		}
 		if err := leader.askRejoin(leader); !errors.Is(err, wire.ErrFailedPrecondition) {
 			t.Errorf("Rejoin of the leader: %v", err)
+		}
+	})
+}
+
+// TestRejoin_LogThatIsGone_DoesNotCountAsCaughtUp: a member that answers again may have an empty log, and the leader learns
+// that later than that it is there.
+func TestRejoin_LogThatIsGone_DoesNotCountAsCaughtUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3, nil)
+		leader, damaged := c.leader(), c.follower()
+		for i := range 50 {
+			leader.mustPropose(alarm(fmt.Sprint(i), ""))
+		}
+		eventually(t, "the follower to catch up", func() bool { return leader.CaughtUp(damaged.id) })
+		damaged.stop()
+		if err := damaged.askRejoin(leader); err != nil {
+			t.Fatal(err)
+		}
+		term := leader.node.Load().CurrentTerm()
+		heartbeat := &raft.AppendEntriesRequest{Term: term}
+		leader.progress.observe(raft.ServerID(damaged.id), heartbeat, &raft.AppendEntriesResponse{Term: term, Success: true})
+		if leader.CaughtUp(damaged.id) {
+			t.Error("a member that began again counts as caught up by the log that it had before")
 		}
 	})
 }

@@ -51,6 +51,8 @@ type Replica struct {
 	endLife       context.CancelFunc
 	outstanding   sync.WaitGroup // futures of Raft that are waited for
 
+	transport raft.Transport // set by Run
+
 	node     atomic.Pointer[raft.Raft] // nil before Run and after it
 	readyAt  atomic.Uint64             // term in which this member leads and has applied what came before; 0: none
 	stopping atomic.Bool               // leadership is handed over
@@ -160,6 +162,7 @@ func (r *Replica) Run(ctx context.Context) error {
 	transport := observedTransport{progress: &r.progress, NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: newStreamLayer(&r.cfg), MaxPool: transportConnections, Timeout: transportTimeout, Logger: newRaftLogger(r.logger),
 	})}
+	r.transport = transport
 	node, err := raft.NewRaft(r.raftConfig(), r.fsm, r.logs, stableStore{r.logs}, r.snapshots, transport)
 	if err != nil {
 		transport.Close()

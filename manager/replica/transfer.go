@@ -25,6 +25,10 @@ func (r *Replica) TransferLeadership(ctx context.Context, id string) error {
 	}
 	term := node.CurrentTerm()
 	heirs, err := r.heirs(raft.ServerID(id), term)
+	// One that has just been elected has not heard from the others yet.
+	for begun := time.Now(); errors.Is(err, errNoHeir) && time.Since(begun) < r.tuning.LeaderLease && sleep(ctx, retryDelay); {
+		heirs, err = r.heirs(raft.ServerID(id), term)
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
@@ -46,6 +50,25 @@ func (r *Replica) TransferLeadership(ctx context.Context, id string) error {
 	return wire.Errorf(wire.CodeUnavailable, "%s: %w; try again", what, err)
 }
 
+// summonHeir has another voter stand for election at once, when this leader's log cannot be written and it is about to give
+// up: the others would wait for the heartbeats that end now. Any member may stand at any time, so nothing hangs on the answer.
+func (r *Replica) summonHeir(term uint64) {
+	heirs, err := r.heirs("", term)
+	if err != nil {
+		return
+	}
+	for _, heir := range heirs {
+		request := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{
+			ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(r.cfg.NodeID), Addr: []byte(r.cfg.Address),
+		}}
+		if err := r.transport.TimeoutNow(heir.ID, heir.Address, request, &raft.TimeoutNowResponse{}); err == nil {
+			return
+		}
+	}
+}
+
+var errNoHeir = wire.Errorf(wire.CodeFailedPrecondition, "no other manager with a vote answers")
+
 // heirs are the voters that may take over, the most up to date first.
 func (r *Replica) heirs(id raft.ServerID, term uint64) ([]raft.Server, error) {
 	m, _ := r.membershipAt(^uint64(0))
@@ -62,7 +85,7 @@ func (r *Replica) heirs(id raft.ServerID, term uint64) ([]raft.Server, error) {
 		return !r.isRecent(p)
 	})
 	if len(others) == 0 {
-		return nil, wire.Errorf(wire.CodeFailedPrecondition, "no other manager with a vote answers")
+		return nil, errNoHeir
 	}
 	slices.SortStableFunc(others, func(a, b raft.Server) int { return cmp.Compare(match[b.ID], match[a.ID]) })
 	return others, nil
