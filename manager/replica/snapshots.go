@@ -33,7 +33,8 @@ type snapshotStore struct {
 	sealer *sealer
 	logger *slog.Logger
 	check  func(io.Reader) error
-	taken  func() // a snapshot has come to count
+	taken  func()                  // a snapshot has come to count
+	remove func(path string) error // os.Remove; tests: a disk that hangs
 	// membership is what a snapshot that ends there must hold, where this member knows better than Raft; see memberships.
 	membership func(index, term uint64) (membership, bool)
 
@@ -53,7 +54,7 @@ func openSnapshotStore(dir string, s *sealer, check func(io.Reader) error, logge
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, 0, fmt.Errorf("open snapshots: %w", err)
 	}
-	ss := &snapshotStore{dir: dir, sealer: s, logger: logger, check: check}
+	ss := &snapshotStore{dir: dir, sealer: s, logger: logger, check: check, remove: os.Remove}
 	files, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, 0, fmt.Errorf("open snapshots: %w", err)
@@ -290,25 +291,34 @@ func (s *snapshotSink) commit() error {
 
 // add makes a verified snapshot count and removes what is no longer needed.
 func (ss *snapshotStore) add(info snapshotInfo) {
+	old := ss.count(info)
+	// Both without the lock: the log asks for it under its own, and a removal takes as long as the disk hangs.
 	if ss.taken != nil {
-		defer ss.taken() // without the lock, which the log asks for under its own
+		ss.taken()
 	}
+	for _, id := range old {
+		if err := ss.remove(ss.path(id)); err != nil {
+			ss.logger.Warn("cannot remove old snapshot", "snapshot", ss.path(id), "error", err)
+		}
+	}
+	if list, _ := ss.List(); len(list) == snapshotsKept {
+		damaged, _ := filepath.Glob(filepath.Join(ss.dir, "*"+damagedSuffix))
+		for _, path := range damaged {
+			ss.remove(path)
+		}
+	}
+}
+
+// count enters a snapshot, and returns the IDs of those that count no more.
+func (ss *snapshotStore) count(info snapshotInfo) (old []string) {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
 	// First among equals: a leader may send what this member has already, and Raft opens what has just come.
 	ss.known = slices.Insert(ss.known, 0, info)
 	ss.sort()
 	for len(ss.known) > snapshotsKept {
-		oldest := ss.known[len(ss.known)-1]
+		old = append(old, ss.known[len(ss.known)-1].ID)
 		ss.known = ss.known[:len(ss.known)-1]
-		if err := os.Remove(ss.path(oldest.ID)); err != nil {
-			ss.logger.Warn("cannot remove old snapshot", "snapshot", ss.path(oldest.ID), "error", err)
-		}
 	}
-	if len(ss.known) == snapshotsKept {
-		damaged, _ := filepath.Glob(filepath.Join(ss.dir, "*"+damagedSuffix))
-		for _, path := range damaged {
-			os.Remove(path)
-		}
-	}
+	return old
 }

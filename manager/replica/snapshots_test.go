@@ -52,6 +52,32 @@ func TestSnapshot_Taken_IsToldWithoutTheLock(t *testing.T) {
 	}
 }
 
+// A disk that hangs holds up neither the log nor who asks for the members, which need the snapshots' lock.
+func TestSnapshot_OldOnesAreRemoved_WithoutTheLock(t *testing.T) {
+	ss := openTestSnapshots(t, t.TempDir())
+	if err := os.WriteFile(ss.path("7-1-bad")+damagedSuffix, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	removed := 0
+	ss.remove = func(path string) error {
+		if removed++; !ss.mu.TryLock() {
+			t.Error("the lock is held")
+			return nil
+		}
+		ss.mu.Unlock()
+		return os.Remove(path)
+	}
+	for i := range uint64(snapshotsKept + 1) {
+		if _, err := takeTestSnapshot(ss, i+1, []byte("data")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files, err := os.ReadDir(ss.dir)
+	if err != nil || len(files) != snapshotsKept || removed != 2 {
+		t.Errorf("%d files are left, %d were removed, %v", len(files), removed, err)
+	}
+}
+
 func TestSnapshot_OfAnySize_ComesBackWithItsSize(t *testing.T) {
 	dir := t.TempDir()
 	rapid.Check(t, func(rt *rapid.T) {
