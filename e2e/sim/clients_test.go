@@ -51,7 +51,7 @@ func newClients(w *world) *clients {
 	return c
 }
 
-// found makes the registers, and the service that may run once.
+// found makes the registers, the journal, and the services that may run once.
 func (c *clients) found() error {
 	for i := range registers + 1 {
 		o := operation{kind: opCreate, service: fmt.Sprintf("register%d", i), value: "", replicas: 1, image: "nginx:1"}
@@ -65,7 +65,17 @@ func (c *clients) found() error {
 			return err
 		}
 	}
-	single := spec("single", 1)
+	for i := range singles {
+		if err := c.makeSingle(fmt.Sprintf("single%d", i)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeSingle makes a service of one task that stops where it is cut off, so that it never runs twice.
+func (c *clients) makeSingle(name string) error {
+	single := spec(name, 1)
 	single.Task.StopAfterDisconnect = durationpb.New(5 * time.Second)
 	return c.one(operation{}, 0, func(ctx context.Context, api swarmpb.ControlServer) error {
 		made, err := api.CreateService(ctx, &swarmpb.CreateServiceRequest{Spec: single})

@@ -183,7 +183,7 @@ func (l *life) openManager(first bool) ([]func(context.Context) error, error) {
 	var err error
 	l.mgr, err = manager.New(manager.Config{
 		Dir: filepath.Join(m.dir(), "manager"), Credentials: l.creds, Address: m.address(), Raft: listener.Raft(),
-		Logger: m.w.logger(l), Tuning: replica.Tuning{SnapshotThreshold: 128, TrailingLogs: 32, SnapshotInterval: 5 * time.Second, BeforeWrite: l.write},
+		Logger: m.w.logger(l), Tuning: replica.Tuning{SnapshotThreshold: 128, TrailingLogs: 32, SnapshotInterval: 5 * time.Second, LowSpaceBytes: 1, BeforeWrite: l.write},
 	})
 	if err == nil && first {
 		err = l.mgr.Bootstrap()

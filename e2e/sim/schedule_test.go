@@ -16,6 +16,7 @@ const (
 	// clients of a cluster, each with operations of its own.
 	clientCount = 3
 	registers   = 2
+	singles     = 4 // services that may run once
 	operations  = 24
 	faultCount  = 12
 )
@@ -197,6 +198,17 @@ func (s *schedule) draw(r *rand.Rand) fault {
 
 // split puts every machine on one of two sides, or on none.
 func (s *schedule) split(r *rand.Rand) (sides [2][]string) {
+	if r.IntN(3) == 0 { // workers that lose all managers
+		for i := range s.managers {
+			sides[1] = append(sides[1], fmt.Sprintf("m%d", i+1))
+		}
+		for i := range s.workers {
+			if i == 0 || r.IntN(4) == 0 {
+				sides[0] = append(sides[0], fmt.Sprintf("w%d", i+1))
+			}
+		}
+		return sides
+	}
 	for len(sides[0]) == 0 || len(sides[1]) == 0 {
 		sides = [2][]string{}
 		odds := 2 + r.IntN(4) // the smaller, the more go to the first side

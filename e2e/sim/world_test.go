@@ -16,6 +16,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/swarmd/swarmd/manager"
 	"github.com/swarmd/swarmd/manager/store"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
@@ -45,9 +47,17 @@ type world struct {
 	tasks map[string]string
 }
 
+// scratchSpace is what memory must have free to be used for files, in bytes.
+const scratchSpace = 256 << 20
+
 // scratch is a directory for a test's files, in memory where that can be: fsync costs nothing there.
 func scratch(t *testing.T) string {
-	dir, err := os.MkdirTemp("/dev/shm", "swarmd-sim-")
+	const memory = "/dev/shm"
+	var fs unix.Statfs_t
+	if err := unix.Statfs(memory, &fs); err != nil || fs.Bavail*uint64(fs.Bsize) < scratchSpace {
+		return t.TempDir()
+	}
+	dir, err := os.MkdirTemp(memory, "swarmd-sim-")
 	if err != nil {
 		return t.TempDir()
 	}
