@@ -198,14 +198,7 @@ func chunks(base, version uint64, changes []*swarmpb.AssignmentChange) iter.Seq[
 			return
 		}
 		for {
-			n, size := 0, 0
-			for n < len(changes) && n < maxChunkChanges {
-				size += proto.Size(changes[n])
-				if n > 0 && size > maxChunkBytes {
-					break
-				}
-				n++
-			}
+			n := fitting(changes, maxChunkChanges, func(c *swarmpb.AssignmentChange) int { return proto.Size(c) })
 			chunk := &swarmpb.AssignmentsResponse{BaseVersion: base, Version: version, LastChunk: n == len(changes), Changes: changes[:n]}
 			if changes = changes[n:]; !yield(chunk) || chunk.LastChunk {
 				return

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -187,14 +186,11 @@ func (l *leaderPart) judge(ctx context.Context, g *errgroup.Group) error {
 		}
 		decisions := l.decide(l.store().View(), time.Now())
 		l.probe(ctx, g)
-		for chunk := range slices.Chunk(decisions, maxWrites) {
-			if err := l.propose(ctx, chunk); err != nil {
-				if errors.Is(err, store.ErrStaleTerm) || ctx.Err() != nil {
-					return nil // The term is over; whoever leads now decides.
-				}
-				l.log.Warn("writing node states failed; it is tried again", "error", err)
-				break
+		if err := l.propose(ctx, decisions); err != nil {
+			if errors.Is(err, store.ErrStaleTerm) || ctx.Err() != nil {
+				return nil // The term is over; whoever leads now decides.
 			}
+			l.log.Warn("writing node states failed; it is tried again", "error", err)
 		}
 	}
 }
@@ -205,7 +201,19 @@ type decision struct {
 	guards []*swarmpb.Guard
 }
 
+// propose writes decisions, in as many proposals as they need, up to the first error.
 func (l *leaderPart) propose(ctx context.Context, decisions []decision) error {
+	for len(decisions) > 0 {
+		n := fitting(decisions, maxWrites, func(d decision) int { return proto.Size(d.write) })
+		if err := l.proposeOne(ctx, decisions[:n]); err != nil {
+			return err
+		}
+		decisions = decisions[n:]
+	}
+	return nil
+}
+
+func (l *leaderPart) proposeOne(ctx context.Context, decisions []decision) error {
 	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
 	defer cancel()
 	proposal := &swarmpb.Proposal{Term: l.leader.Term(), Now: time.Now().UnixNano()}

@@ -23,7 +23,9 @@ type Limits struct {
 // Bounds on what one message, request or table holds.
 const (
 	maxChunkChanges = 200
-	maxChunkBytes   = 1 << 20
+	// maxChunkBytes bounds what is put together into one message or proposal: what a server and the log take is a
+	// multiple of it, and one thing alone is far smaller.
+	maxChunkBytes = 1 << 20
 	// maxStatuses bounds an UpdateStatus request and a proposal of merged statuses.
 	maxStatuses = 500
 	// maxPendingStatuses bounds what waits to be proposed; calls beyond it are refused for the moment.
@@ -58,6 +60,18 @@ const (
 	commitAttempts = 3
 	commitPause    = 100 * time.Millisecond
 )
+
+// fitting is how many of the first items go together: limit at most, and no more than maxChunkBytes unless it is one.
+func fitting[T any](items []T, limit int, size func(T) int) int {
+	n, total := 0, 0
+	for n < min(len(items), limit) {
+		if total += size(items[n]); n > 0 && total > maxChunkBytes {
+			break
+		}
+		n++
+	}
+	return n
+}
 
 // missedBeats is the number of beat intervals after which a session no longer counts as beating: a second
 // claimant may take its node ID, and the node counts as vanishing.

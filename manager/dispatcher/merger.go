@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/swarmd/swarmd/manager/store"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/proto/wire"
@@ -98,18 +100,17 @@ func (m *merger) enqueue(statuses []*swarmpb.TaskStatus) (*mergeCall, error) {
 	return call, nil
 }
 
-// take removes the oldest statuses from the queue, at most one proposal's worth.
-func (m *merger) take() []*pendingStatus {
+// take removes the oldest statuses from the queue, at most one proposal's worth; more: others are left.
+func (m *merger) take() (batch []*pendingStatus, more bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	n := min(len(m.order), maxStatuses)
-	batch := make([]*pendingStatus, 0, n)
+	n := fitting(m.order, maxStatuses, func(id string) int { return proto.Size(m.pending[id].status) })
 	for _, id := range m.order[:n] {
 		batch = append(batch, m.pending[id])
 		delete(m.pending, id)
 	}
 	m.order = slices.Delete(m.order, 0, n)
-	return batch
+	return batch, len(m.order) > 0
 }
 
 // run proposes until ctx ends; calls that wait then fail.
@@ -123,9 +124,13 @@ func (m *merger) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-		for batch := m.take(); len(batch) > 0; batch = m.take() {
+		for {
+			batch, more := m.take()
+			if len(batch) == 0 {
+				break
+			}
 			m.commit(ctx, batch)
-			if len(batch) == maxStatuses {
+			if more {
 				continue
 			}
 			timer.Reset(m.interval)

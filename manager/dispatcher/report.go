@@ -150,7 +150,7 @@ func sendParts(ctx context.Context, leader swarmpb.KeeperClient, report *Report)
 	var verdict *Verdict
 	part := &swarmpb.KeeperReport{Refused: report.Refused, Health: report.Health}
 	for beats := report.Beats; ; {
-		n := min(len(beats), maxReported)
+		n := fitting(beats, maxReported, func(b Beat) int { return b.Facts.size() })
 		part.Sessions = kept(beats[:n])
 		answer, err := leader.Report(ctx, part)
 		if err != nil {
@@ -181,6 +181,14 @@ func kept(beats []Beat) []*swarmpb.KeptSession {
 		out[i] = k
 	}
 	return out
+}
+
+// size is what the facts add to a report; without them a session's part is small.
+func (f *Facts) size() int {
+	if f == nil {
+		return 0
+	}
+	return proto.Size(f.Description) + len(f.Address) + len(f.ListenAddress)
 }
 
 // makeReport fills the keeper's report; it is good until the next call.

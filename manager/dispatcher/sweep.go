@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/swarmd/swarmd/manager/store"
@@ -107,14 +106,9 @@ func orphan(view *store.View, task *swarmpb.Task) []*swarmpb.Write {
 }
 
 func (l *leaderPart) write(ctx context.Context, writes []*swarmpb.Write) error {
-	for chunk := range slices.Chunk(writes, maxWrites) {
-		decisions := make([]decision, 0, len(chunk))
-		for _, w := range chunk {
-			decisions = append(decisions, decision{write: w})
-		}
-		if err := l.propose(ctx, decisions); err != nil {
-			return err
-		}
+	decisions := make([]decision, 0, len(writes))
+	for _, w := range writes {
+		decisions = append(decisions, decision{write: w})
 	}
-	return nil
+	return l.propose(ctx, decisions)
 }
