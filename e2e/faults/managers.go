@@ -78,8 +78,12 @@ func loseOne(ctx context.Context, c *measure.Cluster, begin, end func(*measure.H
 		return 0, fmt.Errorf("what the leader acknowledged is lost: %w", err)
 	}
 	for h, was := range sessions {
-		if now, err := h.ConnectedTo(ctx); err != nil || now != was {
-			return 0, fmt.Errorf("the session of %s was with %s and is with %q (%w)", h.Name, was, now, err)
+		now, err := c.Keeper(ctx, h)
+		if err != nil {
+			return 0, err
+		}
+		if now != was {
+			return 0, fmt.Errorf("the session of %s was with %s, which lives, and is with %s", h.Name, was.Name, now.Name)
 		}
 	}
 	if err := end(leader.Host); err != nil {
@@ -117,16 +121,16 @@ func askAnother(ctx context.Context, c *measure.Cluster) (lost, error) {
 	return lost{}, errors.New("no other manager answers")
 }
 
-// sessionsBeside are the hosts whose sessions are with another manager than the given one, with that one's address.
-func sessionsBeside(ctx context.Context, c *measure.Cluster, leader *measure.Host) (map[*measure.Host]string, error) {
-	out := map[*measure.Host]string{}
+// sessionsBeside are the hosts whose sessions are with another manager than the given one, by that one.
+func sessionsBeside(ctx context.Context, c *measure.Cluster, leader *measure.Host) (map[*measure.Host]*measure.Host, error) {
+	out := map[*measure.Host]*measure.Host{}
 	for _, h := range c.Members() {
-		with, err := h.ConnectedTo(ctx)
+		keeper, err := c.Keeper(ctx, h)
 		if err != nil {
 			return nil, err
 		}
-		if h != leader && with != leader.Addr.String()+":2377" {
-			out[h] = with
+		if h != leader && keeper != leader {
+			out[h] = keeper
 		}
 	}
 	return out, nil
@@ -275,7 +279,7 @@ func killLeaderAndHost(ctx context.Context, c *measure.Cluster, n int) ([]row, e
 			return nil, err
 		}
 		victim := c.Members()[5+i%3]
-		with, err := victim.ConnectedTo(ctx)
+		keeper, err := c.Keeper(ctx, victim)
 		if err != nil {
 			return nil, err
 		}
@@ -289,7 +293,7 @@ func killLeaderAndHost(ctx context.Context, c *measure.Cluster, n int) ([]row, e
 			return nil, err
 		}
 		elsewhere = append(elsewhere, moved)
-		if with == leader.Addr.String()+":2377" {
+		if keeper == leader.Host {
 			unkept = append(unkept, down)
 		} else {
 			kept = append(kept, down)

@@ -226,10 +226,24 @@ func (h *Host) Answers(ctx context.Context) error {
 // Reconnect has the next call dial at once, after a daemon that was gone: a client's pause would be measured.
 func (h *Host) Reconnect() { h.conn.ResetConnectBackoff() }
 
-// ConnectedTo is the address of the manager that the host's worker has its session with.
-func (h *Host) ConnectedTo(ctx context.Context) (string, error) {
-	info, err := h.Local.GetInfo(ctx, &swarmpb.GetInfoRequest{})
-	return info.GetConnectedTo(), err
+// Keeper is the manager that the host's worker has its session with.
+func (c *Cluster) Keeper(ctx context.Context, h *Host) (*Host, error) {
+	var keeper *Host
+	err := until(ctx, func() error {
+		info, err := h.Local.GetInfo(ctx, &swarmpb.GetInfoRequest{})
+		if err != nil {
+			return err
+		}
+		address, _, _ := strings.Cut(info.GetConnectedTo(), ":")
+		for _, m := range c.hosts {
+			if m.Addr.String() == address {
+				keeper = m
+				return nil
+			}
+		}
+		return fmt.Errorf("%s has no session with a manager: %q", h.Name, info.GetConnectedTo())
+	})
+	return keeper, err
 }
 
 func (h *Host) load(ctx context.Context, archive string) error {

@@ -933,11 +933,15 @@ func (x *RemoveNodeResponse) GetId() string {
 }
 
 type CreateServiceRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Spec          *ServiceSpec           `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
-	RequestId     string                 `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Spec      *ServiceSpec           `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
+	RequestId string                 `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// For the registry of the image; kept with the service.
+	RegistryAuth *RegistryAuth `protobuf:"bytes,3,opt,name=registry_auth,json=registryAuth,proto3" json:"registry_auth,omitempty"`
+	// Do not ask the registry which digest the image's tag stands for.
+	NoResolveImage bool `protobuf:"varint,4,opt,name=no_resolve_image,json=noResolveImage,proto3" json:"no_resolve_image,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *CreateServiceRequest) Reset() {
@@ -982,6 +986,20 @@ func (x *CreateServiceRequest) GetRequestId() string {
 		return x.RequestId
 	}
 	return ""
+}
+
+func (x *CreateServiceRequest) GetRegistryAuth() *RegistryAuth {
+	if x != nil {
+		return x.RegistryAuth
+	}
+	return nil
+}
+
+func (x *CreateServiceRequest) GetNoResolveImage() bool {
+	if x != nil {
+		return x.NoResolveImage
+	}
+	return false
 }
 
 type CreateServiceResponse struct {
@@ -1040,11 +1058,14 @@ type UpdateServiceRequest struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Service string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
 	// meta.version of the service that the new spec was made from; 0 = whatever it is.
-	Version       uint64       `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
-	Spec          *ServiceSpec `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
-	RequestId     string       `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Version   uint64       `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	Spec      *ServiceSpec `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
+	RequestId string       `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Replaces what is kept with the service; unset = keep it.
+	RegistryAuth   *RegistryAuth `protobuf:"bytes,5,opt,name=registry_auth,json=registryAuth,proto3" json:"registry_auth,omitempty"`
+	NoResolveImage bool          `protobuf:"varint,6,opt,name=no_resolve_image,json=noResolveImage,proto3" json:"no_resolve_image,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *UpdateServiceRequest) Reset() {
@@ -1103,6 +1124,20 @@ func (x *UpdateServiceRequest) GetRequestId() string {
 		return x.RequestId
 	}
 	return ""
+}
+
+func (x *UpdateServiceRequest) GetRegistryAuth() *RegistryAuth {
+	if x != nil {
+		return x.RegistryAuth
+	}
+	return nil
+}
+
+func (x *UpdateServiceRequest) GetNoResolveImage() bool {
+	if x != nil {
+		return x.NoResolveImage
+	}
+	return false
 }
 
 type UpdateServiceResponse struct {
@@ -2029,20 +2064,24 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x03 \x01(\tR\trequestId\"$\n" +
 	"\x12RemoveNodeResponse\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"`\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xc7\x01\n" +
 	"\x14CreateServiceRequest\x12)\n" +
 	"\x04spec\x18\x01 \x01(\v2\x15.swarm.v1.ServiceSpecR\x04spec\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x02 \x01(\tR\trequestId\"C\n" +
+	"request_id\x18\x02 \x01(\tR\trequestId\x12;\n" +
+	"\rregistry_auth\x18\x03 \x01(\v2\x16.swarm.v1.RegistryAuthR\fregistryAuth\x12(\n" +
+	"\x10no_resolve_image\x18\x04 \x01(\bR\x0enoResolveImage\"C\n" +
 	"\x15CreateServiceResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
-	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\x94\x01\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\xfb\x01\n" +
 	"\x14UpdateServiceRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12)\n" +
 	"\x04spec\x18\x03 \x01(\v2\x15.swarm.v1.ServiceSpecR\x04spec\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x04 \x01(\tR\trequestId\"C\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\x12;\n" +
+	"\rregistry_auth\x18\x05 \x01(\v2\x16.swarm.v1.RegistryAuthR\fregistryAuth\x12(\n" +
+	"\x10no_resolve_image\x18\x06 \x01(\bR\x0enoResolveImage\"C\n" +
 	"\x15UpdateServiceResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"O\n" +
@@ -2194,13 +2233,14 @@ var file_swarm_v1_control_proto_goTypes = []any{
 	(*Resources)(nil),               // 41: swarm.v1.Resources
 	(*NodeSpec)(nil),                // 42: swarm.v1.NodeSpec
 	(*ServiceSpec)(nil),             // 43: swarm.v1.ServiceSpec
-	(*Service)(nil),                 // 44: swarm.v1.Service
-	(*ServiceProgress)(nil),         // 45: swarm.v1.ServiceProgress
-	(*Task)(nil),                    // 46: swarm.v1.Task
-	(TaskState)(0),                  // 47: swarm.v1.TaskState
-	(*TaskPlacement)(nil),           // 48: swarm.v1.TaskPlacement
-	(*TaskStatus)(nil),              // 49: swarm.v1.TaskStatus
-	(*TaskSpec)(nil),                // 50: swarm.v1.TaskSpec
+	(*RegistryAuth)(nil),            // 44: swarm.v1.RegistryAuth
+	(*Service)(nil),                 // 45: swarm.v1.Service
+	(*ServiceProgress)(nil),         // 46: swarm.v1.ServiceProgress
+	(*Task)(nil),                    // 47: swarm.v1.Task
+	(TaskState)(0),                  // 48: swarm.v1.TaskState
+	(*TaskPlacement)(nil),           // 49: swarm.v1.TaskPlacement
+	(*TaskStatus)(nil),              // 50: swarm.v1.TaskStatus
+	(*TaskSpec)(nil),                // 51: swarm.v1.TaskSpec
 }
 var file_swarm_v1_control_proto_depIdxs = []int32{
 	34, // 0: swarm.v1.GetClusterResponse.meta:type_name -> swarm.v1.Meta
@@ -2218,55 +2258,57 @@ var file_swarm_v1_control_proto_depIdxs = []int32{
 	42, // 12: swarm.v1.UpdateNodeRequest.spec:type_name -> swarm.v1.NodeSpec
 	6,  // 13: swarm.v1.UpdateNodeResponse.node:type_name -> swarm.v1.NodeInfo
 	43, // 14: swarm.v1.CreateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
-	43, // 15: swarm.v1.UpdateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
-	44, // 16: swarm.v1.ServiceInfo.service:type_name -> swarm.v1.Service
-	45, // 17: swarm.v1.ServiceInfo.progress:type_name -> swarm.v1.ServiceProgress
-	22, // 18: swarm.v1.GetServiceResponse.service:type_name -> swarm.v1.ServiceInfo
-	22, // 19: swarm.v1.ListServicesResponse.services:type_name -> swarm.v1.ServiceInfo
-	46, // 20: swarm.v1.TaskInfo.task:type_name -> swarm.v1.Task
-	47, // 21: swarm.v1.TaskInfo.state:type_name -> swarm.v1.TaskState
-	48, // 22: swarm.v1.TaskInfo.placement:type_name -> swarm.v1.TaskPlacement
-	49, // 23: swarm.v1.TaskInfo.status:type_name -> swarm.v1.TaskStatus
-	27, // 24: swarm.v1.GetTaskResponse.task:type_name -> swarm.v1.TaskInfo
-	50, // 25: swarm.v1.GetTaskResponse.spec:type_name -> swarm.v1.TaskSpec
-	27, // 26: swarm.v1.ListTasksResponse.tasks:type_name -> swarm.v1.TaskInfo
-	22, // 27: swarm.v1.WatchServiceResponse.service:type_name -> swarm.v1.ServiceInfo
-	27, // 28: swarm.v1.WatchServiceResponse.tasks:type_name -> swarm.v1.TaskInfo
-	0,  // 29: swarm.v1.Control.GetCluster:input_type -> swarm.v1.GetClusterRequest
-	2,  // 30: swarm.v1.Control.GetJoinTokens:input_type -> swarm.v1.GetJoinTokensRequest
-	4,  // 31: swarm.v1.Control.RotateJoinToken:input_type -> swarm.v1.RotateJoinTokenRequest
-	8,  // 32: swarm.v1.Control.ListNodes:input_type -> swarm.v1.ListNodesRequest
-	10, // 33: swarm.v1.Control.GetNode:input_type -> swarm.v1.GetNodeRequest
-	12, // 34: swarm.v1.Control.UpdateNode:input_type -> swarm.v1.UpdateNodeRequest
-	14, // 35: swarm.v1.Control.RemoveNode:input_type -> swarm.v1.RemoveNodeRequest
-	16, // 36: swarm.v1.Control.CreateService:input_type -> swarm.v1.CreateServiceRequest
-	18, // 37: swarm.v1.Control.UpdateService:input_type -> swarm.v1.UpdateServiceRequest
-	20, // 38: swarm.v1.Control.RemoveService:input_type -> swarm.v1.RemoveServiceRequest
-	23, // 39: swarm.v1.Control.GetService:input_type -> swarm.v1.GetServiceRequest
-	25, // 40: swarm.v1.Control.ListServices:input_type -> swarm.v1.ListServicesRequest
-	28, // 41: swarm.v1.Control.GetTask:input_type -> swarm.v1.GetTaskRequest
-	30, // 42: swarm.v1.Control.ListTasks:input_type -> swarm.v1.ListTasksRequest
-	32, // 43: swarm.v1.Control.WatchService:input_type -> swarm.v1.WatchServiceRequest
-	1,  // 44: swarm.v1.Control.GetCluster:output_type -> swarm.v1.GetClusterResponse
-	3,  // 45: swarm.v1.Control.GetJoinTokens:output_type -> swarm.v1.GetJoinTokensResponse
-	5,  // 46: swarm.v1.Control.RotateJoinToken:output_type -> swarm.v1.RotateJoinTokenResponse
-	9,  // 47: swarm.v1.Control.ListNodes:output_type -> swarm.v1.ListNodesResponse
-	11, // 48: swarm.v1.Control.GetNode:output_type -> swarm.v1.GetNodeResponse
-	13, // 49: swarm.v1.Control.UpdateNode:output_type -> swarm.v1.UpdateNodeResponse
-	15, // 50: swarm.v1.Control.RemoveNode:output_type -> swarm.v1.RemoveNodeResponse
-	17, // 51: swarm.v1.Control.CreateService:output_type -> swarm.v1.CreateServiceResponse
-	19, // 52: swarm.v1.Control.UpdateService:output_type -> swarm.v1.UpdateServiceResponse
-	21, // 53: swarm.v1.Control.RemoveService:output_type -> swarm.v1.RemoveServiceResponse
-	24, // 54: swarm.v1.Control.GetService:output_type -> swarm.v1.GetServiceResponse
-	26, // 55: swarm.v1.Control.ListServices:output_type -> swarm.v1.ListServicesResponse
-	29, // 56: swarm.v1.Control.GetTask:output_type -> swarm.v1.GetTaskResponse
-	31, // 57: swarm.v1.Control.ListTasks:output_type -> swarm.v1.ListTasksResponse
-	33, // 58: swarm.v1.Control.WatchService:output_type -> swarm.v1.WatchServiceResponse
-	44, // [44:59] is the sub-list for method output_type
-	29, // [29:44] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	44, // 15: swarm.v1.CreateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
+	43, // 16: swarm.v1.UpdateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
+	44, // 17: swarm.v1.UpdateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
+	45, // 18: swarm.v1.ServiceInfo.service:type_name -> swarm.v1.Service
+	46, // 19: swarm.v1.ServiceInfo.progress:type_name -> swarm.v1.ServiceProgress
+	22, // 20: swarm.v1.GetServiceResponse.service:type_name -> swarm.v1.ServiceInfo
+	22, // 21: swarm.v1.ListServicesResponse.services:type_name -> swarm.v1.ServiceInfo
+	47, // 22: swarm.v1.TaskInfo.task:type_name -> swarm.v1.Task
+	48, // 23: swarm.v1.TaskInfo.state:type_name -> swarm.v1.TaskState
+	49, // 24: swarm.v1.TaskInfo.placement:type_name -> swarm.v1.TaskPlacement
+	50, // 25: swarm.v1.TaskInfo.status:type_name -> swarm.v1.TaskStatus
+	27, // 26: swarm.v1.GetTaskResponse.task:type_name -> swarm.v1.TaskInfo
+	51, // 27: swarm.v1.GetTaskResponse.spec:type_name -> swarm.v1.TaskSpec
+	27, // 28: swarm.v1.ListTasksResponse.tasks:type_name -> swarm.v1.TaskInfo
+	22, // 29: swarm.v1.WatchServiceResponse.service:type_name -> swarm.v1.ServiceInfo
+	27, // 30: swarm.v1.WatchServiceResponse.tasks:type_name -> swarm.v1.TaskInfo
+	0,  // 31: swarm.v1.Control.GetCluster:input_type -> swarm.v1.GetClusterRequest
+	2,  // 32: swarm.v1.Control.GetJoinTokens:input_type -> swarm.v1.GetJoinTokensRequest
+	4,  // 33: swarm.v1.Control.RotateJoinToken:input_type -> swarm.v1.RotateJoinTokenRequest
+	8,  // 34: swarm.v1.Control.ListNodes:input_type -> swarm.v1.ListNodesRequest
+	10, // 35: swarm.v1.Control.GetNode:input_type -> swarm.v1.GetNodeRequest
+	12, // 36: swarm.v1.Control.UpdateNode:input_type -> swarm.v1.UpdateNodeRequest
+	14, // 37: swarm.v1.Control.RemoveNode:input_type -> swarm.v1.RemoveNodeRequest
+	16, // 38: swarm.v1.Control.CreateService:input_type -> swarm.v1.CreateServiceRequest
+	18, // 39: swarm.v1.Control.UpdateService:input_type -> swarm.v1.UpdateServiceRequest
+	20, // 40: swarm.v1.Control.RemoveService:input_type -> swarm.v1.RemoveServiceRequest
+	23, // 41: swarm.v1.Control.GetService:input_type -> swarm.v1.GetServiceRequest
+	25, // 42: swarm.v1.Control.ListServices:input_type -> swarm.v1.ListServicesRequest
+	28, // 43: swarm.v1.Control.GetTask:input_type -> swarm.v1.GetTaskRequest
+	30, // 44: swarm.v1.Control.ListTasks:input_type -> swarm.v1.ListTasksRequest
+	32, // 45: swarm.v1.Control.WatchService:input_type -> swarm.v1.WatchServiceRequest
+	1,  // 46: swarm.v1.Control.GetCluster:output_type -> swarm.v1.GetClusterResponse
+	3,  // 47: swarm.v1.Control.GetJoinTokens:output_type -> swarm.v1.GetJoinTokensResponse
+	5,  // 48: swarm.v1.Control.RotateJoinToken:output_type -> swarm.v1.RotateJoinTokenResponse
+	9,  // 49: swarm.v1.Control.ListNodes:output_type -> swarm.v1.ListNodesResponse
+	11, // 50: swarm.v1.Control.GetNode:output_type -> swarm.v1.GetNodeResponse
+	13, // 51: swarm.v1.Control.UpdateNode:output_type -> swarm.v1.UpdateNodeResponse
+	15, // 52: swarm.v1.Control.RemoveNode:output_type -> swarm.v1.RemoveNodeResponse
+	17, // 53: swarm.v1.Control.CreateService:output_type -> swarm.v1.CreateServiceResponse
+	19, // 54: swarm.v1.Control.UpdateService:output_type -> swarm.v1.UpdateServiceResponse
+	21, // 55: swarm.v1.Control.RemoveService:output_type -> swarm.v1.RemoveServiceResponse
+	24, // 56: swarm.v1.Control.GetService:output_type -> swarm.v1.GetServiceResponse
+	26, // 57: swarm.v1.Control.ListServices:output_type -> swarm.v1.ListServicesResponse
+	29, // 58: swarm.v1.Control.GetTask:output_type -> swarm.v1.GetTaskResponse
+	31, // 59: swarm.v1.Control.ListTasks:output_type -> swarm.v1.ListTasksResponse
+	33, // 60: swarm.v1.Control.WatchService:output_type -> swarm.v1.WatchServiceResponse
+	46, // [46:61] is the sub-list for method output_type
+	31, // [31:46] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_control_proto_init() }

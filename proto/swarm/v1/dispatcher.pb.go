@@ -795,11 +795,13 @@ func (x *AssignedTask) GetObservedState() TaskState {
 }
 
 type AssignedTemplate struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ServiceId     string                 `protobuf:"bytes,1,opt,name=service_id,json=serviceId,proto3" json:"service_id,omitempty"`
-	Version       uint64                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
-	Spec          *TaskSpec              `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
-	HostPorts     []*PortConfig          `protobuf:"bytes,4,rep,name=host_ports,json=hostPorts,proto3" json:"host_ports,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	ServiceId string                 `protobuf:"bytes,1,opt,name=service_id,json=serviceId,proto3" json:"service_id,omitempty"`
+	Version   uint64                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	Spec      *TaskSpec              `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
+	HostPorts []*PortConfig          `protobuf:"bytes,4,rep,name=host_ports,json=hostPorts,proto3" json:"host_ports,omitempty"`
+	// For the registry of the image; a node never writes it to disk.
+	RegistryAuth  *RegistryAuth `protobuf:"bytes,5,opt,name=registry_auth,json=registryAuth,proto3" json:"registry_auth,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -858,6 +860,13 @@ func (x *AssignedTemplate) GetSpec() *TaskSpec {
 func (x *AssignedTemplate) GetHostPorts() []*PortConfig {
 	if x != nil {
 		return x.HostPorts
+	}
+	return nil
+}
+
+func (x *AssignedTemplate) GetRegistryAuth() *RegistryAuth {
+	if x != nil {
+		return x.RegistryAuth
 	}
 	return nil
 }
@@ -1086,14 +1095,15 @@ const file_swarm_v1_dispatcher_proto_rawDesc = "" +
 	"\breplaces\x18\b \x01(\tR\breplaces\x12\x1a\n" +
 	"\bdraining\x18\t \x01(\bR\bdraining\x12:\n" +
 	"\x0eobserved_state\x18\n" +
-	" \x01(\x0e2\x13.swarm.v1.TaskStateR\robservedState\"\xa8\x01\n" +
+	" \x01(\x0e2\x13.swarm.v1.TaskStateR\robservedState\"\xe5\x01\n" +
 	"\x10AssignedTemplate\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12&\n" +
 	"\x04spec\x18\x03 \x01(\v2\x12.swarm.v1.TaskSpecR\x04spec\x123\n" +
 	"\n" +
-	"host_ports\x18\x04 \x03(\v2\x14.swarm.v1.PortConfigR\thostPorts\"\x99\x01\n" +
+	"host_ports\x18\x04 \x03(\v2\x14.swarm.v1.PortConfigR\thostPorts\x12;\n" +
+	"\rregistry_auth\x18\x05 \x01(\v2\x16.swarm.v1.RegistryAuthR\fregistryAuth\"\x99\x01\n" +
 	"\n" +
 	"NodeConfig\x12!\n" +
 	"\fuplink_block\x18\x01 \x01(\tR\vuplinkBlock\x12\x1f\n" +
@@ -1148,8 +1158,9 @@ var file_swarm_v1_dispatcher_proto_goTypes = []any{
 	(TaskState)(0),               // 15: swarm.v1.TaskState
 	(*TaskSpec)(nil),             // 16: swarm.v1.TaskSpec
 	(*PortConfig)(nil),           // 17: swarm.v1.PortConfig
-	(NodeRole)(0),                // 18: swarm.v1.NodeRole
-	(*TaskStatus)(nil),           // 19: swarm.v1.TaskStatus
+	(*RegistryAuth)(nil),         // 18: swarm.v1.RegistryAuth
+	(NodeRole)(0),                // 19: swarm.v1.NodeRole
+	(*TaskStatus)(nil),           // 20: swarm.v1.TaskStatus
 }
 var file_swarm_v1_dispatcher_proto_depIdxs = []int32{
 	1,  // 0: swarm.v1.SessionRequest.hello:type_name -> swarm.v1.SessionHello
@@ -1166,19 +1177,20 @@ var file_swarm_v1_dispatcher_proto_depIdxs = []int32{
 	15, // 11: swarm.v1.AssignedTask.observed_state:type_name -> swarm.v1.TaskState
 	16, // 12: swarm.v1.AssignedTemplate.spec:type_name -> swarm.v1.TaskSpec
 	17, // 13: swarm.v1.AssignedTemplate.host_ports:type_name -> swarm.v1.PortConfig
-	18, // 14: swarm.v1.NodeConfig.role:type_name -> swarm.v1.NodeRole
-	19, // 15: swarm.v1.UpdateStatusRequest.statuses:type_name -> swarm.v1.TaskStatus
-	0,  // 16: swarm.v1.Dispatcher.Session:input_type -> swarm.v1.SessionRequest
-	5,  // 17: swarm.v1.Dispatcher.Assignments:input_type -> swarm.v1.AssignmentsRequest
-	12, // 18: swarm.v1.Dispatcher.UpdateStatus:input_type -> swarm.v1.UpdateStatusRequest
-	3,  // 19: swarm.v1.Dispatcher.Session:output_type -> swarm.v1.SessionResponse
-	6,  // 20: swarm.v1.Dispatcher.Assignments:output_type -> swarm.v1.AssignmentsResponse
-	13, // 21: swarm.v1.Dispatcher.UpdateStatus:output_type -> swarm.v1.UpdateStatusResponse
-	19, // [19:22] is the sub-list for method output_type
-	16, // [16:19] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	18, // 14: swarm.v1.AssignedTemplate.registry_auth:type_name -> swarm.v1.RegistryAuth
+	19, // 15: swarm.v1.NodeConfig.role:type_name -> swarm.v1.NodeRole
+	20, // 16: swarm.v1.UpdateStatusRequest.statuses:type_name -> swarm.v1.TaskStatus
+	0,  // 17: swarm.v1.Dispatcher.Session:input_type -> swarm.v1.SessionRequest
+	5,  // 18: swarm.v1.Dispatcher.Assignments:input_type -> swarm.v1.AssignmentsRequest
+	12, // 19: swarm.v1.Dispatcher.UpdateStatus:input_type -> swarm.v1.UpdateStatusRequest
+	3,  // 20: swarm.v1.Dispatcher.Session:output_type -> swarm.v1.SessionResponse
+	6,  // 21: swarm.v1.Dispatcher.Assignments:output_type -> swarm.v1.AssignmentsResponse
+	13, // 22: swarm.v1.Dispatcher.UpdateStatus:output_type -> swarm.v1.UpdateStatusResponse
+	20, // [20:23] is the sub-list for method output_type
+	17, // [17:20] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_dispatcher_proto_init() }

@@ -921,6 +921,243 @@ func (x *RemoveImageResponse) GetRemoved() []string {
 	return nil
 }
 
+type PullImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	RegistryAuth  *RegistryAuth          `protobuf:"bytes,2,opt,name=registry_auth,json=registryAuth,proto3" json:"registry_auth,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PullImageRequest) Reset() {
+	*x = PullImageRequest{}
+	mi := &file_swarm_v1_local_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PullImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PullImageRequest) ProtoMessage() {}
+
+func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_local_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PullImageRequest.ProtoReflect.Descriptor instead.
+func (*PullImageRequest) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_local_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *PullImageRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *PullImageRequest) GetRegistryAuth() *RegistryAuth {
+	if x != nil {
+		return x.RegistryAuth
+	}
+	return nil
+}
+
+type PullImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes, while it is under way.
+	Done  int64 `protobuf:"varint,1,opt,name=done,proto3" json:"done,omitempty"`
+	Total int64 `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"`
+	// Last.
+	Image         *Image `protobuf:"bytes,3,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PullImageResponse) Reset() {
+	*x = PullImageResponse{}
+	mi := &file_swarm_v1_local_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PullImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PullImageResponse) ProtoMessage() {}
+
+func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_local_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PullImageResponse.ProtoReflect.Descriptor instead.
+func (*PullImageResponse) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_local_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *PullImageResponse) GetDone() int64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *PullImageResponse) GetTotal() int64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *PullImageResponse) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+type InspectImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InspectImageRequest) Reset() {
+	*x = InspectImageRequest{}
+	mi := &file_swarm_v1_local_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InspectImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InspectImageRequest) ProtoMessage() {}
+
+func (x *InspectImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_local_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InspectImageRequest.ProtoReflect.Descriptor instead.
+func (*InspectImageRequest) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_local_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *InspectImageRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+type InspectImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Image *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	// os/architecture of the manifests in it that this host has.
+	Platforms []string `protobuf:"bytes,2,rep,name=platforms,proto3" json:"platforms,omitempty"`
+	// The image's configuration, JSON as in the OCI image specification.
+	Config []byte `protobuf:"bytes,3,opt,name=config,proto3" json:"config,omitempty"`
+	// Digests of its layers, the lowest first, and their sizes as fetched.
+	Layers        []string `protobuf:"bytes,4,rep,name=layers,proto3" json:"layers,omitempty"`
+	LayerSizes    []int64  `protobuf:"varint,5,rep,packed,name=layer_sizes,json=layerSizes,proto3" json:"layer_sizes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InspectImageResponse) Reset() {
+	*x = InspectImageResponse{}
+	mi := &file_swarm_v1_local_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InspectImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InspectImageResponse) ProtoMessage() {}
+
+func (x *InspectImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_local_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InspectImageResponse.ProtoReflect.Descriptor instead.
+func (*InspectImageResponse) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_local_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *InspectImageResponse) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+func (x *InspectImageResponse) GetPlatforms() []string {
+	if x != nil {
+		return x.Platforms
+	}
+	return nil
+}
+
+func (x *InspectImageResponse) GetConfig() []byte {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+func (x *InspectImageResponse) GetLayers() []string {
+	if x != nil {
+		return x.Layers
+	}
+	return nil
+}
+
+func (x *InspectImageResponse) GetLayerSizes() []int64 {
+	if x != nil {
+		return x.LayerSizes
+	}
+	return nil
+}
+
 var File_swarm_v1_local_proto protoreflect.FileDescriptor
 
 const file_swarm_v1_local_proto_rawDesc = "" +
@@ -985,13 +1222,29 @@ const file_swarm_v1_local_proto_rawDesc = "" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"/\n" +
 	"\x13RemoveImageResponse\x12\x18\n" +
-	"\aremoved\x18\x01 \x03(\tR\aremoved*q\n" +
+	"\aremoved\x18\x01 \x03(\tR\aremoved\"e\n" +
+	"\x10PullImageRequest\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\x12;\n" +
+	"\rregistry_auth\x18\x02 \x01(\v2\x16.swarm.v1.RegistryAuthR\fregistryAuth\"d\n" +
+	"\x11PullImageResponse\x12\x12\n" +
+	"\x04done\x18\x01 \x01(\x03R\x04done\x12\x14\n" +
+	"\x05total\x18\x02 \x01(\x03R\x05total\x12%\n" +
+	"\x05image\x18\x03 \x01(\v2\x0f.swarm.v1.ImageR\x05image\"+\n" +
+	"\x13InspectImageRequest\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\"\xac\x01\n" +
+	"\x14InspectImageResponse\x12%\n" +
+	"\x05image\x18\x01 \x01(\v2\x0f.swarm.v1.ImageR\x05image\x12\x1c\n" +
+	"\tplatforms\x18\x02 \x03(\tR\tplatforms\x12\x16\n" +
+	"\x06config\x18\x03 \x01(\fR\x06config\x12\x16\n" +
+	"\x06layers\x18\x04 \x03(\tR\x06layers\x12\x1f\n" +
+	"\vlayer_sizes\x18\x05 \x03(\x03R\n" +
+	"layerSizes*q\n" +
 	"\n" +
 	"Membership\x12\x1a\n" +
 	"\x16MEMBERSHIP_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fMEMBERSHIP_NONE\x10\x01\x12\x15\n" +
 	"\x11MEMBERSHIP_ACTIVE\x10\x02\x12\x1b\n" +
-	"\x17MEMBERSHIP_DISCONNECTED\x10\x032\x8b\x04\n" +
+	"\x17MEMBERSHIP_DISCONNECTED\x10\x032\xb4\x05\n" +
 	"\x05Local\x12>\n" +
 	"\x04Init\x12\x15.swarm.v1.InitRequest\x1a\x16.swarm.v1.InitResponse\"\a\xea\xb9\x18\x03\n" +
 	"\x01\x04\x12>\n" +
@@ -1002,7 +1255,11 @@ const file_swarm_v1_local_proto_rawDesc = "" +
 	"\aGetInfo\x12\x18.swarm.v1.GetInfoRequest\x1a\x19.swarm.v1.GetInfoResponse\"\a\xea\xb9\x18\x03\n" +
 	"\x01\x04\x12O\n" +
 	"\tLoadImage\x12\x1a.swarm.v1.LoadImageRequest\x1a\x1b.swarm.v1.LoadImageResponse\"\a\xea\xb9\x18\x03\n" +
-	"\x01\x04(\x01\x12P\n" +
+	"\x01\x04(\x01\x12O\n" +
+	"\tPullImage\x12\x1a.swarm.v1.PullImageRequest\x1a\x1b.swarm.v1.PullImageResponse\"\a\xea\xb9\x18\x03\n" +
+	"\x01\x040\x01\x12V\n" +
+	"\fInspectImage\x12\x1d.swarm.v1.InspectImageRequest\x1a\x1e.swarm.v1.InspectImageResponse\"\a\xea\xb9\x18\x03\n" +
+	"\x01\x04\x12P\n" +
 	"\n" +
 	"ListImages\x12\x1b.swarm.v1.ListImagesRequest\x1a\x1c.swarm.v1.ListImagesResponse\"\a\xea\xb9\x18\x03\n" +
 	"\x01\x04\x12S\n" +
@@ -1022,57 +1279,69 @@ func file_swarm_v1_local_proto_rawDescGZIP() []byte {
 }
 
 var file_swarm_v1_local_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_swarm_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_swarm_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_swarm_v1_local_proto_goTypes = []any{
-	(Membership)(0),             // 0: swarm.v1.Membership
-	(*InitRequest)(nil),         // 1: swarm.v1.InitRequest
-	(*InitResponse)(nil),        // 2: swarm.v1.InitResponse
-	(*JoinRequest)(nil),         // 3: swarm.v1.JoinRequest
-	(*JoinResponse)(nil),        // 4: swarm.v1.JoinResponse
-	(*LeaveRequest)(nil),        // 5: swarm.v1.LeaveRequest
-	(*LeaveResponse)(nil),       // 6: swarm.v1.LeaveResponse
-	(*GetInfoRequest)(nil),      // 7: swarm.v1.GetInfoRequest
-	(*GetInfoResponse)(nil),     // 8: swarm.v1.GetInfoResponse
-	(*LoadImageRequest)(nil),    // 9: swarm.v1.LoadImageRequest
-	(*Image)(nil),               // 10: swarm.v1.Image
-	(*LoadImageResponse)(nil),   // 11: swarm.v1.LoadImageResponse
-	(*ListImagesRequest)(nil),   // 12: swarm.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),  // 13: swarm.v1.ListImagesResponse
-	(*RemoveImageRequest)(nil),  // 14: swarm.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil), // 15: swarm.v1.RemoveImageResponse
-	(*ClusterSpec)(nil),         // 16: swarm.v1.ClusterSpec
-	(*JoinTokens)(nil),          // 17: swarm.v1.JoinTokens
-	(NodeRole)(0),               // 18: swarm.v1.NodeRole
-	(*NodeDescription)(nil),     // 19: swarm.v1.NodeDescription
+	(Membership)(0),              // 0: swarm.v1.Membership
+	(*InitRequest)(nil),          // 1: swarm.v1.InitRequest
+	(*InitResponse)(nil),         // 2: swarm.v1.InitResponse
+	(*JoinRequest)(nil),          // 3: swarm.v1.JoinRequest
+	(*JoinResponse)(nil),         // 4: swarm.v1.JoinResponse
+	(*LeaveRequest)(nil),         // 5: swarm.v1.LeaveRequest
+	(*LeaveResponse)(nil),        // 6: swarm.v1.LeaveResponse
+	(*GetInfoRequest)(nil),       // 7: swarm.v1.GetInfoRequest
+	(*GetInfoResponse)(nil),      // 8: swarm.v1.GetInfoResponse
+	(*LoadImageRequest)(nil),     // 9: swarm.v1.LoadImageRequest
+	(*Image)(nil),                // 10: swarm.v1.Image
+	(*LoadImageResponse)(nil),    // 11: swarm.v1.LoadImageResponse
+	(*ListImagesRequest)(nil),    // 12: swarm.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),   // 13: swarm.v1.ListImagesResponse
+	(*RemoveImageRequest)(nil),   // 14: swarm.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),  // 15: swarm.v1.RemoveImageResponse
+	(*PullImageRequest)(nil),     // 16: swarm.v1.PullImageRequest
+	(*PullImageResponse)(nil),    // 17: swarm.v1.PullImageResponse
+	(*InspectImageRequest)(nil),  // 18: swarm.v1.InspectImageRequest
+	(*InspectImageResponse)(nil), // 19: swarm.v1.InspectImageResponse
+	(*ClusterSpec)(nil),          // 20: swarm.v1.ClusterSpec
+	(*JoinTokens)(nil),           // 21: swarm.v1.JoinTokens
+	(NodeRole)(0),                // 22: swarm.v1.NodeRole
+	(*NodeDescription)(nil),      // 23: swarm.v1.NodeDescription
+	(*RegistryAuth)(nil),         // 24: swarm.v1.RegistryAuth
 }
 var file_swarm_v1_local_proto_depIdxs = []int32{
-	16, // 0: swarm.v1.InitRequest.spec:type_name -> swarm.v1.ClusterSpec
-	17, // 1: swarm.v1.InitResponse.tokens:type_name -> swarm.v1.JoinTokens
-	18, // 2: swarm.v1.JoinResponse.role:type_name -> swarm.v1.NodeRole
+	20, // 0: swarm.v1.InitRequest.spec:type_name -> swarm.v1.ClusterSpec
+	21, // 1: swarm.v1.InitResponse.tokens:type_name -> swarm.v1.JoinTokens
+	22, // 2: swarm.v1.JoinResponse.role:type_name -> swarm.v1.NodeRole
 	0,  // 3: swarm.v1.GetInfoResponse.membership:type_name -> swarm.v1.Membership
-	18, // 4: swarm.v1.GetInfoResponse.role:type_name -> swarm.v1.NodeRole
-	19, // 5: swarm.v1.GetInfoResponse.description:type_name -> swarm.v1.NodeDescription
+	22, // 4: swarm.v1.GetInfoResponse.role:type_name -> swarm.v1.NodeRole
+	23, // 5: swarm.v1.GetInfoResponse.description:type_name -> swarm.v1.NodeDescription
 	10, // 6: swarm.v1.LoadImageResponse.images:type_name -> swarm.v1.Image
 	10, // 7: swarm.v1.ListImagesResponse.images:type_name -> swarm.v1.Image
-	1,  // 8: swarm.v1.Local.Init:input_type -> swarm.v1.InitRequest
-	3,  // 9: swarm.v1.Local.Join:input_type -> swarm.v1.JoinRequest
-	5,  // 10: swarm.v1.Local.Leave:input_type -> swarm.v1.LeaveRequest
-	7,  // 11: swarm.v1.Local.GetInfo:input_type -> swarm.v1.GetInfoRequest
-	9,  // 12: swarm.v1.Local.LoadImage:input_type -> swarm.v1.LoadImageRequest
-	12, // 13: swarm.v1.Local.ListImages:input_type -> swarm.v1.ListImagesRequest
-	14, // 14: swarm.v1.Local.RemoveImage:input_type -> swarm.v1.RemoveImageRequest
-	2,  // 15: swarm.v1.Local.Init:output_type -> swarm.v1.InitResponse
-	4,  // 16: swarm.v1.Local.Join:output_type -> swarm.v1.JoinResponse
-	6,  // 17: swarm.v1.Local.Leave:output_type -> swarm.v1.LeaveResponse
-	8,  // 18: swarm.v1.Local.GetInfo:output_type -> swarm.v1.GetInfoResponse
-	11, // 19: swarm.v1.Local.LoadImage:output_type -> swarm.v1.LoadImageResponse
-	13, // 20: swarm.v1.Local.ListImages:output_type -> swarm.v1.ListImagesResponse
-	15, // 21: swarm.v1.Local.RemoveImage:output_type -> swarm.v1.RemoveImageResponse
-	15, // [15:22] is the sub-list for method output_type
-	8,  // [8:15] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	24, // 8: swarm.v1.PullImageRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
+	10, // 9: swarm.v1.PullImageResponse.image:type_name -> swarm.v1.Image
+	10, // 10: swarm.v1.InspectImageResponse.image:type_name -> swarm.v1.Image
+	1,  // 11: swarm.v1.Local.Init:input_type -> swarm.v1.InitRequest
+	3,  // 12: swarm.v1.Local.Join:input_type -> swarm.v1.JoinRequest
+	5,  // 13: swarm.v1.Local.Leave:input_type -> swarm.v1.LeaveRequest
+	7,  // 14: swarm.v1.Local.GetInfo:input_type -> swarm.v1.GetInfoRequest
+	9,  // 15: swarm.v1.Local.LoadImage:input_type -> swarm.v1.LoadImageRequest
+	16, // 16: swarm.v1.Local.PullImage:input_type -> swarm.v1.PullImageRequest
+	18, // 17: swarm.v1.Local.InspectImage:input_type -> swarm.v1.InspectImageRequest
+	12, // 18: swarm.v1.Local.ListImages:input_type -> swarm.v1.ListImagesRequest
+	14, // 19: swarm.v1.Local.RemoveImage:input_type -> swarm.v1.RemoveImageRequest
+	2,  // 20: swarm.v1.Local.Init:output_type -> swarm.v1.InitResponse
+	4,  // 21: swarm.v1.Local.Join:output_type -> swarm.v1.JoinResponse
+	6,  // 22: swarm.v1.Local.Leave:output_type -> swarm.v1.LeaveResponse
+	8,  // 23: swarm.v1.Local.GetInfo:output_type -> swarm.v1.GetInfoResponse
+	11, // 24: swarm.v1.Local.LoadImage:output_type -> swarm.v1.LoadImageResponse
+	17, // 25: swarm.v1.Local.PullImage:output_type -> swarm.v1.PullImageResponse
+	19, // 26: swarm.v1.Local.InspectImage:output_type -> swarm.v1.InspectImageResponse
+	13, // 27: swarm.v1.Local.ListImages:output_type -> swarm.v1.ListImagesResponse
+	15, // 28: swarm.v1.Local.RemoveImage:output_type -> swarm.v1.RemoveImageResponse
+	20, // [20:29] is the sub-list for method output_type
+	11, // [11:20] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_local_proto_init() }
@@ -1088,7 +1357,7 @@ func file_swarm_v1_local_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_local_proto_rawDesc), len(file_swarm_v1_local_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

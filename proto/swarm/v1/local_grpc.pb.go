@@ -21,13 +21,15 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Local_Init_FullMethodName        = "/swarm.v1.Local/Init"
-	Local_Join_FullMethodName        = "/swarm.v1.Local/Join"
-	Local_Leave_FullMethodName       = "/swarm.v1.Local/Leave"
-	Local_GetInfo_FullMethodName     = "/swarm.v1.Local/GetInfo"
-	Local_LoadImage_FullMethodName   = "/swarm.v1.Local/LoadImage"
-	Local_ListImages_FullMethodName  = "/swarm.v1.Local/ListImages"
-	Local_RemoveImage_FullMethodName = "/swarm.v1.Local/RemoveImage"
+	Local_Init_FullMethodName         = "/swarm.v1.Local/Init"
+	Local_Join_FullMethodName         = "/swarm.v1.Local/Join"
+	Local_Leave_FullMethodName        = "/swarm.v1.Local/Leave"
+	Local_GetInfo_FullMethodName      = "/swarm.v1.Local/GetInfo"
+	Local_LoadImage_FullMethodName    = "/swarm.v1.Local/LoadImage"
+	Local_PullImage_FullMethodName    = "/swarm.v1.Local/PullImage"
+	Local_InspectImage_FullMethodName = "/swarm.v1.Local/InspectImage"
+	Local_ListImages_FullMethodName   = "/swarm.v1.Local/ListImages"
+	Local_RemoveImage_FullMethodName  = "/swarm.v1.Local/RemoveImage"
 )
 
 // LocalClient is the client API for Local service.
@@ -40,6 +42,9 @@ type LocalClient interface {
 	GetInfo(ctx context.Context, in *GetInfoRequest, opts ...grpc.CallOption) (*GetInfoResponse, error)
 	// LoadImage takes a docker or OCI archive, plain or gzip, in chunks.
 	LoadImage(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[LoadImageRequest, LoadImageResponse], error)
+	// PullImage fetches an image onto this host, with its progress.
+	PullImage(ctx context.Context, in *PullImageRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PullImageResponse], error)
+	InspectImage(ctx context.Context, in *InspectImageRequest, opts ...grpc.CallOption) (*InspectImageResponse, error)
 	ListImages(ctx context.Context, in *ListImagesRequest, opts ...grpc.CallOption) (*ListImagesResponse, error)
 	RemoveImage(ctx context.Context, in *RemoveImageRequest, opts ...grpc.CallOption) (*RemoveImageResponse, error)
 }
@@ -105,6 +110,35 @@ func (c *localClient) LoadImage(ctx context.Context, opts ...grpc.CallOption) (g
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Local_LoadImageClient = grpc.ClientStreamingClient[LoadImageRequest, LoadImageResponse]
 
+func (c *localClient) PullImage(ctx context.Context, in *PullImageRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PullImageResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Local_ServiceDesc.Streams[1], Local_PullImage_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[PullImageRequest, PullImageResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Local_PullImageClient = grpc.ServerStreamingClient[PullImageResponse]
+
+func (c *localClient) InspectImage(ctx context.Context, in *InspectImageRequest, opts ...grpc.CallOption) (*InspectImageResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(InspectImageResponse)
+	err := c.cc.Invoke(ctx, Local_InspectImage_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *localClient) ListImages(ctx context.Context, in *ListImagesRequest, opts ...grpc.CallOption) (*ListImagesResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListImagesResponse)
@@ -135,6 +169,9 @@ type LocalServer interface {
 	GetInfo(context.Context, *GetInfoRequest) (*GetInfoResponse, error)
 	// LoadImage takes a docker or OCI archive, plain or gzip, in chunks.
 	LoadImage(grpc.ClientStreamingServer[LoadImageRequest, LoadImageResponse]) error
+	// PullImage fetches an image onto this host, with its progress.
+	PullImage(*PullImageRequest, grpc.ServerStreamingServer[PullImageResponse]) error
+	InspectImage(context.Context, *InspectImageRequest) (*InspectImageResponse, error)
 	ListImages(context.Context, *ListImagesRequest) (*ListImagesResponse, error)
 	RemoveImage(context.Context, *RemoveImageRequest) (*RemoveImageResponse, error)
 	mustEmbedUnimplementedLocalServer()
@@ -161,6 +198,12 @@ func (UnimplementedLocalServer) GetInfo(context.Context, *GetInfoRequest) (*GetI
 }
 func (UnimplementedLocalServer) LoadImage(grpc.ClientStreamingServer[LoadImageRequest, LoadImageResponse]) error {
 	return status.Error(codes.Unimplemented, "method LoadImage not implemented")
+}
+func (UnimplementedLocalServer) PullImage(*PullImageRequest, grpc.ServerStreamingServer[PullImageResponse]) error {
+	return status.Error(codes.Unimplemented, "method PullImage not implemented")
+}
+func (UnimplementedLocalServer) InspectImage(context.Context, *InspectImageRequest) (*InspectImageResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method InspectImage not implemented")
 }
 func (UnimplementedLocalServer) ListImages(context.Context, *ListImagesRequest) (*ListImagesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListImages not implemented")
@@ -268,6 +311,35 @@ func _Local_LoadImage_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Local_LoadImageServer = grpc.ClientStreamingServer[LoadImageRequest, LoadImageResponse]
 
+func _Local_PullImage_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(PullImageRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(LocalServer).PullImage(m, &grpc.GenericServerStream[PullImageRequest, PullImageResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Local_PullImageServer = grpc.ServerStreamingServer[PullImageResponse]
+
+func _Local_InspectImage_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(InspectImageRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LocalServer).InspectImage(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Local_InspectImage_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LocalServer).InspectImage(ctx, req.(*InspectImageRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Local_ListImages_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListImagesRequest)
 	if err := dec(in); err != nil {
@@ -328,6 +400,10 @@ var Local_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Local_GetInfo_Handler,
 		},
 		{
+			MethodName: "InspectImage",
+			Handler:    _Local_InspectImage_Handler,
+		},
+		{
 			MethodName: "ListImages",
 			Handler:    _Local_ListImages_Handler,
 		},
@@ -341,6 +417,11 @@ var Local_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "LoadImage",
 			Handler:       _Local_LoadImage_Handler,
 			ClientStreams: true,
+		},
+		{
+			StreamName:    "PullImage",
+			Handler:       _Local_PullImage_Handler,
+			ServerStreams: true,
 		},
 	},
 	Metadata: "swarm/v1/local.proto",

@@ -484,7 +484,9 @@ type Service struct {
 	TemplateVersion         uint64 `protobuf:"varint,5,opt,name=template_version,json=templateVersion,proto3" json:"template_version,omitempty"`
 	PreviousTemplateVersion uint64 `protobuf:"varint,6,opt,name=previous_template_version,json=previousTemplateVersion,proto3" json:"previous_template_version,omitempty"`
 	// The user removed it: its tasks stop, then the row goes.
-	Removing      bool `protobuf:"varint,7,opt,name=removing,proto3" json:"removing,omitempty"`
+	Removing bool `protobuf:"varint,7,opt,name=removing,proto3" json:"removing,omitempty"`
+	// For the registry of its image; control shows it to nobody.
+	RegistryAuth  *RegistryAuth `protobuf:"bytes,8,opt,name=registry_auth,json=registryAuth,proto3" json:"registry_auth,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -566,6 +568,13 @@ func (x *Service) GetRemoving() bool {
 		return x.Removing
 	}
 	return false
+}
+
+func (x *Service) GetRegistryAuth() *RegistryAuth {
+	if x != nil {
+		return x.RegistryAuth
+	}
+	return nil
 }
 
 // Template is a task's template, kept once. Writer: control; collected by the store when nothing refers to it.
@@ -1643,7 +1652,7 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\aaddress\x18\x05 \x01(\tR\aaddress\x12;\n" +
 	"\vdescription\x18\x06 \x01(\v2\x19.swarm.v1.NodeDescriptionR\vdescription\x12\x14\n" +
 	"\x05since\x18\a \x01(\x03R\x05since\x12'\n" +
-	"\x0fmanager_address\x18\b \x01(\tR\x0emanagerAddress\"\xa7\x02\n" +
+	"\x0fmanager_address\x18\b \x01(\tR\x0emanagerAddress\"\xe4\x02\n" +
 	"\aService\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\"\n" +
 	"\x04meta\x18\x02 \x01(\v2\x0e.swarm.v1.MetaR\x04meta\x12)\n" +
@@ -1651,7 +1660,8 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\rprevious_spec\x18\x04 \x01(\v2\x15.swarm.v1.ServiceSpecR\fpreviousSpec\x12)\n" +
 	"\x10template_version\x18\x05 \x01(\x04R\x0ftemplateVersion\x12:\n" +
 	"\x19previous_template_version\x18\x06 \x01(\x04R\x17previousTemplateVersion\x12\x1a\n" +
-	"\bremoving\x18\a \x01(\bR\bremoving\"\xa0\x01\n" +
+	"\bremoving\x18\a \x01(\bR\bremoving\x12;\n" +
+	"\rregistry_auth\x18\b \x01(\v2\x16.swarm.v1.RegistryAuthR\fregistryAuth\"\xa0\x01\n" +
 	"\bTemplate\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x18\n" +
@@ -1805,9 +1815,10 @@ var file_swarm_v1_rows_proto_goTypes = []any{
 	(NodeState)(0),          // 23: swarm.v1.NodeState
 	(*NodeDescription)(nil), // 24: swarm.v1.NodeDescription
 	(*ServiceSpec)(nil),     // 25: swarm.v1.ServiceSpec
-	(*TaskSpec)(nil),        // 26: swarm.v1.TaskSpec
-	(*PortConfig)(nil),      // 27: swarm.v1.PortConfig
-	(TaskState)(0),          // 28: swarm.v1.TaskState
+	(*RegistryAuth)(nil),    // 26: swarm.v1.RegistryAuth
+	(*TaskSpec)(nil),        // 27: swarm.v1.TaskSpec
+	(*PortConfig)(nil),      // 28: swarm.v1.PortConfig
+	(TaskState)(0),          // 29: swarm.v1.TaskState
 }
 var file_swarm_v1_rows_proto_depIdxs = []int32{
 	18, // 0: swarm.v1.Cluster.meta:type_name -> swarm.v1.Meta
@@ -1824,22 +1835,23 @@ var file_swarm_v1_rows_proto_depIdxs = []int32{
 	18, // 11: swarm.v1.Service.meta:type_name -> swarm.v1.Meta
 	25, // 12: swarm.v1.Service.spec:type_name -> swarm.v1.ServiceSpec
 	25, // 13: swarm.v1.Service.previous_spec:type_name -> swarm.v1.ServiceSpec
-	26, // 14: swarm.v1.Template.spec:type_name -> swarm.v1.TaskSpec
-	27, // 15: swarm.v1.Template.host_ports:type_name -> swarm.v1.PortConfig
-	0,  // 16: swarm.v1.UpdateStatus.state:type_name -> swarm.v1.UpdateState
-	18, // 17: swarm.v1.ServiceProgress.meta:type_name -> swarm.v1.Meta
-	8,  // 18: swarm.v1.ServiceProgress.update:type_name -> swarm.v1.UpdateStatus
-	18, // 19: swarm.v1.SlotProgress.meta:type_name -> swarm.v1.Meta
-	18, // 20: swarm.v1.Task.meta:type_name -> swarm.v1.Meta
-	28, // 21: swarm.v1.Task.desired_state:type_name -> swarm.v1.TaskState
-	28, // 22: swarm.v1.TaskStatus.state:type_name -> swarm.v1.TaskState
-	14, // 23: swarm.v1.TaskStatus.container:type_name -> swarm.v1.ContainerStatus
-	27, // 24: swarm.v1.TaskStatus.host_ports:type_name -> swarm.v1.PortConfig
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	26, // 14: swarm.v1.Service.registry_auth:type_name -> swarm.v1.RegistryAuth
+	27, // 15: swarm.v1.Template.spec:type_name -> swarm.v1.TaskSpec
+	28, // 16: swarm.v1.Template.host_ports:type_name -> swarm.v1.PortConfig
+	0,  // 17: swarm.v1.UpdateStatus.state:type_name -> swarm.v1.UpdateState
+	18, // 18: swarm.v1.ServiceProgress.meta:type_name -> swarm.v1.Meta
+	8,  // 19: swarm.v1.ServiceProgress.update:type_name -> swarm.v1.UpdateStatus
+	18, // 20: swarm.v1.SlotProgress.meta:type_name -> swarm.v1.Meta
+	18, // 21: swarm.v1.Task.meta:type_name -> swarm.v1.Meta
+	29, // 22: swarm.v1.Task.desired_state:type_name -> swarm.v1.TaskState
+	29, // 23: swarm.v1.TaskStatus.state:type_name -> swarm.v1.TaskState
+	14, // 24: swarm.v1.TaskStatus.container:type_name -> swarm.v1.ContainerStatus
+	28, // 25: swarm.v1.TaskStatus.host_ports:type_name -> swarm.v1.PortConfig
+	26, // [26:26] is the sub-list for method output_type
+	26, // [26:26] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_rows_proto_init() }

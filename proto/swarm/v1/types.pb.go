@@ -474,6 +474,62 @@ func (MountType) EnumDescriptor() ([]byte, []int) {
 	return file_swarm_v1_types_proto_rawDescGZIP(), []int{7}
 }
 
+// PullPolicy says when a node asks the registry before it makes a container.
+type PullPolicy int32
+
+const (
+	PullPolicy_PULL_POLICY_UNSPECIFIED PullPolicy = 0
+	// Every time; without an answer, an image that is there under the digest is good enough.
+	PullPolicy_PULL_POLICY_ALWAYS PullPolicy = 1
+	// Only when the node has no such image.
+	PullPolicy_PULL_POLICY_MISSING PullPolicy = 2
+	// Never: the task fails when the node has no such image.
+	PullPolicy_PULL_POLICY_NEVER PullPolicy = 3
+)
+
+// Enum value maps for PullPolicy.
+var (
+	PullPolicy_name = map[int32]string{
+		0: "PULL_POLICY_UNSPECIFIED",
+		1: "PULL_POLICY_ALWAYS",
+		2: "PULL_POLICY_MISSING",
+		3: "PULL_POLICY_NEVER",
+	}
+	PullPolicy_value = map[string]int32{
+		"PULL_POLICY_UNSPECIFIED": 0,
+		"PULL_POLICY_ALWAYS":      1,
+		"PULL_POLICY_MISSING":     2,
+		"PULL_POLICY_NEVER":       3,
+	}
+)
+
+func (x PullPolicy) Enum() *PullPolicy {
+	p := new(PullPolicy)
+	*p = x
+	return p
+}
+
+func (x PullPolicy) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PullPolicy) Descriptor() protoreflect.EnumDescriptor {
+	return file_swarm_v1_types_proto_enumTypes[8].Descriptor()
+}
+
+func (PullPolicy) Type() protoreflect.EnumType {
+	return &file_swarm_v1_types_proto_enumTypes[8]
+}
+
+func (x PullPolicy) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PullPolicy.Descriptor instead.
+func (PullPolicy) EnumDescriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{8}
+}
+
 type UpdateOrder int32
 
 const (
@@ -507,11 +563,11 @@ func (x UpdateOrder) String() string {
 }
 
 func (UpdateOrder) Descriptor() protoreflect.EnumDescriptor {
-	return file_swarm_v1_types_proto_enumTypes[8].Descriptor()
+	return file_swarm_v1_types_proto_enumTypes[9].Descriptor()
 }
 
 func (UpdateOrder) Type() protoreflect.EnumType {
-	return &file_swarm_v1_types_proto_enumTypes[8]
+	return &file_swarm_v1_types_proto_enumTypes[9]
 }
 
 func (x UpdateOrder) Number() protoreflect.EnumNumber {
@@ -520,7 +576,7 @@ func (x UpdateOrder) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use UpdateOrder.Descriptor instead.
 func (UpdateOrder) EnumDescriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{8}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{9}
 }
 
 type FailureAction int32
@@ -559,11 +615,11 @@ func (x FailureAction) String() string {
 }
 
 func (FailureAction) Descriptor() protoreflect.EnumDescriptor {
-	return file_swarm_v1_types_proto_enumTypes[9].Descriptor()
+	return file_swarm_v1_types_proto_enumTypes[10].Descriptor()
 }
 
 func (FailureAction) Type() protoreflect.EnumType {
-	return &file_swarm_v1_types_proto_enumTypes[9]
+	return &file_swarm_v1_types_proto_enumTypes[10]
 }
 
 func (x FailureAction) Number() protoreflect.EnumNumber {
@@ -572,7 +628,7 @@ func (x FailureAction) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FailureAction.Descriptor instead.
 func (FailureAction) EnumDescriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{9}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{10}
 }
 
 // Meta is carried by every object. Only the store writes it.
@@ -1016,6 +1072,85 @@ func (x *Mount) GetVolumeNoCopy() bool {
 	return false
 }
 
+// RegistryAuth is what a registry asks for. It leaves the managers only for nodes that pull with it.
+type RegistryAuth struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// host[:port] of the registry, as in the image's reference.
+	Server   string `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	Username string `protobuf:"bytes,2,opt,name=username,proto3" json:"username,omitempty"`
+	Password string `protobuf:"bytes,3,opt,name=password,proto3" json:"password,omitempty"`
+	// Instead of a password: a token to get access tokens with, or an access token.
+	IdentityToken string `protobuf:"bytes,4,opt,name=identity_token,json=identityToken,proto3" json:"identity_token,omitempty"`
+	RegistryToken string `protobuf:"bytes,5,opt,name=registry_token,json=registryToken,proto3" json:"registry_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegistryAuth) Reset() {
+	*x = RegistryAuth{}
+	mi := &file_swarm_v1_types_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegistryAuth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegistryAuth) ProtoMessage() {}
+
+func (x *RegistryAuth) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_types_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegistryAuth.ProtoReflect.Descriptor instead.
+func (*RegistryAuth) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RegistryAuth) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *RegistryAuth) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
+func (x *RegistryAuth) GetPassword() string {
+	if x != nil {
+		return x.Password
+	}
+	return ""
+}
+
+func (x *RegistryAuth) GetIdentityToken() string {
+	if x != nil {
+		return x.IdentityToken
+	}
+	return ""
+}
+
+func (x *RegistryAuth) GetRegistryToken() string {
+	if x != nil {
+		return x.RegistryToken
+	}
+	return ""
+}
+
 type ContainerSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The reference as the user wrote it, for example nginx:alpine.
@@ -1043,13 +1178,15 @@ type ContainerSpec struct {
 	CapAdd          []string             `protobuf:"bytes,15,rep,name=cap_add,json=capAdd,proto3" json:"cap_add,omitempty"`
 	CapDrop         []string             `protobuf:"bytes,16,rep,name=cap_drop,json=capDrop,proto3" json:"cap_drop,omitempty"`
 	Init            bool                 `protobuf:"varint,17,opt,name=init,proto3" json:"init,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Unspecified means missing for an image with a digest, else always.
+	PullPolicy    PullPolicy `protobuf:"varint,18,opt,name=pull_policy,json=pullPolicy,proto3,enum=swarm.v1.PullPolicy" json:"pull_policy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ContainerSpec) Reset() {
 	*x = ContainerSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[6]
+	mi := &file_swarm_v1_types_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1061,7 +1198,7 @@ func (x *ContainerSpec) String() string {
 func (*ContainerSpec) ProtoMessage() {}
 
 func (x *ContainerSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[6]
+	mi := &file_swarm_v1_types_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1074,7 +1211,7 @@ func (x *ContainerSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerSpec.ProtoReflect.Descriptor instead.
 func (*ContainerSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{6}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ContainerSpec) GetImage() string {
@@ -1196,6 +1333,13 @@ func (x *ContainerSpec) GetInit() bool {
 	return false
 }
 
+func (x *ContainerSpec) GetPullPolicy() PullPolicy {
+	if x != nil {
+		return x.PullPolicy
+	}
+	return PullPolicy_PULL_POLICY_UNSPECIFIED
+}
+
 type SpreadOver struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// For example node.labels.zone.
@@ -1206,7 +1350,7 @@ type SpreadOver struct {
 
 func (x *SpreadOver) Reset() {
 	*x = SpreadOver{}
-	mi := &file_swarm_v1_types_proto_msgTypes[7]
+	mi := &file_swarm_v1_types_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1218,7 +1362,7 @@ func (x *SpreadOver) String() string {
 func (*SpreadOver) ProtoMessage() {}
 
 func (x *SpreadOver) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[7]
+	mi := &file_swarm_v1_types_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1231,7 +1375,7 @@ func (x *SpreadOver) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpreadOver.ProtoReflect.Descriptor instead.
 func (*SpreadOver) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{7}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SpreadOver) GetDescriptor_() string {
@@ -1250,7 +1394,7 @@ type PlacementPreference struct {
 
 func (x *PlacementPreference) Reset() {
 	*x = PlacementPreference{}
-	mi := &file_swarm_v1_types_proto_msgTypes[8]
+	mi := &file_swarm_v1_types_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1262,7 +1406,7 @@ func (x *PlacementPreference) String() string {
 func (*PlacementPreference) ProtoMessage() {}
 
 func (x *PlacementPreference) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[8]
+	mi := &file_swarm_v1_types_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1275,7 +1419,7 @@ func (x *PlacementPreference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlacementPreference.ProtoReflect.Descriptor instead.
 func (*PlacementPreference) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{8}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PlacementPreference) GetSpread() *SpreadOver {
@@ -1297,7 +1441,7 @@ type Placement struct {
 
 func (x *Placement) Reset() {
 	*x = Placement{}
-	mi := &file_swarm_v1_types_proto_msgTypes[9]
+	mi := &file_swarm_v1_types_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1309,7 +1453,7 @@ func (x *Placement) String() string {
 func (*Placement) ProtoMessage() {}
 
 func (x *Placement) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[9]
+	mi := &file_swarm_v1_types_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1322,7 +1466,7 @@ func (x *Placement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Placement.ProtoReflect.Descriptor instead.
 func (*Placement) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{9}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Placement) GetConstraints() []string {
@@ -1364,7 +1508,7 @@ type TaskSpec struct {
 
 func (x *TaskSpec) Reset() {
 	*x = TaskSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[10]
+	mi := &file_swarm_v1_types_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1376,7 +1520,7 @@ func (x *TaskSpec) String() string {
 func (*TaskSpec) ProtoMessage() {}
 
 func (x *TaskSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[10]
+	mi := &file_swarm_v1_types_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1389,7 +1533,7 @@ func (x *TaskSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskSpec.ProtoReflect.Descriptor instead.
 func (*TaskSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{10}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TaskSpec) GetContainer() *ContainerSpec {
@@ -1443,7 +1587,7 @@ type ReplicatedMode struct {
 
 func (x *ReplicatedMode) Reset() {
 	*x = ReplicatedMode{}
-	mi := &file_swarm_v1_types_proto_msgTypes[11]
+	mi := &file_swarm_v1_types_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1455,7 +1599,7 @@ func (x *ReplicatedMode) String() string {
 func (*ReplicatedMode) ProtoMessage() {}
 
 func (x *ReplicatedMode) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[11]
+	mi := &file_swarm_v1_types_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1468,7 +1612,7 @@ func (x *ReplicatedMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicatedMode.ProtoReflect.Descriptor instead.
 func (*ReplicatedMode) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{11}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ReplicatedMode) GetReplicas() uint64 {
@@ -1486,7 +1630,7 @@ type GlobalMode struct {
 
 func (x *GlobalMode) Reset() {
 	*x = GlobalMode{}
-	mi := &file_swarm_v1_types_proto_msgTypes[12]
+	mi := &file_swarm_v1_types_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1498,7 +1642,7 @@ func (x *GlobalMode) String() string {
 func (*GlobalMode) ProtoMessage() {}
 
 func (x *GlobalMode) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[12]
+	mi := &file_swarm_v1_types_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1511,7 +1655,7 @@ func (x *GlobalMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GlobalMode.ProtoReflect.Descriptor instead.
 func (*GlobalMode) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{12}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{13}
 }
 
 type ServiceMode struct {
@@ -1527,7 +1671,7 @@ type ServiceMode struct {
 
 func (x *ServiceMode) Reset() {
 	*x = ServiceMode{}
-	mi := &file_swarm_v1_types_proto_msgTypes[13]
+	mi := &file_swarm_v1_types_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1539,7 +1683,7 @@ func (x *ServiceMode) String() string {
 func (*ServiceMode) ProtoMessage() {}
 
 func (x *ServiceMode) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[13]
+	mi := &file_swarm_v1_types_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1552,7 +1696,7 @@ func (x *ServiceMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceMode.ProtoReflect.Descriptor instead.
 func (*ServiceMode) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{13}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ServiceMode) GetMode() isServiceMode_Mode {
@@ -1612,7 +1756,7 @@ type UpdateConfig struct {
 
 func (x *UpdateConfig) Reset() {
 	*x = UpdateConfig{}
-	mi := &file_swarm_v1_types_proto_msgTypes[14]
+	mi := &file_swarm_v1_types_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1624,7 +1768,7 @@ func (x *UpdateConfig) String() string {
 func (*UpdateConfig) ProtoMessage() {}
 
 func (x *UpdateConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[14]
+	mi := &file_swarm_v1_types_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1637,7 +1781,7 @@ func (x *UpdateConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateConfig.ProtoReflect.Descriptor instead.
 func (*UpdateConfig) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{14}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *UpdateConfig) GetParallelism() uint64 {
@@ -1691,7 +1835,7 @@ type EndpointSpec struct {
 
 func (x *EndpointSpec) Reset() {
 	*x = EndpointSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[15]
+	mi := &file_swarm_v1_types_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1703,7 +1847,7 @@ func (x *EndpointSpec) String() string {
 func (*EndpointSpec) ProtoMessage() {}
 
 func (x *EndpointSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[15]
+	mi := &file_swarm_v1_types_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1716,7 +1860,7 @@ func (x *EndpointSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointSpec.ProtoReflect.Descriptor instead.
 func (*EndpointSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{15}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *EndpointSpec) GetPorts() []*PortConfig {
@@ -1741,7 +1885,7 @@ type ServiceSpec struct {
 
 func (x *ServiceSpec) Reset() {
 	*x = ServiceSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[16]
+	mi := &file_swarm_v1_types_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1753,7 +1897,7 @@ func (x *ServiceSpec) String() string {
 func (*ServiceSpec) ProtoMessage() {}
 
 func (x *ServiceSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[16]
+	mi := &file_swarm_v1_types_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1766,7 +1910,7 @@ func (x *ServiceSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceSpec.ProtoReflect.Descriptor instead.
 func (*ServiceSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{16}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ServiceSpec) GetName() string {
@@ -1829,7 +1973,7 @@ type NodeSpec struct {
 
 func (x *NodeSpec) Reset() {
 	*x = NodeSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[17]
+	mi := &file_swarm_v1_types_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1841,7 +1985,7 @@ func (x *NodeSpec) String() string {
 func (*NodeSpec) ProtoMessage() {}
 
 func (x *NodeSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[17]
+	mi := &file_swarm_v1_types_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1854,7 +1998,7 @@ func (x *NodeSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeSpec.ProtoReflect.Descriptor instead.
 func (*NodeSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{17}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *NodeSpec) GetDesiredRole() NodeRole {
@@ -1889,7 +2033,7 @@ type Platform struct {
 
 func (x *Platform) Reset() {
 	*x = Platform{}
-	mi := &file_swarm_v1_types_proto_msgTypes[18]
+	mi := &file_swarm_v1_types_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1901,7 +2045,7 @@ func (x *Platform) String() string {
 func (*Platform) ProtoMessage() {}
 
 func (x *Platform) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[18]
+	mi := &file_swarm_v1_types_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1914,7 +2058,7 @@ func (x *Platform) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Platform.ProtoReflect.Descriptor instead.
 func (*Platform) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{18}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Platform) GetOs() string {
@@ -1943,7 +2087,7 @@ type EngineDescription struct {
 
 func (x *EngineDescription) Reset() {
 	*x = EngineDescription{}
-	mi := &file_swarm_v1_types_proto_msgTypes[19]
+	mi := &file_swarm_v1_types_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1955,7 +2099,7 @@ func (x *EngineDescription) String() string {
 func (*EngineDescription) ProtoMessage() {}
 
 func (x *EngineDescription) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[19]
+	mi := &file_swarm_v1_types_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1968,7 +2112,7 @@ func (x *EngineDescription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EngineDescription.ProtoReflect.Descriptor instead.
 func (*EngineDescription) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{19}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *EngineDescription) GetVersion() string {
@@ -2012,7 +2156,7 @@ type NodeDescription struct {
 
 func (x *NodeDescription) Reset() {
 	*x = NodeDescription{}
-	mi := &file_swarm_v1_types_proto_msgTypes[20]
+	mi := &file_swarm_v1_types_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2024,7 +2168,7 @@ func (x *NodeDescription) String() string {
 func (*NodeDescription) ProtoMessage() {}
 
 func (x *NodeDescription) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[20]
+	mi := &file_swarm_v1_types_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2037,7 +2181,7 @@ func (x *NodeDescription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeDescription.ProtoReflect.Descriptor instead.
 func (*NodeDescription) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{20}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *NodeDescription) GetHostname() string {
@@ -2085,7 +2229,7 @@ type ClusterSpec struct {
 
 func (x *ClusterSpec) Reset() {
 	*x = ClusterSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[21]
+	mi := &file_swarm_v1_types_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2097,7 +2241,7 @@ func (x *ClusterSpec) String() string {
 func (*ClusterSpec) ProtoMessage() {}
 
 func (x *ClusterSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[21]
+	mi := &file_swarm_v1_types_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2110,7 +2254,7 @@ func (x *ClusterSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterSpec.ProtoReflect.Descriptor instead.
 func (*ClusterSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{21}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ClusterSpec) GetFabricPool() string {
@@ -2158,7 +2302,7 @@ type JoinTokens struct {
 
 func (x *JoinTokens) Reset() {
 	*x = JoinTokens{}
-	mi := &file_swarm_v1_types_proto_msgTypes[22]
+	mi := &file_swarm_v1_types_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2170,7 +2314,7 @@ func (x *JoinTokens) String() string {
 func (*JoinTokens) ProtoMessage() {}
 
 func (x *JoinTokens) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[22]
+	mi := &file_swarm_v1_types_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2183,7 +2327,7 @@ func (x *JoinTokens) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinTokens.ProtoReflect.Descriptor instead.
 func (*JoinTokens) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{22}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *JoinTokens) GetWorker() string {
@@ -2242,7 +2386,13 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"tmpfs_mode\x18\x06 \x01(\rR\ttmpfsMode\x12)\n" +
 	"\x10bind_propagation\x18\a \x01(\tR\x0fbindPropagation\x12,\n" +
 	"\x12bind_create_source\x18\b \x01(\bR\x10bindCreateSource\x12$\n" +
-	"\x0evolume_no_copy\x18\t \x01(\bR\fvolumeNoCopy\"\xe4\x04\n" +
+	"\x0evolume_no_copy\x18\t \x01(\bR\fvolumeNoCopy\"\xac\x01\n" +
+	"\fRegistryAuth\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x12\x1a\n" +
+	"\busername\x18\x02 \x01(\tR\busername\x12\x1a\n" +
+	"\bpassword\x18\x03 \x01(\tR\bpassword\x12%\n" +
+	"\x0eidentity_token\x18\x04 \x01(\tR\ridentityToken\x12%\n" +
+	"\x0eregistry_token\x18\x05 \x01(\tR\rregistryToken\"\x9b\x05\n" +
 	"\rContainerSpec\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12!\n" +
 	"\fimage_digest\x18\x02 \x01(\tR\vimageDigest\x12\x18\n" +
@@ -2262,7 +2412,9 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\x11no_new_privileges\x18\x0e \x01(\bR\x0fnoNewPrivileges\x12\x17\n" +
 	"\acap_add\x18\x0f \x03(\tR\x06capAdd\x12\x19\n" +
 	"\bcap_drop\x18\x10 \x03(\tR\acapDrop\x12\x12\n" +
-	"\x04init\x18\x11 \x01(\bR\x04init\x1a9\n" +
+	"\x04init\x18\x11 \x01(\bR\x04init\x125\n" +
+	"\vpull_policy\x18\x12 \x01(\x0e2\x14.swarm.v1.PullPolicyR\n" +
+	"pullPolicy\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\",\n" +
@@ -2401,7 +2553,13 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\x16MOUNT_TYPE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fMOUNT_TYPE_BIND\x10\x01\x12\x15\n" +
 	"\x11MOUNT_TYPE_VOLUME\x10\x02\x12\x14\n" +
-	"\x10MOUNT_TYPE_TMPFS\x10\x03*f\n" +
+	"\x10MOUNT_TYPE_TMPFS\x10\x03*q\n" +
+	"\n" +
+	"PullPolicy\x12\x1b\n" +
+	"\x17PULL_POLICY_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12PULL_POLICY_ALWAYS\x10\x01\x12\x17\n" +
+	"\x13PULL_POLICY_MISSING\x10\x02\x12\x15\n" +
+	"\x11PULL_POLICY_NEVER\x10\x03*f\n" +
 	"\vUpdateOrder\x12\x1c\n" +
 	"\x18UPDATE_ORDER_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17UPDATE_ORDER_STOP_FIRST\x10\x01\x12\x1c\n" +
@@ -2424,8 +2582,8 @@ func file_swarm_v1_types_proto_rawDescGZIP() []byte {
 	return file_swarm_v1_types_proto_rawDescData
 }
 
-var file_swarm_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_swarm_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_swarm_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 11)
+var file_swarm_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_swarm_v1_types_proto_goTypes = []any{
 	(TaskState)(0),               // 0: swarm.v1.TaskState
 	(NodeRole)(0),                // 1: swarm.v1.NodeRole
@@ -2435,83 +2593,86 @@ var file_swarm_v1_types_proto_goTypes = []any{
 	(Protocol)(0),                // 5: swarm.v1.Protocol
 	(PublishMode)(0),             // 6: swarm.v1.PublishMode
 	(MountType)(0),               // 7: swarm.v1.MountType
-	(UpdateOrder)(0),             // 8: swarm.v1.UpdateOrder
-	(FailureAction)(0),           // 9: swarm.v1.FailureAction
-	(*Meta)(nil),                 // 10: swarm.v1.Meta
-	(*Resources)(nil),            // 11: swarm.v1.Resources
-	(*ResourceRequirements)(nil), // 12: swarm.v1.ResourceRequirements
-	(*RestartPolicy)(nil),        // 13: swarm.v1.RestartPolicy
-	(*PortConfig)(nil),           // 14: swarm.v1.PortConfig
-	(*Mount)(nil),                // 15: swarm.v1.Mount
-	(*ContainerSpec)(nil),        // 16: swarm.v1.ContainerSpec
-	(*SpreadOver)(nil),           // 17: swarm.v1.SpreadOver
-	(*PlacementPreference)(nil),  // 18: swarm.v1.PlacementPreference
-	(*Placement)(nil),            // 19: swarm.v1.Placement
-	(*TaskSpec)(nil),             // 20: swarm.v1.TaskSpec
-	(*ReplicatedMode)(nil),       // 21: swarm.v1.ReplicatedMode
-	(*GlobalMode)(nil),           // 22: swarm.v1.GlobalMode
-	(*ServiceMode)(nil),          // 23: swarm.v1.ServiceMode
-	(*UpdateConfig)(nil),         // 24: swarm.v1.UpdateConfig
-	(*EndpointSpec)(nil),         // 25: swarm.v1.EndpointSpec
-	(*ServiceSpec)(nil),          // 26: swarm.v1.ServiceSpec
-	(*NodeSpec)(nil),             // 27: swarm.v1.NodeSpec
-	(*Platform)(nil),             // 28: swarm.v1.Platform
-	(*EngineDescription)(nil),    // 29: swarm.v1.EngineDescription
-	(*NodeDescription)(nil),      // 30: swarm.v1.NodeDescription
-	(*ClusterSpec)(nil),          // 31: swarm.v1.ClusterSpec
-	(*JoinTokens)(nil),           // 32: swarm.v1.JoinTokens
-	nil,                          // 33: swarm.v1.ContainerSpec.LabelsEntry
-	nil,                          // 34: swarm.v1.ServiceSpec.LabelsEntry
-	nil,                          // 35: swarm.v1.NodeSpec.LabelsEntry
-	nil,                          // 36: swarm.v1.EngineDescription.LabelsEntry
-	(*durationpb.Duration)(nil),  // 37: google.protobuf.Duration
+	(PullPolicy)(0),              // 8: swarm.v1.PullPolicy
+	(UpdateOrder)(0),             // 9: swarm.v1.UpdateOrder
+	(FailureAction)(0),           // 10: swarm.v1.FailureAction
+	(*Meta)(nil),                 // 11: swarm.v1.Meta
+	(*Resources)(nil),            // 12: swarm.v1.Resources
+	(*ResourceRequirements)(nil), // 13: swarm.v1.ResourceRequirements
+	(*RestartPolicy)(nil),        // 14: swarm.v1.RestartPolicy
+	(*PortConfig)(nil),           // 15: swarm.v1.PortConfig
+	(*Mount)(nil),                // 16: swarm.v1.Mount
+	(*RegistryAuth)(nil),         // 17: swarm.v1.RegistryAuth
+	(*ContainerSpec)(nil),        // 18: swarm.v1.ContainerSpec
+	(*SpreadOver)(nil),           // 19: swarm.v1.SpreadOver
+	(*PlacementPreference)(nil),  // 20: swarm.v1.PlacementPreference
+	(*Placement)(nil),            // 21: swarm.v1.Placement
+	(*TaskSpec)(nil),             // 22: swarm.v1.TaskSpec
+	(*ReplicatedMode)(nil),       // 23: swarm.v1.ReplicatedMode
+	(*GlobalMode)(nil),           // 24: swarm.v1.GlobalMode
+	(*ServiceMode)(nil),          // 25: swarm.v1.ServiceMode
+	(*UpdateConfig)(nil),         // 26: swarm.v1.UpdateConfig
+	(*EndpointSpec)(nil),         // 27: swarm.v1.EndpointSpec
+	(*ServiceSpec)(nil),          // 28: swarm.v1.ServiceSpec
+	(*NodeSpec)(nil),             // 29: swarm.v1.NodeSpec
+	(*Platform)(nil),             // 30: swarm.v1.Platform
+	(*EngineDescription)(nil),    // 31: swarm.v1.EngineDescription
+	(*NodeDescription)(nil),      // 32: swarm.v1.NodeDescription
+	(*ClusterSpec)(nil),          // 33: swarm.v1.ClusterSpec
+	(*JoinTokens)(nil),           // 34: swarm.v1.JoinTokens
+	nil,                          // 35: swarm.v1.ContainerSpec.LabelsEntry
+	nil,                          // 36: swarm.v1.ServiceSpec.LabelsEntry
+	nil,                          // 37: swarm.v1.NodeSpec.LabelsEntry
+	nil,                          // 38: swarm.v1.EngineDescription.LabelsEntry
+	(*durationpb.Duration)(nil),  // 39: google.protobuf.Duration
 }
 var file_swarm_v1_types_proto_depIdxs = []int32{
-	11, // 0: swarm.v1.ResourceRequirements.limits:type_name -> swarm.v1.Resources
-	11, // 1: swarm.v1.ResourceRequirements.reservations:type_name -> swarm.v1.Resources
+	12, // 0: swarm.v1.ResourceRequirements.limits:type_name -> swarm.v1.Resources
+	12, // 1: swarm.v1.ResourceRequirements.reservations:type_name -> swarm.v1.Resources
 	4,  // 2: swarm.v1.RestartPolicy.condition:type_name -> swarm.v1.RestartCondition
-	37, // 3: swarm.v1.RestartPolicy.delay:type_name -> google.protobuf.Duration
-	37, // 4: swarm.v1.RestartPolicy.window:type_name -> google.protobuf.Duration
+	39, // 3: swarm.v1.RestartPolicy.delay:type_name -> google.protobuf.Duration
+	39, // 4: swarm.v1.RestartPolicy.window:type_name -> google.protobuf.Duration
 	5,  // 5: swarm.v1.PortConfig.protocol:type_name -> swarm.v1.Protocol
 	6,  // 6: swarm.v1.PortConfig.mode:type_name -> swarm.v1.PublishMode
 	7,  // 7: swarm.v1.Mount.type:type_name -> swarm.v1.MountType
-	33, // 8: swarm.v1.ContainerSpec.labels:type_name -> swarm.v1.ContainerSpec.LabelsEntry
-	15, // 9: swarm.v1.ContainerSpec.mounts:type_name -> swarm.v1.Mount
-	37, // 10: swarm.v1.ContainerSpec.stop_grace_period:type_name -> google.protobuf.Duration
-	17, // 11: swarm.v1.PlacementPreference.spread:type_name -> swarm.v1.SpreadOver
-	18, // 12: swarm.v1.Placement.preferences:type_name -> swarm.v1.PlacementPreference
-	16, // 13: swarm.v1.TaskSpec.container:type_name -> swarm.v1.ContainerSpec
-	12, // 14: swarm.v1.TaskSpec.resources:type_name -> swarm.v1.ResourceRequirements
-	13, // 15: swarm.v1.TaskSpec.restart:type_name -> swarm.v1.RestartPolicy
-	19, // 16: swarm.v1.TaskSpec.placement:type_name -> swarm.v1.Placement
-	37, // 17: swarm.v1.TaskSpec.stop_after_disconnect:type_name -> google.protobuf.Duration
-	21, // 18: swarm.v1.ServiceMode.replicated:type_name -> swarm.v1.ReplicatedMode
-	22, // 19: swarm.v1.ServiceMode.global:type_name -> swarm.v1.GlobalMode
-	37, // 20: swarm.v1.UpdateConfig.delay:type_name -> google.protobuf.Duration
-	9,  // 21: swarm.v1.UpdateConfig.failure_action:type_name -> swarm.v1.FailureAction
-	37, // 22: swarm.v1.UpdateConfig.monitor:type_name -> google.protobuf.Duration
-	8,  // 23: swarm.v1.UpdateConfig.order:type_name -> swarm.v1.UpdateOrder
-	14, // 24: swarm.v1.EndpointSpec.ports:type_name -> swarm.v1.PortConfig
-	34, // 25: swarm.v1.ServiceSpec.labels:type_name -> swarm.v1.ServiceSpec.LabelsEntry
-	20, // 26: swarm.v1.ServiceSpec.task:type_name -> swarm.v1.TaskSpec
-	23, // 27: swarm.v1.ServiceSpec.mode:type_name -> swarm.v1.ServiceMode
-	24, // 28: swarm.v1.ServiceSpec.update:type_name -> swarm.v1.UpdateConfig
-	24, // 29: swarm.v1.ServiceSpec.rollback:type_name -> swarm.v1.UpdateConfig
-	25, // 30: swarm.v1.ServiceSpec.endpoint:type_name -> swarm.v1.EndpointSpec
-	1,  // 31: swarm.v1.NodeSpec.desired_role:type_name -> swarm.v1.NodeRole
-	2,  // 32: swarm.v1.NodeSpec.availability:type_name -> swarm.v1.NodeAvailability
-	35, // 33: swarm.v1.NodeSpec.labels:type_name -> swarm.v1.NodeSpec.LabelsEntry
-	36, // 34: swarm.v1.EngineDescription.labels:type_name -> swarm.v1.EngineDescription.LabelsEntry
-	28, // 35: swarm.v1.NodeDescription.platform:type_name -> swarm.v1.Platform
-	11, // 36: swarm.v1.NodeDescription.resources:type_name -> swarm.v1.Resources
-	29, // 37: swarm.v1.NodeDescription.engine:type_name -> swarm.v1.EngineDescription
-	37, // 38: swarm.v1.ClusterSpec.node_cert_expiry:type_name -> google.protobuf.Duration
-	37, // 39: swarm.v1.ClusterSpec.gossip_key_rotation:type_name -> google.protobuf.Duration
-	40, // [40:40] is the sub-list for method output_type
-	40, // [40:40] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	35, // 8: swarm.v1.ContainerSpec.labels:type_name -> swarm.v1.ContainerSpec.LabelsEntry
+	16, // 9: swarm.v1.ContainerSpec.mounts:type_name -> swarm.v1.Mount
+	39, // 10: swarm.v1.ContainerSpec.stop_grace_period:type_name -> google.protobuf.Duration
+	8,  // 11: swarm.v1.ContainerSpec.pull_policy:type_name -> swarm.v1.PullPolicy
+	19, // 12: swarm.v1.PlacementPreference.spread:type_name -> swarm.v1.SpreadOver
+	20, // 13: swarm.v1.Placement.preferences:type_name -> swarm.v1.PlacementPreference
+	18, // 14: swarm.v1.TaskSpec.container:type_name -> swarm.v1.ContainerSpec
+	13, // 15: swarm.v1.TaskSpec.resources:type_name -> swarm.v1.ResourceRequirements
+	14, // 16: swarm.v1.TaskSpec.restart:type_name -> swarm.v1.RestartPolicy
+	21, // 17: swarm.v1.TaskSpec.placement:type_name -> swarm.v1.Placement
+	39, // 18: swarm.v1.TaskSpec.stop_after_disconnect:type_name -> google.protobuf.Duration
+	23, // 19: swarm.v1.ServiceMode.replicated:type_name -> swarm.v1.ReplicatedMode
+	24, // 20: swarm.v1.ServiceMode.global:type_name -> swarm.v1.GlobalMode
+	39, // 21: swarm.v1.UpdateConfig.delay:type_name -> google.protobuf.Duration
+	10, // 22: swarm.v1.UpdateConfig.failure_action:type_name -> swarm.v1.FailureAction
+	39, // 23: swarm.v1.UpdateConfig.monitor:type_name -> google.protobuf.Duration
+	9,  // 24: swarm.v1.UpdateConfig.order:type_name -> swarm.v1.UpdateOrder
+	15, // 25: swarm.v1.EndpointSpec.ports:type_name -> swarm.v1.PortConfig
+	36, // 26: swarm.v1.ServiceSpec.labels:type_name -> swarm.v1.ServiceSpec.LabelsEntry
+	22, // 27: swarm.v1.ServiceSpec.task:type_name -> swarm.v1.TaskSpec
+	25, // 28: swarm.v1.ServiceSpec.mode:type_name -> swarm.v1.ServiceMode
+	26, // 29: swarm.v1.ServiceSpec.update:type_name -> swarm.v1.UpdateConfig
+	26, // 30: swarm.v1.ServiceSpec.rollback:type_name -> swarm.v1.UpdateConfig
+	27, // 31: swarm.v1.ServiceSpec.endpoint:type_name -> swarm.v1.EndpointSpec
+	1,  // 32: swarm.v1.NodeSpec.desired_role:type_name -> swarm.v1.NodeRole
+	2,  // 33: swarm.v1.NodeSpec.availability:type_name -> swarm.v1.NodeAvailability
+	37, // 34: swarm.v1.NodeSpec.labels:type_name -> swarm.v1.NodeSpec.LabelsEntry
+	38, // 35: swarm.v1.EngineDescription.labels:type_name -> swarm.v1.EngineDescription.LabelsEntry
+	30, // 36: swarm.v1.NodeDescription.platform:type_name -> swarm.v1.Platform
+	12, // 37: swarm.v1.NodeDescription.resources:type_name -> swarm.v1.Resources
+	31, // 38: swarm.v1.NodeDescription.engine:type_name -> swarm.v1.EngineDescription
+	39, // 39: swarm.v1.ClusterSpec.node_cert_expiry:type_name -> google.protobuf.Duration
+	39, // 40: swarm.v1.ClusterSpec.gossip_key_rotation:type_name -> google.protobuf.Duration
+	41, // [41:41] is the sub-list for method output_type
+	41, // [41:41] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_types_proto_init() }
@@ -2519,19 +2680,19 @@ func file_swarm_v1_types_proto_init() {
 	if File_swarm_v1_types_proto != nil {
 		return
 	}
-	file_swarm_v1_types_proto_msgTypes[13].OneofWrappers = []any{
+	file_swarm_v1_types_proto_msgTypes[14].OneofWrappers = []any{
 		(*ServiceMode_Replicated)(nil),
 		(*ServiceMode_Global)(nil),
 	}
-	file_swarm_v1_types_proto_msgTypes[14].OneofWrappers = []any{}
-	file_swarm_v1_types_proto_msgTypes[21].OneofWrappers = []any{}
+	file_swarm_v1_types_proto_msgTypes[15].OneofWrappers = []any{}
+	file_swarm_v1_types_proto_msgTypes[22].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_types_proto_rawDesc), len(file_swarm_v1_types_proto_rawDesc)),
-			NumEnums:      10,
-			NumMessages:   27,
+			NumEnums:      11,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
