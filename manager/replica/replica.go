@@ -163,7 +163,13 @@ func (r *Replica) Run(ctx context.Context) error {
 		Stream: newStreamLayer(&r.cfg), MaxPool: transportConnections, Timeout: transportTimeout, Logger: newRaftLogger(r.logger),
 	})}
 	r.transport = transport
+	// Raft's start writes its term, and waits for a disk that takes it. The transport goes first: see stableStore.
+	waiting := context.AfterFunc(ctx, func() {
+		transport.Close()
+		r.logs.interrupt()
+	})
 	node, err := raft.NewRaft(r.raftConfig(), r.fsm, r.logs, stableStore{r.logs}, r.snapshots, transport)
+	waiting()
 	if err != nil {
 		transport.Close()
 		return fmt.Errorf("run replica: %w", err)
