@@ -2,7 +2,6 @@ package dispatcher
 
 import (
 	"context"
-	"errors"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -174,45 +173,6 @@ func TestNodeConfig_RoleChanges_ToldWithAndWithoutARow(t *testing.T) {
 				time.Sleep(time.Second)
 				h.expect(c.view(), "n1")
 			})
-		})
-	}
-}
-
-// TestUpdateStatus_LeaderGoesMeanwhile_ProposedAgainAndNeverBackwards: the write was made, or was not; the manager does
-// not know.
-func TestUpdateStatus_LeaderGoesMeanwhile_ProposedAgainAndNeverBackwards(t *testing.T) {
-	lost := errors.New("leadership was lost while committing")
-	for _, applied := range []bool{true, false} {
-		inFleet(t, []string{"m1", "m2", "m3"}, []string{"n1"}, nil, func(t *testing.T, f *fleet) {
-			m2, m3 := f.managers["m2"], f.managers["m3"]
-			id := f.task(1, "n1")
-			w := m2.mustConnect("n1", "b1")
-			time.Sleep(time.Second)
-			fails := 1
-			fail := func() error {
-				if fails--; fails >= 0 {
-					f.kill("m1")
-					f.elect("m3")
-					f.status(id, stFailed) // what the worker has meanwhile told another manager
-					return lost
-				}
-				return nil
-			}
-			if applied {
-				m2.spoil = fail
-			} else {
-				m2.refuse = fail
-			}
-			if err := w.update(&swarmpb.TaskStatus{TaskId: id, State: stRunning}); err != nil {
-				t.Fatalf("applied %t: %v", applied, err)
-			}
-			if got := m3.view().Observed(id); got != stFailed {
-				t.Errorf("applied %t: the task went back to %s", applied, got.Name())
-			}
-			other := f.task(2, "n1")
-			if err := w.update(&swarmpb.TaskStatus{TaskId: other, State: stRunning}); err != nil || m3.view().Observed(other) != stRunning {
-				t.Errorf("applied %t: under the new leader: %v, %s", applied, err, m3.view().Observed(other).Name())
-			}
 		})
 	}
 }

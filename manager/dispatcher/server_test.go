@@ -33,8 +33,8 @@ type cluster struct {
 	endLead  context.CancelFunc
 	proposed atomic.Int64
 	managers atomic.Pointer[[]*swarmpb.ManagerPeer]
-	// refuse, when set, is asked before a proposal is applied; spoil, after it.
-	refuse, spoil func() error
+	// refuse, when set, is asked before a proposal is applied.
+	refuse func() error
 }
 
 // Propose counts what enters the log.
@@ -45,11 +45,7 @@ func (c *cluster) Propose(ctx context.Context, p *swarmpb.Proposal) (*swarmpb.Re
 			return nil, err
 		}
 	}
-	result, err := c.proposer.Propose(ctx, p)
-	if c.spoil != nil && err == nil {
-		err = c.spoil()
-	}
-	return result, err
+	return c.proposer.Propose(ctx, p)
 }
 
 func (c *cluster) Term() uint64 { return c.proposer.Term() }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/hashicorp/raft"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -15,7 +16,7 @@ import (
 )
 
 // ErrLeadershipLost says that leadership was lost while a write was on its way: it may have been committed or not.
-// Propose tries a write with a request ID again by itself, because the store answers it as it did the first time.
+// Propose tries a write that is repeatable again by itself.
 var ErrLeadershipLost = errors.New("leadership was lost while committing: the write may have been made or not")
 
 // Reasons to try again that leave nothing behind.
@@ -56,7 +57,7 @@ func (r *Replica) propose(ctx context.Context, p *swarmpb.Proposal, forward bool
 		return nil, err
 	}
 	var result *swarmpb.Result
-	err = r.retry(ctx, "write", p.GetRequestId() != "", func(ctx context.Context) (err error) {
+	err = r.retry(ctx, "write", repeatable(p), func(ctx context.Context) (err error) {
 		switch node := r.node.Load(); {
 		case node == nil:
 			return errNotRunning
@@ -73,6 +74,13 @@ func (r *Replica) propose(ctx context.Context, p *swarmpb.Proposal, forward bool
 		return nil, err
 	}
 	return result, store.ResultError(result)
+}
+
+// repeatable says whether a proposal may be made twice without a second effect: the store answers a request ID that it
+// knows as it did the first time, and a status never goes back.
+func repeatable(p *swarmpb.Proposal) bool {
+	isOther := func(w *swarmpb.Write) bool { return w.GetMergeStatus() == nil }
+	return p.GetRequestId() != "" || len(p.GetGuards()) == 0 && !slices.ContainsFunc(p.GetWrites(), isOther)
 }
 
 func marshalProposal(p *swarmpb.Proposal) ([]byte, error) {

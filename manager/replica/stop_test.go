@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/proto/wire"
 )
 
@@ -149,6 +150,31 @@ func TestLeaderFrozen_SingleForwardedWrite_IsRetriedThroughTheNext(t *testing.T)
 		}
 		c.net.freeze(old.address, false)
 	})
+}
+
+// Statuses have no request ID, and need none.
+func TestLeaderFrozen_ForwardedStatuses_AreMadeThroughTheNext(t *testing.T) {
+	status := &swarmpb.Write{Op: &swarmpb.Write_MergeStatus{MergeStatus: &swarmpb.TaskStatus{
+		TaskId: swarmpb.NewID(), State: swarmpb.TaskState_TASK_STATE_RUNNING}}}
+	for _, tc := range []struct {
+		name     string
+		proposal *swarmpb.Proposal
+		again    bool
+	}{
+		{"statuses", &swarmpb.Proposal{Writes: []*swarmpb.Write{status, status}}, true},
+		{"statuses and another write", &swarmpb.Proposal{Writes: append(alarm("a", "").Writes, status)}, false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newCluster(t, 3, nil)
+			old, f := c.leader(), c.follower()
+			f.mustPropose(alarm("warm", "warm"))
+			c.net.freeze(old.address, true)
+			if _, err := f.Propose(t.Context(), tc.proposal); (err == nil) != tc.again || err != nil && !errors.Is(err, wire.ErrUnavailable) {
+				t.Errorf("%s: %v", tc.name, err)
+			}
+			c.net.freeze(old.address, false)
+		})
+	}
 }
 
 func TestForwardedWrite_WithoutAMajority_FailsWithinTheTimeout(t *testing.T) {
