@@ -220,7 +220,7 @@ func (l *life) run(agent *worker.Agent, parts []func(context.Context) error) {
 		return agent.Run(ctx)
 	})
 	err := g.Wait()
-	if l.ctx.Err() == nil {
+	if l.ctx.Err() == nil && !l.killed.Load() {
 		l.m.w.checks.violate("swarmd on %s ended by itself: %v", l.m.name, err)
 	}
 	l.m.w.checks.lifeEnded(l)
@@ -268,11 +268,7 @@ func killAll(machines []*machine) {
 			continue
 		}
 		died = append(died, l)
-		old := m.dir()
-		m.generation++
-		if err := copyDir(old, m.dir()); err != nil {
-			m.w.checks.violate("copy the files of %s: %v", m.name, err)
-		}
+		m.moveOn()
 	}
 	// Only now something may move.
 	for _, l := range died {
@@ -292,6 +288,17 @@ func (m *machine) stop() {
 		l.cancel()
 		<-l.done
 		l.card.pull()
+		m.moveOn()
+	}
+}
+
+// moveOn makes a copy of the files for the next life: writes that hang may return yet, and a file's lock with them, which
+// the end of a process would take care of.
+func (m *machine) moveOn() {
+	old := m.dir()
+	m.generation++
+	if err := copyDir(old, m.dir()); err != nil {
+		m.w.checks.violate("copy the files of %s: %v", m.name, err)
 	}
 }
 
