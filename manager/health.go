@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/swarmd/swarmd/manager/control"
 	"github.com/swarmd/swarmd/manager/replica"
 	"github.com/swarmd/swarmd/manager/store"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
@@ -18,7 +19,7 @@ const (
 	AlarmDiskHangs = "disk-hangs"
 	// AlarmLowSpace: the disk of the manager's data is nearly full. While it is the leader's, control refuses what
 	// makes the state larger.
-	AlarmLowSpace = "low-space"
+	AlarmLowSpace = control.AlarmLowSpace
 )
 
 const (
@@ -113,14 +114,14 @@ func (h *healthWatch) alarms(view *store.View, members []replica.Member) (writes
 		switch n := health.GetStepDowns(); {
 		case n >= alarmStepDowns && !hangs:
 			writes = append(writes, raise(AlarmDiskHangs, m.ID, fmt.Sprintf("the disk of manager %s hangs: it gave up leadership %d times within a minute, "+
-				"because writes of the Raft log took too long; check that disk and what else uses it, or demote the manager", hostOf(view, m.ID), n)))
+				"because writes of the Raft log took too long; check that disk and what else uses it, or demote the manager", view.NodeName(m.ID), n)))
 		case n == 0 && hangs:
 			writes = append(writes, end(AlarmDiskHangs, m.ID))
 		}
 		switch {
 		case health.GetLowSpace() && !low:
 			writes = append(writes, raise(AlarmLowSpace, m.ID, fmt.Sprintf("the disk of manager %s is nearly full: %d MiB were free for its data; "+
-				"free space on it, or make another host a manager in its place", hostOf(view, m.ID), health.GetFreeBytes()>>20)))
+				"free space on it, or make another host a manager in its place", view.NodeName(m.ID), health.GetFreeBytes()>>20)))
 		case !health.GetLowSpace() && low:
 			writes = append(writes, end(AlarmLowSpace, m.ID))
 		}
@@ -140,12 +141,4 @@ func raise(kind, object, message string) *swarmpb.Write {
 
 func end(kind, object string) *swarmpb.Write {
 	return &swarmpb.Write{Op: &swarmpb.Write_Delete{Delete: swarmpb.AlarmKey(kind, object)}}
-}
-
-// hostOf names a node for an operator.
-func hostOf(view *store.View, id string) string {
-	if name := view.NodeStatus(id).GetDescription().GetHostname(); name != "" {
-		return name
-	}
-	return id
 }

@@ -48,10 +48,7 @@ func taskInfo(view *store.View, task *swarmpb.Task) *swarmpb.TaskInfo {
 
 // lostNode is what to know of a task that has not ended, when its node is not there.
 func lostNode(view *store.View, nodeID string, status *swarmpb.NodeStatus) string {
-	name := status.GetDescription().GetHostname()
-	if name == "" {
-		name = nodeID
-	}
+	name := view.NodeName(nodeID)
 	switch {
 	case view.Node(nodeID) == nil:
 		return fmt.Sprintf("node %s was removed from the cluster", name)

@@ -64,11 +64,11 @@ func (s *Server) RemoveNode(ctx context.Context, req *swarmpb.RemoveNodeRequest)
 		var conflict *store.ConflictError
 		if err == nil {
 			s.cfg.CloseNode(node.GetId())
-			s.log.Info("node removed", "node", node.GetId(), "hostname", nodeName(view, node.GetId()), "force", req.GetForce())
+			s.log.Info("node removed", "node", node.GetId(), "hostname", view.NodeName(node.GetId()), "force", req.GetForce())
 			return &swarmpb.RemoveNodeResponse{Id: node.GetId()}, nil
 		}
 		if !errors.As(err, &conflict) || try == rewrites {
-			return nil, conflictError(err, "node "+nodeName(view, node.GetId()))
+			return nil, conflictError(err, "node "+view.NodeName(node.GetId()))
 		}
 	}
 }
@@ -95,7 +95,7 @@ func (s *Server) done(ctx context.Context, request string) bool {
 }
 
 func (s *Server) checkRemove(view *store.View, node *swarmpb.Node, force bool) error {
-	name := nodeName(view, node.GetId())
+	name := view.NodeName(node.GetId())
 	manager := desiredRole(node) == swarmpb.NodeRole_NODE_ROLE_MANAGER
 	switch {
 	case manager && lastManager(view, node.GetId()):
@@ -123,12 +123,4 @@ func desiredRole(node *swarmpb.Node) swarmpb.NodeRole {
 		return role
 	}
 	return node.GetRole()
-}
-
-// nodeName is the hostname, or the ID of a node that has never told one.
-func nodeName(view *store.View, id string) string {
-	if name := view.NodeStatus(id).GetDescription().GetHostname(); name != "" {
-		return name
-	}
-	return id
 }

@@ -61,7 +61,7 @@ func (s *Server) UpdateNode(ctx context.Context, req *swarmpb.UpdateNodeRequest)
 		var conflict *store.ConflictError
 		ours := errors.As(err, &conflict) && conflict.Key.ID() == swarmpb.NodeKey(node.GetId()).ID()
 		if conflict == nil || ours && req.GetVersion() != 0 || try == rewrites {
-			return nil, conflictError(err, "node "+nodeName(view, node.GetId()))
+			return nil, conflictError(err, "node "+view.NodeName(node.GetId()))
 		}
 	}
 }
@@ -76,7 +76,7 @@ func nodeSpec(view *store.View, node *swarmpb.Node, asked *swarmpb.NodeSpec) (*s
 		spec.Availability = swarmpb.NodeAvailability_NODE_AVAILABILITY_ACTIVE
 	}
 	if err := spec.Validate(); err != nil {
-		return nil, wire.Errorf(wire.CodeInvalid, "node %s: %w", nodeName(view, node.GetId()), err)
+		return nil, wire.Errorf(wire.CodeInvalid, "node %s: %w", view.NodeName(node.GetId()), err)
 	}
 	return spec, nil
 }
@@ -112,7 +112,7 @@ func (s *Server) changeNode(ctx context.Context, view *store.View, node *swarmpb
 	if err := s.write(ctx, request, proposal); err != nil {
 		return err
 	}
-	s.log.Info("node updated", "node", node.GetId(), "hostname", nodeName(view, node.GetId()),
+	s.log.Info("node updated", "node", node.GetId(), "hostname", view.NodeName(node.GetId()),
 		"role", wants.Name(), "availability", spec.GetAvailability().Name())
 	return nil
 }
@@ -133,12 +133,12 @@ func checkPromote(view *store.View, node *swarmpb.Node) error {
 		state = swarmpb.NodeState_NODE_STATE_UNKNOWN
 	}
 	return wire.Errorf(wire.CodeFailedPrecondition, "node %s: it is %s and cannot become a manager before it is ready; bring it back, or promote another node",
-		nodeName(view, node.GetId()), state.Name())
+		view.NodeName(node.GetId()), state.Name())
 }
 
 // checkDemote refuses to demote a manager without which there would be none, or no majority that answers.
 func (m managers) checkDemote(view *store.View, node *swarmpb.Node) error {
-	name := nodeName(view, node.GetId())
+	name := view.NodeName(node.GetId())
 	if lastManager(view, node.GetId()) {
 		return wire.Errorf(wire.CodeFailedPrecondition, "node %s: it is the last manager, and a cluster cannot do without one; "+
 			"promote another node first with `swarmctl node promote NODE`", name)
@@ -175,7 +175,7 @@ type voters struct {
 func (m managers) without(view *store.View, id string) voters {
 	var v voters
 	for _, m := range m.members {
-		name, node := nodeName(view, m.ID), view.Node(m.ID)
+		name, node := view.NodeName(m.ID), view.Node(m.ID)
 		stays := node != nil && desiredRole(node) == swarmpb.NodeRole_NODE_ROLE_MANAGER
 		switch {
 		case m.ID == id:

@@ -333,7 +333,7 @@ func (l *leaderPart) decideAlarms(view *store.View, now time.Time) []decision {
 			c.raised = now
 			out = append(out, raiseAlarm(AlarmDuplicateNode, id, fmt.Sprintf(
 				"a second live host claims the ID of node %s and is refused; if it is a copied machine, run `swarmctl leave --force` on it and join again",
-				nodeName(view, id))))
+				view.NodeName(id))))
 		}
 	}
 	return out
@@ -343,7 +343,7 @@ func heldMessage(view *store.View, held []string) string {
 	const shown = 10
 	names := make([]string, 0, shown)
 	for _, id := range held[:min(len(held), shown)] {
-		names = append(names, nodeName(view, id))
+		names = append(names, view.NodeName(id))
 	}
 	more := ""
 	if n := len(held) - shown; n > 0 {
@@ -351,14 +351,6 @@ func heldMessage(view *store.View, held []string) string {
 	}
 	return fmt.Sprintf("%d nodes that vanished together are held, and their tasks with them, until they return or are removed with `swarmctl node rm --force`: %s%s",
 		len(held), strings.Join(names, ", "), more)
-}
-
-// nodeName is the hostname, or the ID of a node that has never told one.
-func nodeName(view *store.View, id string) string {
-	if name := view.NodeStatus(id).GetDescription().GetHostname(); name != "" {
-		return name
-	}
-	return id
 }
 
 func raiseAlarm(kind, object, message string) decision {

@@ -118,6 +118,14 @@ func (v *View) NodeStatus(nodeID string) *swarmpb.NodeStatus {
 	return status
 }
 
+// NodeName names a node for an operator: its hostname, or the ID of one that has never told any.
+func (v *View) NodeName(nodeID string) string {
+	if name := v.NodeStatus(nodeID).GetDescription().GetHostname(); name != "" {
+		return name
+	}
+	return nodeID
+}
+
 // Nodes are all members, by ID.
 func (v *View) Nodes() iter.Seq[*swarmpb.Node] { return values(v.nodes) }
 
