@@ -41,7 +41,7 @@ func managerAt(address string) row { return row{managerRole, managerRole, nodeRe
 func (r row) down() row    { r.state = nodeDown; return r }
 func (r row) demoted() row { r.desired = workerRole; return r }
 
-// putRows makes the store's nodes these.
+// putRows makes the store's nodes these, of a cluster that is founded.
 func putRows(tb interface{ Fatal(...any) }, st *store.Store, rows map[string]row) {
 	var writes []*swarmpb.Write
 	put := func(r *swarmpb.Row) {

@@ -119,15 +119,9 @@ func TestJudge_StoreMayBeBehind_OnlyWhoIsGoneIsKeptOut(t *testing.T) {
 	} {
 		st := store.New()
 		put := func(rows map[string]row) {
-			if rows == nil {
-				return
+			if rows != nil {
+				putRows(t, st, rows)
 			}
-			cluster := &swarmpb.Row{Row: &swarmpb.Row_Cluster{Cluster: &swarmpb.Cluster{Id: "c"}}}
-			writes := []*swarmpb.Write{{Op: &swarmpb.Write_Put{Put: cluster}}}
-			if _, err := store.NewLocalProposer(st).Propose(t.Context(), &swarmpb.Proposal{Writes: writes, Now: 1}); err != nil {
-				t.Fatal(err)
-			}
-			putRows(t, st, rows)
 		}
 		put(tc.world.rows)
 		asked := false
@@ -151,7 +145,6 @@ func TestJudge_StoreMayBeBehind_OnlyWhoIsGoneIsKeptOut(t *testing.T) {
 
 func TestJudge_CertificateSaysManager_CountsWhileItIsOneOrMayBe(t *testing.T) {
 	st := store.New()
-	cluster := &swarmpb.Row{Row: &swarmpb.Row_Cluster{Cluster: &swarmpb.Cluster{Id: "c"}}}
 	leader := "m"
 	j := &judge{
 		view: st.View, leader: func() string { return leader },
@@ -164,10 +157,6 @@ func TestJudge_CertificateSaysManager_CountsWhileItIsOneOrMayBe(t *testing.T) {
 		}
 	}
 	expect("an empty store", "m", managerRole)
-	if _, err := store.NewLocalProposer(st).Propose(t.Context(), &swarmpb.Proposal{
-		Writes: []*swarmpb.Write{{Op: &swarmpb.Write_Put{Put: cluster}}}, Now: 1}); err != nil {
-		t.Fatal(err)
-	}
 	putRows(t, st, map[string]row{"m": managerAt(""), "old": managerAt("").demoted()})
 	expect("a manager", "m", managerRole)
 	expect("demoted", "old", workerRole)

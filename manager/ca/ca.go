@@ -1,8 +1,10 @@
 // Package ca gives nodes their identities: it checks join tokens and signs certificates.
 //
 // It promises that a certificate's role is the token's or, at renewal, the one that the node's row asks for, except
-// that a manager stays one in its certificate while it takes part in Raft; that a node's row is committed before its certificate leaves; and that nobody without a certificate can make
-// it work much: calls are limited per address and overall, and so are nodes that joined and never became ready.
+// that a manager stays one in its certificate while it takes part in Raft; that a node's row is committed before its
+// certificate leaves; and that nobody without a certificate can make it work much: calls are limited per address and
+// overall, and so are nodes that joined and never became ready.
+//
 // It alone makes Node rows, and alone writes their role and certificate_expires_at, and the keys of gossip, which Lead
 // rotates on the leader.
 package ca

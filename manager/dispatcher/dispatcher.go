@@ -7,8 +7,9 @@
 //
 // It promises: a node is called down only when its keeper has not heard a beat for a lease, or when it has not
 // found another keeper within a reconnect lease, which a lease, gossip and the leader's own probe may cut short
-// together; a beat is answered only while the leader counts this manager among those that live; statuses are answered once they are committed; a node sees its
-// own tasks only; nothing that a worker sends stops a manager or grows its memory without bound.
+// together; a beat is answered only while the leader counts this manager among those that live; statuses are
+// answered once they are committed; a node sees its own tasks only; nothing that a worker sends stops a manager or
+// grows its memory without bound.
 //
 // It alone writes NodeStatus and TaskStatus rows. Nothing that is unchanged enters the log.
 package dispatcher
