@@ -266,8 +266,9 @@ func (p *pipe) write(b []byte) (int, error) {
 		switch {
 		case p.ended:
 			err = net.ErrClosed
-		case p.unread && !p.held:
-			err = syscall.EPIPE
+		case p.unread:
+			// It is lost. The writer learns of that where it reads: nothing fails to be sent before the end has come
+			// back, which a cut may hold up.
 		case p.size+len(b) > maxInFlight:
 			err = errors.New("too much is on its way")
 		default:
