@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"time"
 
 	"google.golang.org/grpc"
@@ -27,7 +30,14 @@ func IsDataError(err error) bool {
 	return errors.As(err, &damaged)
 }
 
-// Rejoin makes room for a new beginning where New has returned a *replica.DataError: it asks the managers of
+// HasData says whether there is a Raft log in a manager's directory, though it may be damaged. A manager that has taken
+// part and has none has forgotten what it acknowledged: New would begin with nothing, and vote.
+func HasData(dir string) bool {
+	_, err := os.Stat(filepath.Join(raftDir(dir), "raft.db"))
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// Rejoin makes room for a new beginning where New has returned a *replica.DataError, or the data is gone: it asks the managers of
 // cfg.Managers, of which the leader answers, to take this one's vote, and moves the damaged data aside. After nil New
 // starts empty, and the leader has it catch up and gives it its vote back. After an error the data is as it was:
 //
@@ -49,7 +59,11 @@ func Rejoin(ctx context.Context, cfg Config) error {
 		defer conn.Close()
 		return askRejoin(ctx, conn)
 	}
-	if err := giveUpVote(ctx, cfg.Managers, cfg.Address, dir, ask); err != nil {
+	trouble := "this manager's data in " + dir + " is damaged"
+	if !HasData(cfg.Dir) {
+		trouble = "this manager's data in " + dir + " is missing"
+	}
+	if err := giveUpVote(ctx, cfg.Managers, cfg.Address, trouble, ask); err != nil {
 		return err
 	}
 	moved, err := replica.SetAside(dir)
@@ -60,7 +74,7 @@ func Rejoin(ctx context.Context, cfg Config) error {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	log.Warn("the manager's damaged data was moved aside; it begins again from the others' data", "node", id.NodeID, "data", moved)
+	log.Warn("the manager begins again from the others' data; its own, if there was any, was moved aside", "node", id.NodeID, "moved", moved)
 	return nil
 }
 
@@ -70,8 +84,8 @@ func askRejoin(ctx context.Context, conn *grpc.ClientConn) error {
 	return replica.AskRejoin(ctx, conn)
 }
 
-// giveUpVote asks each manager in turn until the leader has taken this one's vote.
-func giveUpVote(ctx context.Context, managers []string, self, dir string, ask func(ctx context.Context, address string) error) error {
+// giveUpVote asks each manager in turn until the leader has taken this one's vote. trouble begins its errors.
+func giveUpVote(ctx context.Context, managers []string, self, trouble string, ask func(ctx context.Context, address string) error) error {
 	ctx, cancel := context.WithTimeout(ctx, rejoinTimeout)
 	defer cancel()
 	for {
@@ -87,21 +101,21 @@ func giveUpVote(ctx context.Context, managers []string, self, dir string, ask fu
 			case err == nil:
 				return nil
 			case errors.Is(err, wire.ErrFailedPrecondition):
-				return wire.Errorf(wire.CodeFailedPrecondition, "this manager's data in %s is damaged, and it cannot begin again from the others' now: %w", dir, err)
+				return wire.Errorf(wire.CodeFailedPrecondition, "%s, and it cannot begin again from the others' now: %w", trouble, err)
 			}
 			errs = append(errs, fmt.Errorf("manager %s: %w", address, err))
 		}
 		if asked == 0 {
-			return wire.Errorf(wire.CodeFailedPrecondition, "this manager's data in %s is damaged, and no other manager is known to begin again from; "+
-				"restore the directory from a backup, or run `swarmctl leave --force` here to give the data up for good", dir)
+			return wire.Errorf(wire.CodeFailedPrecondition, "%s, and no other manager is known to begin again from; "+
+				"restore the directory from a backup, or run `swarmctl leave --force` here to give the data up for good", trouble)
 		}
 		timer := time.NewTimer(rejoinPause)
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return wire.Errorf(wire.CodeUnavailable, "this manager's data in %s is damaged, and no leader of the others was found: %w; "+
-				"see that most of the other managers run and are reached from here", dir, errors.Join(errs...))
+			return wire.Errorf(wire.CodeUnavailable, "%s, and no leader of the others was found: %w; "+
+				"see that most of the other managers run and are reached from here", trouble, errors.Join(errs...))
 		}
 	}
 }

@@ -75,6 +75,9 @@ func (r *Replica) Rejoin(ctx context.Context) error {
 func SetAside(dir string) (moved string, err error) {
 	var old []string
 	siblings, err := os.ReadDir(filepath.Dir(dir))
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
 	if err != nil {
 		return "", fmt.Errorf("set damaged data aside: %w", err)
 	}

@@ -119,6 +119,9 @@ func TestRejoin_LogThatIsGone_DoesNotCountAsCaughtUp(t *testing.T) {
 
 func TestSetAside_KeepsTheNewestTwo(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "raft")
+	if moved, err := SetAside(filepath.Join(dir, "gone", "raft")); moved != "" || err != nil {
+		t.Fatalf("SetAside below a directory that is not there = %q, %v", moved, err)
+	}
 	if moved, err := SetAside(dir); moved != "" || err != nil {
 		t.Errorf("nothing there: %q, %v", moved, err)
 	}

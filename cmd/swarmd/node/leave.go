@@ -42,8 +42,10 @@ func (s *localServer) Leave(ctx context.Context, req *swarmpb.LeaveRequest) (*sw
 	n.stopMember()
 	if err := n.forgetIdentity(); err != nil {
 		err = fmt.Errorf("leave: this host is still in its cluster: %w", err)
+		// Part of it may be gone: without it the next start would remove what is in the cluster still.
+		saveErr := wire.SaveIdentity(n.identityDir(), id)
 		again, openErr := n.newMember(id, m.state())
-		if openErr != nil {
+		if err = errors.Join(err, saveErr); openErr != nil {
 			return nil, n.explain(errors.Join(err, openErr))
 		}
 		return nil, n.explain(errors.Join(err, n.start(again)))
@@ -78,11 +80,12 @@ func (m *member) resign(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, resignTimeout)
 	defer cancel()
-	if err := demote(ctx, p.manager.Control(), id.NodeID); err != nil {
+	// The others refuse one that is out of the managers already: somebody else has demoted it, and it has yet to hear of it.
+	if err := demote(ctx, p.manager.Control(), id.NodeID); err != nil && wire.CodeOf(err) != wire.CodePermissionDenied {
 		return err
 	}
 	m.want(roleWorker)
-	if m.await(ctx, func() bool { return m.role == roleWorker && !m.clearing }) != nil {
+	if m.await(ctx, func() bool { return m.refused != nil || m.role == roleWorker && !m.clearing }) != nil {
 		return wire.Errorf(wire.CodeUnavailable, "leave: this host is being demoted, and was not out of the managers within %s; "+
 			"`swarmctl node ls` on another manager shows them: when most of them are up, run `swarmctl leave` again", resignTimeout)
 	}

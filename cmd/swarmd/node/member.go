@@ -48,6 +48,8 @@ type member struct {
 	part *part
 	// clearing: there may be something of a former manager on this host, which has to be gone before the next one.
 	clearing bool
+	// resumed: it was a manager when swarmd started, so that one without data has lost it.
+	resumed bool
 	// trouble is why the manager does not work; empty = it does, or there should be none.
 	trouble string
 	// managers are the addresses of those that the cluster is known to have.

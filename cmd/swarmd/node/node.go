@@ -203,7 +203,8 @@ func (n *Node) comeBack(id wire.Identity, st state) error {
 		return err
 	}
 	if id.Role == roleManager {
-		if _, err := m.open(); err != nil {
+		m.resumed = true
+		if _, err := m.openResumed(); err != nil {
 			if m.alone() {
 				return err
 			}

@@ -245,6 +245,28 @@ func TestLeave_WhilePromoted_IsRefusedUnlessForced(t *testing.T) {
 	}
 }
 
+// A manager that somebody has demoted, and that has yet to hear of it, leaves once it has.
+func TestLeave_WhileDemoted_WaitsUntilItIsAWorker(t *testing.T) {
+	hosts := newHosts(t, 2)
+	one, two := hosts[0].run(t), hosts[1].run(t)
+	two.join(t, one.initCluster(t).GetTokens().GetManager(), one)
+	nodeID := two.id(t)
+	one.voters(t, one.id(t), nodeID)
+	two.holdRole()
+	until(t, "demote", func(ctx context.Context) error { return one.setRole(ctx, nodeID, roleWorker) })
+	one.voters(t, one.id(t))
+	m := two.node.current()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if err := m.resign(ctx); err == nil || !strings.Contains(err.Error(), "is being demoted") {
+		t.Errorf("leave before it has heard of it: %v", err)
+	}
+	m.update(func() { m.clearing = false })
+	if _, err := two.local.Leave(t.Context(), &swarmpb.LeaveRequest{}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestInfo_GossipPortTaken_IsAProblemAndNoMore(t *testing.T) {
 	h := newHost(t)
 	taken, err := net.Listen("tcp", h.cfg.GossipAddr)

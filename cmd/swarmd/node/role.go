@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -32,7 +33,8 @@ func (m *member) manage(ctx context.Context) error {
 	for ctx.Err() == nil {
 		var err error
 		began := time.Now()
-		if m.isManager() {
+		role, opened := m.hosts()
+		if role == roleManager || opened {
 			err = m.host(ctx)
 		} else if err = m.clear(); err == nil {
 			_ = m.await(ctx, func() bool { return m.role == roleManager })
@@ -40,15 +42,26 @@ func (m *member) manage(ctx context.Context) error {
 		if err == nil || time.Since(began) > managerHealthy {
 			pause.reset()
 		}
-		if err == nil || ctx.Err() != nil {
-			continue
+		if now, _ := m.hosts(); err == nil || ctx.Err() != nil || now != role {
+			continue // what is to be done now is something else
 		}
 		wait := pause.next()
 		m.node.log.Error("this host's manager does not work; trying again", "error", err, "pause", wait)
 		m.fail(err)
-		sleep(ctx, wait)
+		// Another role is another thing to do, and at once: somebody may wait for it.
+		paused, cancel := context.WithTimeout(ctx, wait)
+		_ = m.await(paused, func() bool { return m.role != role })
+		cancel()
 	}
 	return ctx.Err()
+}
+
+// hosts is the role of the identity on disk, and whether a manager is open: also one whose role has just changed has to
+// be stopped before its data may go.
+func (m *member) hosts() (role swarmpb.NodeRole, opened bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.role, m.part != nil
 }
 
 // fail shows why the manager does not work.
@@ -76,14 +89,6 @@ func (m *member) isPromoted() bool {
 
 // host runs the manager until ctx ends or it is to be none any more; an error is of a manager that failed.
 func (m *member) host(ctx context.Context) error {
-	p, _ := m.now()
-	if p == nil {
-		var err error
-		if p, err = m.openOrRejoin(ctx); err != nil {
-			return err
-		}
-	}
-	m.update(func() { m.trouble = "" })
 	ctx, cancel := context.WithCancel(ctx)
 	watched := make(chan struct{})
 	go func() {
@@ -92,26 +97,50 @@ func (m *member) host(ctx context.Context) error {
 			cancel()
 		}
 	}()
+	defer func() { cancel(); <-watched }()
+	p, _ := m.now()
+	if p == nil {
+		var err error
+		if p, err = m.openOrRejoin(ctx); err != nil {
+			return err
+		}
+	}
+	m.update(func() { m.trouble = "" })
 	m.node.log.Info("this host's manager starts", "address", m.advertise)
 	err := p.run(ctx)
-	cancel()
-	<-watched
 	m.update(func() { m.part = nil })
 	m.node.log.Info("this host's manager has stopped")
 	return err
 }
 
-// openOrRejoin opens the manager. Where its data is damaged it begins again from that of the others, once their leader
-// has taken its vote: until then the data stays, as it may be all that there is.
+// openOrRejoin opens the manager. Where its data is damaged or missing it begins again from that of the others, once
+// their leader has taken its vote: until then what is there stays, as it may be all that there is.
 func (m *member) openOrRejoin(ctx context.Context) (*part, error) {
-	p, err := m.open()
-	if !manager.IsDataError(err) {
+	p, err := m.openResumed()
+	if !manager.IsDataError(err) && !errors.Is(err, errDataMissing) {
 		return p, err
 	}
-	m.node.log.Error("this host's manager has damaged data; asking the others to do without its vote", "error", err)
-	m.fail(fmt.Errorf("its data is damaged, and the other managers are asked to do without it: %w", err))
+	m.node.log.Error("this host's manager cannot use its data; asking the others to do without its vote", "error", err)
+	m.fail(fmt.Errorf("the other managers are asked to do without its vote: %w", err))
 	if err := manager.Rejoin(ctx, m.managerConfig()); err != nil {
 		return nil, err
+	}
+	if p, err = m.open(); err == nil {
+		m.update(func() { m.resumed = false })
+	}
+	return p, err
+}
+
+var errDataMissing = errors.New("its data is missing")
+
+// openResumed opens a manager unless it may have taken part before, and has lost what it knew then.
+func (m *member) openResumed() (*part, error) {
+	m.mu.Lock()
+	resumed := m.resumed
+	m.mu.Unlock()
+	if dir := m.node.managerDir(); resumed && !manager.HasData(dir) {
+		return nil, fmt.Errorf("the manager's directory %s: %w; what it acknowledged may be nowhere else, so that it cannot begin anew by itself: "+
+			"restore the directory, or remove %s to make this host leave its cluster", dir, errDataMissing, m.node.identityDir())
 	}
 	return m.open()
 }
@@ -126,7 +155,7 @@ func (m *member) clear() error {
 	if err := os.RemoveAll(dir); err != nil {
 		return m.node.explain(fmt.Errorf("remove the data of this host's former manager: %w", err))
 	}
-	m.update(func() { m.clearing, m.trouble = false, "" })
+	m.update(func() { m.clearing, m.resumed, m.trouble = false, false, "" })
 	return nil
 }
 
