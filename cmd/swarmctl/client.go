@@ -65,8 +65,13 @@ func absent(path string, err error) error {
 // each does all and returns all errors: one name that is wrong does not spare the others.
 func each(args []string, do func(string) error) error {
 	var errs []error
+	told := map[string]bool{}
 	for _, arg := range args {
-		errs = append(errs, do(arg))
+		// What is wrong with the host, and not with an argument, is said once.
+		if err := do(arg); err != nil && !told[err.Error()] {
+			told[err.Error()] = true
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -192,6 +192,9 @@ With --force it goes without a word to the others. They then count it as a manag
 				return err
 			}
 			_, err := fmt.Fprintln(a.out, "This host left the cluster.")
+			if err == nil && !force {
+				_, err = fmt.Fprintln(a.out, "`swarmctl node rm` on a manager takes it off the list of nodes, once it is down there.")
+			}
 			return err
 		}),
 	}

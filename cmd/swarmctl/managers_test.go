@@ -98,6 +98,12 @@ func TestRoles_EveryCourse_ReadsAsBefore(t *testing.T) {
 		}
 	}, "node promote "+n2ID)
 	scene("the leader demoted", func(f *fake) { join(f); f.control.stages[n2ID] = leaves }, "node demote "+n2ID, "node demote n2", "node ls")
+	scene("one that is down demoted", func(f *fake) {
+		join(f)
+		f.control.stages[n2ID] = leaves[1:]
+		f.control.nodes[0].Status.State = swarmpb.NodeState_NODE_STATE_DOWN
+	}, "node demote "+n2ID)
+	scene("one is unknown, and the other goes on", func(f *fake) { f.control.stages[n2ID] = promotion() }, "node promote nope "+n2ID)
 	scene("four are left", func(f *fake) {
 		join(f)
 		f.control.stages[n2ID] = leaves
@@ -115,7 +121,7 @@ func TestRoles_EveryCourse_ReadsAsBefore(t *testing.T) {
 	golden(t, "roles", got.String())
 }
 
-func TestRoles_Refused_TheWordsAreShownAndTheOthersGoOn(t *testing.T) {
+func TestRoles_Refused_TheWordsAreShownOnce(t *testing.T) {
 	f := start(t, false)
 	f.control.fail = wire.Errorf(wire.CodeFailedPrecondition, "node n1: it is the last manager, and a cluster cannot do without one; promote another node first with `swarmctl node promote NODE`")
 	golden(t, "roles_refused", f.play("node demote n1 n2"))

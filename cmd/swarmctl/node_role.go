@@ -146,7 +146,9 @@ func (a *app) awaitRole(ctx context.Context, c *client, w roleWait, n *swarmpb.N
 		if desired := desiredRole(n); desired != w.role {
 			return fmt.Errorf("node %s: somebody else made it a %s meanwhile; see `swarmctl node ls`", w.name, desired.Name())
 		}
-		if stage == "" {
+		if stage == "" && w.role == roleWorker && n.GetNode().GetRole() == roleManager && n.GetStatus().GetState() != swarmpb.NodeState_NODE_STATE_READY {
+			return a.say("Node %s is none of the managers any more; it is %s, and becomes a worker when it is back.", w.name, nodeState(n))
+		} else if stage == "" {
 			return a.say("Node %s is a %s now.", w.name, w.role.Name())
 		}
 		if stage != last {
@@ -206,7 +208,7 @@ func (a *app) adviseManagers(ctx context.Context, c *client) {
 	}
 	text := fmt.Sprintf("%d managers survive the loss of %s, as %d would; use an odd number", n, lost, n-1)
 	if n == 2 {
-		text = "2 managers survive the loss of neither; promote a third"
+		text = "with 2 managers the loss of either one stops all decisions; promote a third"
 	}
 	a.warn([]string{text})
 }

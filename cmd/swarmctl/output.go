@@ -168,12 +168,18 @@ func printJSON(w io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
+// duration is in words that go on a line's middle: "less than a second", "about a minute", "5 minutes".
+func duration(d time.Duration) string {
+	words := units.HumanDuration(d)
+	return strings.ToLower(words[:1]) + words[1:]
+}
+
 // ago is how long ago a time was, in words; empty for 0.
 func (a *app) ago(ns int64) string {
 	if ns == 0 {
 		return ""
 	}
-	return units.HumanDuration(a.now().Sub(time.Unix(0, ns))) + " ago"
+	return duration(a.now().Sub(time.Unix(0, ns))) + " ago"
 }
 
 // until is a time to come, for people; empty for 0.
@@ -184,7 +190,7 @@ func (a *app) until(ns int64) string {
 	at := time.Unix(0, ns)
 	text := at.UTC().Format("2006-01-02 15:04 UTC")
 	if left := at.Sub(a.now()); left > 0 {
-		return "until " + text + ", in " + units.HumanDuration(left)
+		return "until " + text + ", in " + duration(left)
 	}
 	return "ended " + text + ", " + a.ago(ns)
 }

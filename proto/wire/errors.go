@@ -297,7 +297,7 @@ func explainTransport(code Code, message string) (Code, string) {
 }
 
 const notManagerText = "this node is not a manager; run the command on a manager, or make this node one " +
-	"with `swarmctl init` or `swarmctl join`"
+	"there with `swarmctl node promote`"
 
 // NotManager is the error of a manager's command on another node.
 func NotManager() error { return &Error{Code: CodeNotManager, Message: notManagerText} }
