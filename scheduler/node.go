@@ -48,11 +48,11 @@ func NewNode(node *swarmpb.Node, status *swarmpb.NodeStatus) Node {
 	}
 }
 
-// TakesTasks reports whether a node is connected and available for new tasks.
+// TakesTasks reports whether a node is connected, available for new tasks, and able to take them by its own word.
 func TakesTasks(node *swarmpb.Node, status *swarmpb.NodeStatus) bool {
 	switch node.GetSpec().GetAvailability() {
 	case swarmpb.NodeAvailability_NODE_AVAILABILITY_UNSPECIFIED, swarmpb.NodeAvailability_NODE_AVAILABILITY_ACTIVE:
-		return status.GetState() == swarmpb.NodeState_NODE_STATE_READY
+		return status.GetState() == swarmpb.NodeState_NODE_STATE_READY && status.GetDescription().GetTakesNoTasks() == ""
 	}
 	return false
 }

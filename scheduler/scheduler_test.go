@@ -455,6 +455,10 @@ func TestNode_FromRows_ReadsWhatCounts(t *testing.T) {
 			t.Errorf("a node in %s takes tasks", a.Name())
 		}
 	}
+	full := &swarmpb.NodeStatus{State: swarmpb.NodeState_NODE_STATE_READY, Description: &swarmpb.NodeDescription{TakesNoTasks: "its disk is full"}}
+	if TakesTasks(&swarmpb.Node{}, full) {
+		t.Error("a node that says it takes no tasks takes them")
+	}
 	if NewNode(&swarmpb.Node{Id: "a"}, nil).Ready {
 		t.Error("a node that never connected is ready")
 	}

@@ -44,6 +44,16 @@ func nodeState(n *swarmpb.NodeInfo) string {
 	return s.Name()
 }
 
+// nodeMessage is what the managers, and a connected node itself, have to say of the node.
+func nodeMessage(n *swarmpb.NodeInfo) string {
+	status := n.GetStatus()
+	message := status.GetMessage()
+	if why := status.GetDescription().GetTakesNoTasks(); why != "" && status.GetState() == swarmpb.NodeState_NODE_STATE_READY {
+		message = strings.TrimPrefix(message+"; takes no new tasks: "+why, "; ")
+	}
+	return message
+}
+
 func availability(n *swarmpb.NodeInfo) string {
 	v := n.GetNode().GetSpec().GetAvailability()
 	if v == swarmpb.NodeAvailability_NODE_AVAILABILITY_UNSPECIFIED {
@@ -95,7 +105,7 @@ func newNodeRow(n *swarmpb.NodeInfo, self string) nodeRow {
 	status := n.GetStatus()
 	return nodeRow{
 		ID: n.GetNode().GetId(), Hostname: status.GetDescription().GetHostname(), Self: n.GetNode().GetId() == self,
-		State: nodeState(n), Message: status.GetMessage(), Availability: availability(n), Role: n.GetNode().GetRole().Name(),
+		State: nodeState(n), Message: nodeMessage(n), Availability: availability(n), Role: n.GetNode().GetRole().Name(),
 		DesiredRole: desiredRole(n).Name(), ManagerStatus: managerStatus(n),
 		Leader: n.GetLeader(), Address: status.GetAddress(), Tasks: n.GetTasks(), Version: status.GetDescription().GetEngine().GetVersion(),
 	}
@@ -165,7 +175,7 @@ func (a *app) prettyNode(w io.Writer, n *swarmpb.NodeInfo) {
 	}
 	p.line("Availability", availability(n))
 	p.line("State", strings.TrimSpace(nodeState(n)+" "+a.ago(status.GetSince())))
-	p.line("Message", status.GetMessage())
+	p.line("Message", nodeMessage(n))
 	p.line("Labels", pairs(node.GetSpec().GetLabels()))
 	p.line("Joined", a.ago(node.GetMeta().GetCreatedAt()))
 	p.line("Address", status.GetAddress())

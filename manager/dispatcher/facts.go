@@ -70,6 +70,7 @@ func cleanDescription(d *swarmpb.NodeDescription) (*swarmpb.NodeDescription, err
 			OciRuntime:        cleanText(d.GetEngine().GetOciRuntime(), maxNameBytes),
 			Labels:            labels,
 		},
+		TakesNoTasks: cleanText(d.GetTakesNoTasks(), maxNameBytes),
 	}, nil
 }
 

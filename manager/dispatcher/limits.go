@@ -49,6 +49,8 @@ const (
 
 	maxMessageBytes  = 1 << 10
 	maxNameBytes     = 255
+	// maxLocalExits are the exit codes of a worker's own restarts that a status may have.
+	maxLocalExits = 10
 	maxLabels        = 64
 	maxLabelBytes    = 512
 	maxHostPorts     = 256

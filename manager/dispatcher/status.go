@@ -118,6 +118,8 @@ func cleanStatus(st *swarmpb.TaskStatus) (*swarmpb.TaskStatus, error) {
 			FinishedAt:    max(c.GetFinishedAt(), 0),
 			LocalRestarts: c.GetLocalRestarts(),
 			ImageDigest:   cleanText(c.GetImageDigest(), maxNameBytes),
+			// The newest are at the end.
+			LocalExitCodes: c.GetLocalExitCodes()[max(0, len(c.GetLocalExitCodes())-maxLocalExits):],
 		}
 	}
 	return clean, nil

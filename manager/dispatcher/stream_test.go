@@ -144,6 +144,17 @@ func TestUpdateStatus_BadInput_RefusedOrIgnored(t *testing.T) {
 		if got := c.view().Observed(other); got != stAssigned {
 			t.Errorf("another node's task is %s", got.Name())
 		}
+		codes := make([]int32, maxLocalExits+1)
+		codes[maxLocalExits] = 7
+		if err := w.update(&swarmpb.TaskStatus{TaskId: mine, State: stRunning, Container: &swarmpb.ContainerStatus{LocalRestarts: 11, LocalExitCodes: codes}}); err != nil {
+			t.Error(err)
+		}
+		if got := c.view().Status(mine).GetContainer().GetLocalExitCodes(); len(got) != maxLocalExits || got[maxLocalExits-1] != 7 {
+			t.Errorf("exit codes of local restarts are %v, want the newest %d", got, maxLocalExits)
+		}
+		if err := w.update(&swarmpb.TaskStatus{TaskId: mine, State: stRunning, Message: strings.Repeat("\x00é\n", 2000)}); err != nil {
+			t.Error(err)
+		}
 		if text := c.view().Status(mine).GetMessage(); len(text) > maxMessageBytes || strings.ContainsAny(text, "\x00\n") {
 			t.Errorf("message of %d bytes: %q", len(text), text[:20])
 		}

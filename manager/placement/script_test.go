@@ -184,6 +184,10 @@ func (w *world) do(command string, args []string) {
 		w.nodeState(id, swarmpb.NodeState_NODE_STATE_DOWN)
 	case "up":
 		w.nodeState(id, swarmpb.NodeState_NODE_STATE_READY)
+	case "full": // it takes no new tasks by its own word, until "room"
+		w.takesNone(id, "its disk is full")
+	case "room":
+		w.takesNone(id, "")
 	case "pause":
 		w.availability(id, swarmpb.NodeAvailability_NODE_AVAILABILITY_PAUSE)
 	case "active":
@@ -246,6 +250,13 @@ func (w *world) nodeState(id string, state swarmpb.NodeState) {
 	w.tb.Helper()
 	status := swarmpb.Clone(w.store.View().NodeStatus(id))
 	status.State = state
+	w.write(put(&swarmpb.Row{Row: &swarmpb.Row_NodeStatus{NodeStatus: status}}))
+}
+
+func (w *world) takesNone(id, why string) {
+	w.tb.Helper()
+	status := swarmpb.Clone(w.store.View().NodeStatus(id))
+	status.Description.TakesNoTasks = why
 	w.write(put(&swarmpb.Row{Row: &swarmpb.Row_NodeStatus{NodeStatus: status}}))
 }
 

@@ -1246,9 +1246,11 @@ type ContainerStatus struct {
 	// Times that the worker started it again while cut off from all managers.
 	LocalRestarts uint32 `protobuf:"varint,7,opt,name=local_restarts,json=localRestarts,proto3" json:"local_restarts,omitempty"`
 	// The digest that runs.
-	ImageDigest   string `protobuf:"bytes,8,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ImageDigest string `protobuf:"bytes,8,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
+	// The exit codes that led to the newest of those restarts, at most 10, oldest first.
+	LocalExitCodes []int32 `protobuf:"varint,9,rep,packed,name=local_exit_codes,json=localExitCodes,proto3" json:"local_exit_codes,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ContainerStatus) Reset() {
@@ -1335,6 +1337,13 @@ func (x *ContainerStatus) GetImageDigest() string {
 		return x.ImageDigest
 	}
 	return ""
+}
+
+func (x *ContainerStatus) GetLocalExitCodes() []int32 {
+	if x != nil {
+		return x.LocalExitCodes
+	}
+	return nil
 }
 
 // TaskStatus is what the worker saw. Writer: dispatcher; merged so that state never goes back.
@@ -1725,7 +1734,7 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\rTaskAddresses\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x1c\n" +
-	"\taddresses\x18\x03 \x03(\tR\taddresses\"\x8c\x02\n" +
+	"\taddresses\x18\x03 \x03(\tR\taddresses\"\xb6\x02\n" +
 	"\x0fContainerStatus\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\x1b\n" +
@@ -1737,7 +1746,8 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\vfinished_at\x18\x06 \x01(\x03R\n" +
 	"finishedAt\x12%\n" +
 	"\x0elocal_restarts\x18\a \x01(\rR\rlocalRestarts\x12!\n" +
-	"\fimage_digest\x18\b \x01(\tR\vimageDigest\"\xb2\x02\n" +
+	"\fimage_digest\x18\b \x01(\tR\vimageDigest\x12(\n" +
+	"\x10local_exit_codes\x18\t \x03(\x05R\x0elocalExitCodes\"\xb2\x02\n" +
 	"\n" +
 	"TaskStatus\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x18\n" +

@@ -2145,11 +2145,13 @@ func (x *EngineDescription) GetLabels() map[string]string {
 
 // NodeDescription is what a node says of itself.
 type NodeDescription struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Hostname      string                 `protobuf:"bytes,1,opt,name=hostname,proto3" json:"hostname,omitempty"`
-	Platform      *Platform              `protobuf:"bytes,2,opt,name=platform,proto3" json:"platform,omitempty"`
-	Resources     *Resources             `protobuf:"bytes,3,opt,name=resources,proto3" json:"resources,omitempty"`
-	Engine        *EngineDescription     `protobuf:"bytes,4,opt,name=engine,proto3" json:"engine,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Hostname  string                 `protobuf:"bytes,1,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	Platform  *Platform              `protobuf:"bytes,2,opt,name=platform,proto3" json:"platform,omitempty"`
+	Resources *Resources             `protobuf:"bytes,3,opt,name=resources,proto3" json:"resources,omitempty"`
+	Engine    *EngineDescription     `protobuf:"bytes,4,opt,name=engine,proto3" json:"engine,omitempty"`
+	// Why the node can take no new tasks for now, for example a full disk; empty = it can. What runs there goes on.
+	TakesNoTasks  string `protobuf:"bytes,5,opt,name=takes_no_tasks,json=takesNoTasks,proto3" json:"takes_no_tasks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2210,6 +2212,13 @@ func (x *NodeDescription) GetEngine() *EngineDescription {
 		return x.Engine
 	}
 	return nil
+}
+
+func (x *NodeDescription) GetTakesNoTasks() string {
+	if x != nil {
+		return x.TakesNoTasks
+	}
+	return ""
 }
 
 type ClusterSpec struct {
@@ -2485,12 +2494,13 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\x06labels\x18\x04 \x03(\v2'.swarm.v1.EngineDescription.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc5\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xeb\x01\n" +
 	"\x0fNodeDescription\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12.\n" +
 	"\bplatform\x18\x02 \x01(\v2\x12.swarm.v1.PlatformR\bplatform\x121\n" +
 	"\tresources\x18\x03 \x01(\v2\x13.swarm.v1.ResourcesR\tresources\x123\n" +
-	"\x06engine\x18\x04 \x01(\v2\x1b.swarm.v1.EngineDescriptionR\x06engine\"\xb8\x02\n" +
+	"\x06engine\x18\x04 \x01(\v2\x1b.swarm.v1.EngineDescriptionR\x06engine\x12$\n" +
+	"\x0etakes_no_tasks\x18\x05 \x01(\tR\ftakesNoTasks\"\xb8\x02\n" +
 	"\vClusterSpec\x12\x1f\n" +
 	"\vfabric_pool\x18\x01 \x01(\tR\n" +
 	"fabricPool\x12.\n" +
