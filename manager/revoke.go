@@ -13,6 +13,7 @@ import (
 	"github.com/swarmd/swarmd/manager/replica"
 	"github.com/swarmd/swarmd/manager/store"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/proto/wire"
 )
 
 const (
@@ -36,32 +37,34 @@ type judge struct {
 	readIndex func(context.Context) (uint64, error)
 }
 
-// revoked is wire's check of a handshake: whether the node was removed. A node that has just joined may not be in this
-// manager's store yet, so an unknown one is only refused with all that was committed before at hand, or when that
-// cannot be had: then it tries again.
-func (j *judge) revoked(nodeID string, certified swarmpb.NodeRole) bool {
+// standing is wire's check of a connection. A node that has just joined may not be in this manager's store yet, so one
+// that is not there counts as removed only with all that was committed before at hand.
+func (j *judge) standing(nodeID string, certified swarmpb.NodeRole) wire.Standing {
 	view := j.view()
 	// Before the first rows are there, nobody has been removed.
 	if view.Cluster() == nil || view.Node(nodeID) != nil || j.inRaft(nodeID) {
-		return false
+		return wire.StandingMember
 	}
 	leader := j.leader()
 	if certified == swarmpb.NodeRole_NODE_ROLE_MANAGER && (leader == "" || leader == nodeID) {
-		return false
+		return wire.StandingMember
 	}
 	if leader == "" {
-		return true
+		return wire.StandingUnknown
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), catchUpTimeout)
 	defer cancel()
 	if _, err := j.readIndex(ctx); err != nil {
-		return true
+		return wire.StandingUnknown
 	}
-	return j.view().Node(nodeID) == nil && !j.inRaft(nodeID)
+	if j.view().Node(nodeID) == nil && !j.inRaft(nodeID) {
+		return wire.StandingRemoved
+	}
+	return wire.StandingMember
 }
 
 // countsAs is wire's question what role a peer has whose certificate is a manager's. For a node without a row that is
-// for revoked to say.
+// for standing to say.
 func (j *judge) countsAs(nodeID string, certified swarmpb.NodeRole) swarmpb.NodeRole {
 	view := j.view()
 	if view.Cluster() == nil || view.Node(nodeID) == nil {
@@ -79,11 +82,11 @@ func (m *Manager) guard() (end func()) {
 		view:   func() *store.View { return m.replica.Store().View() },
 		inRaft: m.inRaft, role: m.role, leader: m.Leader, readIndex: m.replica.ReadIndex,
 	}
-	m.cfg.Credentials.SetRevoked(j.revoked)
+	m.cfg.Credentials.SetStanding(j.standing)
 	m.cfg.Credentials.SetRole(j.countsAs)
 	return func() {
 		// From here on the store grows old: nobody is judged by it.
-		m.cfg.Credentials.SetRevoked(nil)
+		m.cfg.Credentials.SetStanding(nil)
 		m.cfg.Credentials.SetRole(nil)
 	}
 }

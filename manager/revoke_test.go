@@ -10,6 +10,7 @@ import (
 
 	"github.com/swarmd/swarmd/manager/store"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/proto/wire"
 )
 
 func putNode(id string) *swarmpb.Write {
@@ -103,19 +104,19 @@ func TestJudge_StoreMayBeBehind_OnlyWhoIsGoneIsKeptOut(t *testing.T) {
 		world     world
 		node      string
 		certified swarmpb.NodeRole
-		revoked   bool
+		standing  wire.Standing
 		asked     bool
 	}{
-		{"nothing is known yet", world{leader: "m"}, "n", workerRole, false, false},
-		{"a node", world{rows: present, leader: "m"}, "here", workerRole, false, false},
-		{"a member of Raft without a row", world{rows: present, raft: []string{"n"}, leader: "m"}, "n", managerRole, false, false},
-		{"removed", world{rows: present, leader: "m", learned: present}, "n", workerRole, true, true},
-		{"a removed manager", world{rows: present, leader: "m", learned: present}, "n", managerRole, true, true},
-		{"joined, this store is behind", world{rows: present, leader: "m", learned: map[string]row{"n": managerAt("")}}, "n", managerRole, false, true},
-		{"no answer from the leader", world{rows: present, leader: "m", err: errors.New("no")}, "n", workerRole, true, true},
-		{"a worker, no leader to ask", world{rows: present}, "n", workerRole, true, false},
-		{"a manager, no leader: it may be the new one", world{rows: present}, "n", managerRole, false, false},
-		{"the leader itself", world{rows: present, leader: "n"}, "n", managerRole, false, false},
+		{"nothing is known yet", world{leader: "m"}, "n", workerRole, wire.StandingMember, false},
+		{"a node", world{rows: present, leader: "m"}, "here", workerRole, wire.StandingMember, false},
+		{"a member of Raft without a row", world{rows: present, raft: []string{"n"}, leader: "m"}, "n", managerRole, wire.StandingMember, false},
+		{"removed", world{rows: present, leader: "m", learned: present}, "n", workerRole, wire.StandingRemoved, true},
+		{"a removed manager", world{rows: present, leader: "m", learned: present}, "n", managerRole, wire.StandingRemoved, true},
+		{"joined, this store is behind", world{rows: present, leader: "m", learned: map[string]row{"n": managerAt("")}}, "n", managerRole, wire.StandingMember, true},
+		{"no answer from the leader", world{rows: present, leader: "m", err: errors.New("no")}, "n", workerRole, wire.StandingUnknown, true},
+		{"a worker, no leader to ask", world{rows: present}, "n", workerRole, wire.StandingUnknown, false},
+		{"a manager, no leader: it may be the new one", world{rows: present}, "n", managerRole, wire.StandingMember, false},
+		{"the leader itself", world{rows: present, leader: "n"}, "n", managerRole, wire.StandingMember, false},
 	} {
 		st := store.New()
 		put := func(rows map[string]row) {
@@ -137,8 +138,8 @@ func TestJudge_StoreMayBeBehind_OnlyWhoIsGoneIsKeptOut(t *testing.T) {
 				return 0, tc.world.err
 			},
 		}
-		if got := j.revoked(tc.node, tc.certified); got != tc.revoked || asked != tc.asked {
-			t.Errorf("%s: revoked %v, asked the leader %v", tc.name, got, asked)
+		if got := j.standing(tc.node, tc.certified); got != tc.standing || asked != tc.asked {
+			t.Errorf("%s: standing %v, asked the leader %v", tc.name, got, asked)
 		}
 	}
 }
@@ -160,7 +161,7 @@ func TestJudge_CertificateSaysManager_CountsWhileItIsOneOrMayBe(t *testing.T) {
 	putRows(t, st, map[string]row{"m": managerAt(""), "old": managerAt("").demoted()})
 	expect("a manager", "m", managerRole)
 	expect("demoted", "old", workerRole)
-	expect("unknown: revoked decides", "n", managerRole)
+	expect("unknown: standing decides", "n", managerRole)
 	leader = "old"
 	expect("it leads: this store is behind", "old", managerRole)
 	leader = ""

@@ -82,7 +82,12 @@ func newWorld(t *testing.T, limits Limits) *world {
 	w.proposer = store.NewLocalProposer(w.store)
 	w.write(founding.Rows, founding.Guards)
 	w.creds.Set(founding.Identity)
-	w.creds.SetRevoked(func(node string, _ swarmpb.NodeRole) bool { return w.store.View().Node(node) == nil })
+	w.creds.SetStanding(func(node string, _ swarmpb.NodeRole) wire.Standing {
+		if w.store.View().Node(node) == nil {
+			return wire.StandingRemoved
+		}
+		return wire.StandingMember
+	})
 	w.server, err = New(Config{
 		Store: func() *store.Store { return w.store }, Proposer: w,
 		ReadIndex: func(context.Context) (uint64, error) { return w.store.View().Index(), nil },

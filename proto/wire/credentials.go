@@ -25,7 +25,7 @@ const (
 // live connections by peer. The zero identity belongs to no cluster: every handshake fails until Set.
 type Credentials struct {
 	identity atomic.Pointer[Identity]
-	revoked  atomic.Pointer[func(string, swarmpb.NodeRole) bool]
+	standing atomic.Pointer[func(string, swarmpb.NodeRole) Standing]
 	role     atomic.Pointer[func(string, swarmpb.NodeRole) swarmpb.NodeRole]
 	dialer   atomic.Pointer[Dialer]
 
@@ -65,11 +65,21 @@ func (c *Credentials) Identity() (Identity, bool) {
 	return *id, true
 }
 
-// SetRevoked sets the check that every handshake passes besides the certificate's: true refuses a peer of that
-// node ID and certified role; nil: none is refused. It is called concurrently, with no lock held, and a handshake
-// waits for it.
-func (c *Credentials) SetRevoked(revoked func(nodeID string, role swarmpb.NodeRole) bool) {
-	c.revoked.Store(&revoked)
+// Standing is what this node knows of a peer's place in the cluster.
+type Standing int
+
+// A peer that is no member is told so in the handshake, and has to believe it. One of whom that is not certain is cut
+// off right after it, so that it tries again or elsewhere.
+const (
+	StandingMember Standing = iota
+	StandingRemoved
+	StandingUnknown
+)
+
+// SetStanding sets the check that every connection passes besides the certificate's, of a peer's node ID and certified
+// role; nil: all are members. It is called concurrently, with no lock held, and a handshake waits for it.
+func (c *Credentials) SetStanding(standing func(nodeID string, role swarmpb.NodeRole) Standing) {
+	c.standing.Store(&standing)
 }
 
 // SetRole sets what role counts for a peer whose certificate says certified, which is what counts with nil. It is
@@ -100,7 +110,7 @@ func (c *Credentials) CloseNode(nodeID string) int {
 	return c.closeWhere(func(p PeerInfo) bool { return p.NodeID == nodeID })
 }
 
-// CloseRevoked closes every live connection with a peer that is revoked by now, and every one for managers alone
+// CloseRevoked closes every live connection with a peer that does not count as a member by now, and every one for managers alone
 // (Raft's, and those that were opened to a manager) with a peer that counts as a worker by now. It returns how many
 // there were.
 func (c *Credentials) CloseRevoked() int {
@@ -119,7 +129,7 @@ func (c *Credentials) CloseRevoked() int {
 	}
 	c.mu.Unlock()
 	for p := range verdicts {
-		verdicts[p] = verdict{revoked: c.isRevoked(p.node, p.role), demoted: c.roleOf(p.node, p.role) != p.role}
+		verdicts[p] = verdict{revoked: c.standingOf(p.node, p.role) != StandingMember, demoted: c.roleOf(p.node, p.role) != p.role}
 	}
 	return c.closeTracked(func(t *trackedConn) bool {
 		v := verdicts[peer{t.info.NodeID, t.info.role()}]
@@ -225,20 +235,27 @@ func (c *Credentials) verify(cs tls.ConnectionState, usage x509.ExtKeyUsage, wan
 		return fmt.Errorf("the peer is node %s, which is a manager no longer; it must be a %s", node, RoleOU(want.Role))
 	case want.NodeID != "" && node != want.NodeID:
 		return fmt.Errorf("the peer is node %s; it should be node %s", node, want.NodeID)
-	case c.isRevoked(node, role):
-		return errRevoked(node)
+	case c.standingOf(node, role) == StandingRemoved:
+		return errRemoved(node)
 	}
 	return nil
 }
 
-func errRevoked(node string) error {
-	return fmt.Errorf("node %s is no member of the cluster as far as this node knows: it was removed, or it has just joined and this "+
-		"node cannot ask the leader", node)
+func errRemoved(node string) error {
+	return Errorf(CodePermissionDenied, "node %s was removed from the cluster", node)
 }
 
-func (c *Credentials) isRevoked(node string, role swarmpb.NodeRole) bool {
-	f := c.revoked.Load()
-	return f != nil && *f != nil && (*f)(node, role)
+func errUnknown(node string) error {
+	return Errorf(CodeUnavailable, "node %s is not known to be a member: it was removed, or it has joined and this node is behind and "+
+		"cannot ask the leader; try again", node)
+}
+
+func (c *Credentials) standingOf(node string, role swarmpb.NodeRole) Standing {
+	f := c.standing.Load()
+	if f == nil || *f == nil {
+		return StandingMember
+	}
+	return (*f)(node, role)
 }
 
 func (c *Credentials) dial(ctx context.Context, addr string) (net.Conn, error) {
@@ -280,17 +297,29 @@ func (c *Credentials) track(conn *tls.Conn, want Expect) (*trackedConn, error) {
 	c.live[t] = struct{}{}
 	t.expiry = time.AfterFunc(life, t.cut)
 	c.mu.Unlock()
-	// Revoked or demoted after the handshake's check and before the entry: CloseNode and CloseRevoked have not seen it.
-	switch {
-	case t.info.NodeID == "":
-	case c.isRevoked(t.info.NodeID, t.info.role()):
+	if err := c.judge(t); err != nil {
 		t.Close()
-		return nil, errRevoked(t.info.NodeID)
-	case t.managersOnly && c.roleOf(t.info.NodeID, t.info.role()) != want.Role:
-		t.Close()
-		return nil, fmt.Errorf("node %s is a manager no longer", t.info.NodeID)
+		return nil, err
 	}
 	return t, nil
+}
+
+// judge refuses whom the handshake let pass for want of knowledge, and who was removed or demoted between its check and
+// the entry: CloseNode and CloseRevoked have not seen that one.
+func (c *Credentials) judge(t *trackedConn) error {
+	node, role := t.info.NodeID, t.info.role()
+	if node == "" {
+		return nil
+	}
+	switch standing := c.standingOf(node, role); {
+	case standing == StandingRemoved:
+		return errRemoved(node)
+	case standing != StandingMember:
+		return errUnknown(node)
+	case t.managersOnly && c.roleOf(node, role) != role:
+		return Errorf(CodePermissionDenied, "node %s is a manager no longer", node)
+	}
+	return nil
 }
 
 // trackedConn is a handshaken connection with who is at its other end.

@@ -140,7 +140,7 @@ func DialRaft(ctx context.Context, addr string, creds *Credentials) (net.Conn, e
 	t, err := creds.track(conn, want)
 	if err != nil {
 		conn.Close()
-		return nil, Errorf(CodePermissionDenied, "%w", err)
+		return nil, err
 	}
 	return t, nil
 }

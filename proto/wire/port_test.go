@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -67,7 +68,7 @@ func TestPort_PeersThatMustNotGetIn_AreRefused(t *testing.T) {
 	ca, other := newTestCA(t, "c1"), newTestCA(t, "c2")
 	imposter := newTestCA(t, "c1")
 	m1 := ca.credentials("m1", managerRole)
-	m1.SetRevoked(func(node string, _ swarmpb.NodeRole) bool { return node == "gone" })
+	m1.SetStanding(func(node string, _ swarmpb.NodeRole) Standing { return removedIf(node == "gone") })
 	p := startPort(t, m1, &everyService{})
 
 	expired := NewCredentials()
@@ -89,6 +90,45 @@ func TestPort_PeersThatMustNotGetIn_AreRefused(t *testing.T) {
 		} else if CodeOf(err) == CodeDeadline {
 			t.Errorf("%s: was left hanging: %v", name, err)
 		}
+	}
+}
+
+func removedIf(removed bool) Standing {
+	if removed {
+		return StandingRemoved
+	}
+	return StandingMember
+}
+
+// TestPort_PeerIsNotKnown_TriesAgainAndElsewhere: one that was removed is told so; one of whom the manager cannot tell must not
+// believe it, and may get in with the next manager.
+func TestPort_PeerIsNotKnown_TriesAgainAndElsewhere(t *testing.T) {
+	ca := newTestCA(t, "c1")
+	behind, leader, w1 := ca.credentials("m1", managerRole), ca.credentials("m2", managerRole), ca.credentials("w1", workerRole)
+	var standing atomic.Int32
+	behind.SetStanding(func(string, swarmpb.NodeRole) Standing { return Standing(standing.Load()) })
+	p := startPort(t, behind, &everyService{})
+	other := startPort(t, leader, &everyService{})
+	for want, code := range map[Standing]Code{StandingMember: 0, StandingRemoved: CodePermissionDenied, StandingUnknown: CodeUnavailable} {
+		standing.Store(int32(want))
+		if err := renewCall(t.Context(), client(t, p.addr, w1)); CodeOf(err) != code {
+			t.Errorf("standing %d: %v", want, err)
+		}
+		behind.CloseNode("w1")
+	}
+	standing.Store(int32(StandingUnknown))
+	answered := errors.New("it answers")
+	_, err := tryAll(t.Context(), "call", []string{p.addr, other.addr}, func(ctx context.Context, addr string) (Identity, error) {
+		if err := renewCall(ctx, client(t, addr, w1)); err != nil {
+			return Identity{}, err
+		}
+		return Identity{}, answered
+	})
+	if !errors.Is(err, answered) {
+		t.Errorf("the next manager was not asked: %v", err)
+	}
+	if _, err := DialRaft(t.Context(), other.addr, behind); CodeOf(err) != CodeUnavailable {
+		t.Errorf("Raft to one that is not known: %v", err)
 	}
 }
 
@@ -249,12 +289,12 @@ func testClosed(t *testing.T, closeThem func(*Credentials) int) {
 	ca := newTestCA(t, "c1")
 	m1 := ca.credentials("m1", managerRole)
 	removed := make(chan struct{})
-	m1.SetRevoked(func(node string, _ swarmpb.NodeRole) bool {
+	m1.SetStanding(func(node string, _ swarmpb.NodeRole) Standing {
 		select {
 		case <-removed:
-			return node == "w1"
+			return removedIf(node == "w1")
 		default:
-			return false
+			return StandingMember
 		}
 	})
 	inside := make(chan struct{})

@@ -220,9 +220,9 @@ func TestCloseRevoked_CheckThatNeedsAConnection_DoesNotBlockItself(t *testing.T)
 	m1 := ca.credentials("m1", managerRole)
 	var asked atomic.Int32
 	// The check of w1 asks whether there are connections, as one that asks the leader opens one.
-	m1.SetRevoked(func(node string, _ swarmpb.NodeRole) bool {
+	m1.SetStanding(func(node string, _ swarmpb.NodeRole) Standing {
 		asked.Add(1)
-		return m1.Connections(node) > 100
+		return removedIf(m1.Connections(node) > 100)
 	})
 	p := startPort(t, m1, &everyService{})
 	for range 3 {
