@@ -147,6 +147,7 @@ func (l *link) hold(ctx context.Context, address string) (ofUse bool, err error)
 	group.Go(func() error { return l.follow(ctx, client, first.GetSessionId()) })
 	group.Go(func() error { return l.reports.run(ctx, client, first.GetSessionId()) })
 	// Whatever ends first ends the streams of the others, even where they block in the transport.
+	group.Go(func() error { return l.relay(ctx, address) })
 	context.AfterFunc(ctx, cancel)
 	err = wire.FromStatus(group.Wait())
 	var silence *silentError

@@ -77,6 +77,8 @@ type Config struct {
 	Gossip func(GossipConfig)
 	// Version of this program, told to the managers.
 	Version string
+	// LogDir is where a task's log is, for worker/runtime/logs. Nil: the managers can read none.
+	LogDir func(taskID string) string
 	// Labels of the engine, told to the managers.
 	Labels map[string]string
 	// Refused is told once that the managers refuse this node for good, with the reason, and with nil once one takes
@@ -153,6 +155,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.session.run(ctx, kept) })
 	return group.Wait()
 }
+	group.Go(func() error { return a.fleet.boundLogs(ctx) })
 
 func (a *Agent) enter() error {
 	a.mu.Lock()
@@ -229,3 +232,5 @@ type Limits struct {
 	// History is the number of ended tasks that the node remembers, with their logs; 500.
 	History int
 }
+	// LogBytes is what the logs may take, beyond which those of ended tasks go, the oldest first; a tenth of their disk.
+	LogBytes int64

@@ -46,9 +46,9 @@ type Reader struct {
 	skipping bool
 	// former is the position at the end of the file before, which counts until the one that is read has a name.
 	former  Position
-	notices  []string
-	last     [stampLen]byte // time of the last record read
-	stamped  bool
+	notices []string
+	last    [stampLen]byte // time of the last record read
+	stamped bool
 }
 
 // NewReader opens the log in dir. A log that is not there yet has no lines; it may appear later.
