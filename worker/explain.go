@@ -45,6 +45,9 @@ func explain(err error) string {
 
 // explainPull says why an image is not there.
 func explainPull(image string, err error) string {
+	if why := (*runtime.PullError)(nil); errors.As(err, &why) && errors.Is(err, runtime.ErrNotFound) {
+		return oneLine("image not found: " + image + ": " + why.Reason)
+	}
 	if errors.Is(err, runtime.ErrNotFound) {
 		return "image not found: " + image + "; check the name and tag, load it with `swarmctl image load` on this host, or name a plain-HTTP registry with `swarmd --insecure-registry`"
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/swarmd/swarmd/cmd/swarmd/node"
+	"github.com/swarmd/swarmd/proto/registries"
 	"github.com/swarmd/swarmd/worker/runtime/containerd/embedded"
 )
 
@@ -42,7 +43,14 @@ It carries its own containerd, which it starts as a child process; containerd an
 go on when swarmd stops or is upgraded. Only runc (or crun) has to be installed besides.
 
 Every flag can also be set in the environment (--data-dir as SWARMD_DATA_DIR) and in the
-configuration file (data-dir = "/srv/swarmd"). A flag beats the environment, which beats the file.`,
+configuration file (data-dir = "/srv/swarmd"). A flag beats the environment, which beats the file.
+
+How registries are spoken to stands in registries.toml of the configuration directory, which is read at the start:
+
+  [[registry]]
+  host = "registry.local:5000"         # as in the images' references
+  ca = "registry-ca.pem"               # who signed its certificate; or plain_http = true, or insecure = true
+  mirrors = ["mirror.local:5000"]      # asked first; a mirror may have an entry of its own`,
 		Example: `  swarmd
   swarmd --data-dir /srv/swarmd --oci-runtime crun
   SWARMD_LOG_FORMAT=json swarmd`,
@@ -72,6 +80,10 @@ func run(ctx context.Context, o *options) error {
 	}
 	slog.SetDefault(logger)
 	routeLogrus(logrus.StandardLogger(), logger)
+	known, err := registries.Load(o.configDir, o.insecureRegistries)
+	if err != nil {
+		return err
+	}
 	unlock, err := lock(o.dataDir)
 	if err != nil {
 		return err
@@ -81,7 +93,7 @@ func run(ctx context.Context, o *options) error {
 	defer stop()
 	n, err := node.New(node.Config{
 		DataDir: o.dataDir, RunDir: o.runDir, Containerd: o.containerd, OCIRuntime: o.ociRuntime, ListenAddr: o.listenAddr, GossipAddr: o.gossipAddr,
-		CgroupParent: o.cgroupParent, InsecureRegistries: o.insecureRegistries, Version: version, Logger: logger,
+		CgroupParent: o.cgroupParent, Registries: known, Version: version, Logger: logger,
 	})
 	if err != nil {
 		return err

@@ -22,6 +22,7 @@ const defaultConfig = "/etc/swarmd/swarmd.toml"
 
 type options struct {
 	config             string
+	configDir          string
 	dataDir, runDir    string
 	containerd         string
 	ociRuntime         string
@@ -36,6 +37,7 @@ type options struct {
 func (o *options) define(f *pflag.FlagSet) {
 	f.SortFlags = false
 	f.StringVar(&o.config, "config", defaultConfig, "configuration file, in TOML")
+	f.StringVar(&o.configDir, "config-dir", "/etc/swarmd", "directory of registries.toml and the certificates that it names")
 	f.StringVar(&o.dataDir, "data-dir", "/var/lib/swarmd", "what must survive a reboot: identity, Raft log, images, volumes, logs")
 	f.StringVar(&o.runDir, "run-dir", "/run/swarmd", "what need not: swarmd.sock, containerd's state")
 	f.StringVar(&o.containerd, "containerd", "", "socket of an existing containerd (default: our own, embedded)")
@@ -116,7 +118,7 @@ func readConfig(path string, mustExist bool) (map[string]string, error) {
 
 func (o *options) check() error {
 	var errs []error
-	for flag, dir := range map[string]string{"--data-dir": o.dataDir, "--run-dir": o.runDir, "--cgroup-parent": o.cgroupParent} {
+	for flag, dir := range map[string]string{"--config-dir": o.configDir, "--data-dir": o.dataDir, "--run-dir": o.runDir, "--cgroup-parent": o.cgroupParent} {
 		if !filepath.IsAbs(dir) {
 			errs = append(errs, fmt.Errorf("%s %q: want an absolute path", flag, dir))
 		}

@@ -46,6 +46,7 @@ func TestOptions_WrongValues_NameTheSettingAndWhatToDo(t *testing.T) {
 		want string
 	}{
 		{[]string{"--data-dir", "relative"}, "--data-dir"},
+		{[]string{"--config-dir", "relative"}, "--config-dir"},
 		{[]string{"--listen-addr", "2377"}, "--listen-addr"},
 		{[]string{"--gossip-addr", "host:7946"}, "--gossip-addr"},
 		{[]string{"--gossip-addr", "10.0.0.1"}, "want IP:port"},

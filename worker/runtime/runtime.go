@@ -35,6 +35,16 @@ func (e *ContainerError) Error() string {
 
 func (e *ContainerError) Unwrap() error { return e.Err }
 
+// PullError is why an image cannot be had, in one line for a user; Err is one of the above.
+type PullError struct {
+	Reason string
+	Err    error
+}
+
+func (e *PullError) Error() string { return e.Reason }
+
+func (e *PullError) Unwrap() error { return e.Err }
+
 // State of a container.
 type State int
 
@@ -106,6 +116,10 @@ type PullProgress struct {
 type PullRequest struct {
 	Image  string
 	Digest string // empty = whatever the tag means now
+	// Policy says when the registry is asked; unspecified: when there is no image of the digest, or no digest.
+	Policy swarmpb.PullPolicy
+	// Auth is shown to its own registry alone, and kept nowhere; may be nil.
+	Auth *swarmpb.RegistryAuth
 	// Progress may be nil.
 	Progress func(PullProgress)
 }
@@ -115,7 +129,7 @@ type Runtime interface {
 	Info(ctx context.Context) (Info, error)
 
 	// Pull fetches and unpacks. With no answer from the registry, an image that was loaded locally under the
-	// name (and the digest, if one is given) is good enough.
+	// name (and the digest, if one is given) is good enough. It fails with a PullError where the registry refuses.
 	Pull(ctx context.Context, req PullRequest) (Image, error)
 	// Import reads a docker or OCI archive, plain or gzip.
 	Import(ctx context.Context, archive io.Reader) ([]Image, error)

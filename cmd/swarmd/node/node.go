@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
+	"github.com/swarmd/swarmd/proto/registries"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/proto/wire"
 	"github.com/swarmd/swarmd/worker"
@@ -49,10 +50,10 @@ type Config struct {
 	GossipAddr string
 	// CgroupParent is the cgroup below which each container gets its own.
 	CgroupParent string
-	// InsecureRegistries (host[:port]) are spoken to in plain HTTP.
-	InsecureRegistries []string
-	Version            string
-	Logger             *slog.Logger
+	// Registries says how registries are spoken to; nil = all over TLS.
+	Registries *registries.Set
+	Version    string
+	Logger     *slog.Logger
 }
 
 // Node is the daemon of one host.
@@ -100,7 +101,7 @@ func New(cfg Config) (*Node, error) {
 	var err error
 	n.runtime, err = containerd.New(containerd.Config{
 		Address: address, Shared: cfg.Containerd != "", Dir: cfg.DataDir, RunDir: filepath.Join(cfg.RunDir, "oci"), OCIRuntime: cfg.OCIRuntime,
-		CgroupParent: cfg.CgroupParent, InsecureRegistries: cfg.InsecureRegistries, ExitDir: exits,
+		CgroupParent: cfg.CgroupParent, Registries: cfg.Registries, ExitDir: exits,
 		Logger: cfg.Logger.With("part", "runtime"),
 	})
 	if err != nil {

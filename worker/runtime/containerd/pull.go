@@ -1,15 +1,11 @@
 package containerd
 
 import (
-	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
-	"net/url"
-	"os"
-	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -23,9 +19,11 @@ import (
 	"github.com/containerd/containerd/v2/core/transfer/registry"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
-	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
+	"google.golang.org/protobuf/proto"
 
+	"github.com/swarmd/swarmd/proto/registries"
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/worker/runtime"
 )
 
@@ -112,8 +110,8 @@ func (p *pulls) setSilent(host string, until time.Time) {
 	p.silent[host] = until
 }
 
-// Pull fetches and unpacks. What is here under the digest is not asked for; what is here under the tag is used
-// when the registry does not give another.
+// Pull fetches and unpacks, as the request's policy says. Where it says nothing, what is here under the digest is not
+// asked for, and what is here under the tag is used when the registry does not give another.
 func (r *Runtime) Pull(ctx context.Context, req runtime.PullRequest) (runtime.Image, error) {
 	name, pinned, err := parseReference(req.Image)
 	if err != nil {
@@ -125,8 +123,16 @@ func (r *Runtime) Pull(ctx context.Context, req runtime.PullRequest) (runtime.Im
 			return runtime.Image{}, fmt.Errorf("pull %s: %w", req.Image, invalid("digest %q: %s", req.Digest, err))
 		}
 	}
+	if req.Policy == swarmpb.PullPolicy_PULL_POLICY_UNSPECIFIED && wanted != "" {
+		req.Policy = swarmpb.PullPolicy_PULL_POLICY_MISSING
+	}
+	auth, err := proto.MarshalOptions{Deterministic: true}.Marshal(req.Auth)
+	if err != nil {
+		return runtime.Image{}, fmt.Errorf("pull %s: %w", req.Image, err)
+	}
 	ctx = r.namespaced(ctx)
-	image, err := r.pulls.do(ctx, r.ctx, name+" "+wanted.String(), func(ctx context.Context) (runtime.Image, error) {
+	key := fmt.Sprintf("%s %s %d %x", name, wanted, req.Policy, sha256.Sum256(auth))
+	image, err := r.pulls.do(ctx, r.ctx, key, func(ctx context.Context) (runtime.Image, error) {
 		return r.pull(ctx, name, wanted, req)
 	})
 	if err != nil {
@@ -140,8 +146,14 @@ func (r *Runtime) pull(ctx context.Context, name string, wanted digest.Digest, r
 	if missing != nil && !errors.Is(missing, runtime.ErrNotFound) {
 		return runtime.Image{}, missing
 	}
-	host := registryOf(name)
-	if missing == nil && (wanted != "" || r.pulls.isSilent(host, time.Now())) {
+	host := registries.HostOf(name)
+	if req.Policy == swarmpb.PullPolicy_PULL_POLICY_NEVER {
+		if missing != nil {
+			return runtime.Image{}, &runtime.PullError{Reason: "it is not on this node, and its pull policy is never", Err: runtime.ErrNotFound}
+		}
+		return r.use(ctx, local)
+	}
+	if missing == nil && (req.Policy == swarmpb.PullPolicy_PULL_POLICY_MISSING || r.pulls.isSilent(host, time.Now())) {
 		image, err := r.use(ctx, local)
 		if !errdefs.IsNotFound(err) {
 			return image, err
@@ -149,19 +161,22 @@ func (r *Runtime) pull(ctx context.Context, name string, wanted digest.Digest, r
 		r.log.Warn("a part of the local image is gone; it is fetched again", "image", name, "error", err)
 		missing = err
 	}
-	image, err := r.fetch(ctx, name, wanted, req.Progress, missing == nil)
+	image, err := r.fetch(ctx, name, wanted, req, missing == nil)
 	if err == nil {
 		return r.use(ctx, image)
 	}
 	if ctx.Err() != nil {
 		return runtime.Image{}, ctx.Err()
 	}
-	if missing == nil {
+	err = pullError(host, req.Auth, err)
+	// Who asks for it every time takes a refusal for an answer; others may have loaded what no registry has.
+	refused := errors.Is(err, runtime.ErrNotFound) && req.Policy == swarmpb.PullPolicy_PULL_POLICY_ALWAYS
+	if missing == nil && !refused {
 		r.pulls.setSilent(host, time.Now().Add(silentFor))
 		r.log.Warn("no answer from the registry; the local image is used", "image", name, "error", err)
 		return r.use(ctx, local)
 	}
-	return runtime.Image{}, pullError(host, err)
+	return runtime.Image{}, err
 }
 
 // use makes sure that the image is unpacked.
@@ -185,7 +200,7 @@ func (r *Runtime) use(ctx context.Context, image localImage) (runtime.Image, err
 }
 
 // fetch asks the registry. With a fallback at hand its silence is not waited out.
-func (r *Runtime) fetch(ctx context.Context, name string, wanted digest.Digest, progress func(runtime.PullProgress), fallback bool) (localImage, error) {
+func (r *Runtime) fetch(ctx context.Context, name string, wanted digest.Digest, req runtime.PullRequest, fallback bool) (localImage, error) {
 	ref := name
 	if wanted != "" {
 		var err error
@@ -195,13 +210,13 @@ func (r *Runtime) fetch(ctx context.Context, name string, wanted digest.Digest, 
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	meter := newMeter(progress)
+	meter := newMeter(req.Progress)
 	if fallback {
 		watchdog := time.AfterFunc(r.Silence, func() { cancel(fmt.Errorf("the registry has said nothing for %s", r.Silence)) })
 		defer watchdog.Stop()
 		meter.heard = func() { watchdog.Reset(r.Silence) }
 	}
-	err := r.transferOrPull(ctx, ref, meter)
+	err := r.transferOrPull(ctx, ref, req.Auth, meter)
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = cause
 	}
@@ -227,7 +242,16 @@ func (r *Runtime) tag(ctx context.Context, name string, image localImage) error 
 	return nil
 }
 
-func (r *Runtime) transferOrPull(ctx context.Context, ref string, meter *meter) error {
+// keeper answers with credentials for their own registry alone: a mirror, or who it leads to, learns none. It never
+// fails, as containerd would wait for its answer then.
+type keeper struct{ auth *swarmpb.RegistryAuth }
+
+func (k keeper) GetCredentials(_ context.Context, _, host string) (registry.Credentials, error) {
+	user, secret := registries.Secret(k.auth, host)
+	return registry.Credentials{Host: host, Username: user, Secret: secret}, nil
+}
+
+func (r *Runtime) transferOrPull(ctx context.Context, ref string, auth *swarmpb.RegistryAuth, meter *meter) error {
 	snapshotter, err := r.snapshotterName(ctx)
 	if err != nil {
 		return err
@@ -236,13 +260,23 @@ func (r *Runtime) transferOrPull(ctx context.Context, ref string, meter *meter) 
 	if err != nil {
 		return err
 	}
-	dir := r.hostDir(ref)
+	dir := r.registriesDir()
 	if !service {
-		resolver := docker.NewResolver(docker.ResolverOptions{Hosts: config.ConfigureHosts(ctx, config.HostOptions{HostDir: config.HostDirFromRoot(dir)})})
+		resolver := docker.NewResolver(docker.ResolverOptions{Hosts: config.ConfigureHosts(ctx, config.HostOptions{
+			HostDir: config.HostDirFromRoot(dir),
+			Credentials: func(host string) (string, string, error) {
+				user, secret := registries.Secret(auth, host)
+				return user, secret, nil
+			},
+		})})
 		_, err := r.client.Pull(ctx, ref, client.WithPullUnpack, client.WithPullSnapshotter(snapshotter), client.WithResolver(resolver))
 		return err
 	}
-	source, err := registry.NewOCIRegistry(ctx, ref, registry.WithHostDir(dir))
+	options := []registry.Opt{registry.WithHostDir(dir)}
+	if auth != nil {
+		options = append(options, registry.WithCredentials(keeper{auth}))
+	}
+	source, err := registry.NewOCIRegistry(ctx, ref, options...)
 	if err != nil {
 		return err
 	}
@@ -279,88 +313,19 @@ func (r *Runtime) hasTransfer(ctx context.Context) (bool, error) {
 var goneHere = regexp.MustCompile(`content digest \S+: not found|snapshot \S+ does not exist`)
 
 // pullError says what a user can do about it.
-func pullError(host string, err error) error {
+func pullError(host string, auth *swarmpb.RegistryAuth, err error) error {
 	text := oneLine(err.Error())
-	switch {
-	case goneHere.MatchString(text):
+	if goneHere.MatchString(text) {
 		return fmt.Errorf("a part of it is gone from this node: %s", text)
-	case errdefs.IsNotFound(err) || strings.Contains(text, "404 Not Found"):
-		return fmt.Errorf("registry %s has no such image: %w", host, runtime.ErrNotFound)
-	case errdefs.IsUnauthorized(err) || errdefs.IsPermissionDenied(err) || strings.Contains(text, "401 Unauthorized") || strings.Contains(text, "403 Forbidden") || strings.Contains(text, "insufficient_scope"):
-		return fmt.Errorf("registry %s refuses it: the image does not exist, or needs credentials: %w", host, runtime.ErrNotFound)
-	case strings.Contains(text, "server gave HTTP response to HTTPS client"):
-		return fmt.Errorf("registry %s speaks plain HTTP: start swarmd with --insecure-registry %s to allow that", host, host)
 	}
-	return fmt.Errorf("registry %s: %s", host, rootCause(text))
-}
-
-// What stands around the cause of a failed request, and what differs at each try: the ports that the kernel chose.
-var (
-	aroundRequest = regexp.MustCompile(`^.*\b(?:Head|Get|Post|Put|HEAD|GET|POST|PUT) "[^"]*": `)
-	failedLookup  = regexp.MustCompile(`\blookup (\S+?)(?: on \S+)?: (?:(?:read|write|dial) (?:udp|tcp)\S* \S+: )*`)
-	sourceAddress = regexp.MustCompile(`\b(dial|read|write) (tcp|udp)(\S*) [^\s>]+->([^\s:]+|\[[^\]]+\]):(\d+)`)
-	systemCall    = regexp.MustCompile(`: (?:connect|read|write|recvmsg|sendmsg): `)
-)
-
-// rootCause is the innermost reason of a failed request, the same at every try: it is shown while a pull is tried
-// again, and a text that changes would be news each time.
-func rootCause(text string) string {
-	text = aroundRequest.ReplaceAllString(text, "")
-	if at := failedLookup.FindStringSubmatchIndex(text); at != nil {
-		return "cannot resolve " + text[at[2]:at[3]] + ": " + text[at[1]:]
+	if strings.Contains(text, "no match for platform") {
+		return invalid("it is not made for this node's platform, %s", platforms.DefaultString())
 	}
-	text = sourceAddress.ReplaceAllString(text, "$1 $2$3 $4:$5")
-	return systemCall.ReplaceAllString(text, ": ")
-}
-
-func registryOf(name string) string {
-	ref, err := reference.ParseNormalizedNamed(name)
-	if err != nil {
-		return ""
+	why := registries.Explain(host, registries.User(auth, host), err)
+	if errors.Is(why, registries.ErrMissing) || errors.Is(why, registries.ErrDenied) {
+		return &runtime.PullError{Reason: why.Reason, Err: runtime.ErrNotFound}
 	}
-	return reference.Domain(ref)
-}
-
-// hostDir is the hosts.toml tree for a reference: ours for a registry named insecure, else the configured one.
-func (r *Runtime) hostDir(ref string) string {
-	if slices.Contains(r.InsecureRegistries, registryOf(ref)) || r.RegistryDir == "" {
-		return r.registriesDir()
-	}
-	return r.RegistryDir
-}
-
-// writeRegistries writes a hosts.toml for each registry named insecure, and removes those of former runs.
-func (r *Runtime) writeRegistries() error {
-	there, err := os.ReadDir(r.registriesDir())
-	if err != nil {
-		return fmt.Errorf("read registries: %w", err)
-	}
-	for _, entry := range there {
-		if slices.Contains(r.InsecureRegistries, entry.Name()) {
-			continue
-		}
-		if err := os.RemoveAll(filepath.Join(r.registriesDir(), entry.Name())); err != nil {
-			return fmt.Errorf("write registries: %w", err)
-		}
-	}
-	for _, host := range r.InsecureRegistries {
-		at, err := url.Parse("http://" + host)
-		if err != nil || at.Host != host || host == "" {
-			return fmt.Errorf("insecure registry %q is not host or host:port", host)
-		}
-		dir := filepath.Join(r.registriesDir(), host)
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return fmt.Errorf("write registries: %w", err)
-		}
-		file, body := filepath.Join(dir, "hosts.toml"), fmt.Appendf(nil, "server = %q\n", at.String())
-		if there, err := os.ReadFile(file); err == nil && bytes.Equal(there, body) {
-			continue // a full disk must not keep us from starting
-		}
-		if err := os.WriteFile(file, body, 0o644); err != nil {
-			return fmt.Errorf("write registries: %w", err)
-		}
-	}
-	return nil
+	return why
 }
 
 // meter adds up what a transfer says of its parts.

@@ -26,6 +26,7 @@ import (
 
 	"github.com/containerd/containerd/v2/pkg/dialer"
 
+	"github.com/swarmd/swarmd/proto/registries"
 	"github.com/swarmd/swarmd/worker/runtime"
 	"github.com/swarmd/swarmd/worker/runtime/logger/bin"
 )
@@ -61,8 +62,8 @@ type Config struct {
 	PidsLimit int64
 	// InsecureRegistries (host[:port]) are spoken to in plain HTTP.
 	InsecureRegistries []string
-	// RegistryDir holds a hosts.toml below a directory named after each registry; empty = none.
-	RegistryDir string
+	// Registries says how others are spoken to; nil = all over TLS.
+	Registries *registries.Set
 	// Snapshotter; empty = overlayfs, or native where it is not supported.
 	Snapshotter string
 	// ExitDir holds exits that containerd would have lost (embedded.Config.ExitDir); empty = none.
@@ -140,7 +141,11 @@ func New(c Config) (*Runtime, error) {
 			return nil, fmt.Errorf("make directory of containers: %w", err)
 		}
 	}
-	if err := r.writeRegistries(); err != nil {
+	known, err := c.Registries.With(c.InsecureRegistries)
+	if err != nil {
+		return nil, err
+	}
+	if err := known.WriteHosts(r.registriesDir()); err != nil {
 		return nil, err
 	}
 	if r.logger, err = bin.Extract(filepath.Join(c.Dir, "bin")); err != nil {
@@ -208,6 +213,9 @@ func (r *Runtime) containerDir(id string) string { return filepath.Join(r.contai
 func (r *Runtime) volumesDir() string            { return filepath.Join(r.Dir, "volumes") }
 func (r *Runtime) logsDir() string               { return filepath.Join(r.Dir, "logs") }
 func (r *Runtime) registriesDir() string         { return filepath.Join(r.Dir, "registries") }
+
+// RegistriesDir is where it says, in the form of containerd, how registries are spoken to.
+func (r *Runtime) RegistriesDir() string { return r.registriesDir() }
 
 // LogDir is where the logger writes a container's current.log and its rotated predecessors.
 func (r *Runtime) LogDir(id string) string { return filepath.Join(r.logsDir(), id) }
