@@ -75,6 +75,8 @@ type Config struct {
 	// Gossip is told the keys and seeds of gossip in the same way, and at the start those that a former process knew.
 	// May be nil.
 	Gossip func(GossipConfig)
+	// LogDir is where a task's log is, for worker/runtime/logs. Nil: the managers can read none.
+	LogDir func(taskID string) string
 	// Version of this program, told to the managers.
 	Version string
 	// LogDir is where a task's log is, for worker/runtime/logs. Nil: the managers can read none.
@@ -153,6 +155,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.fleet.begin(ctx, kept)
 	group.Go(func() error { return a.fleet.run(ctx) })
 	group.Go(func() error { return a.session.run(ctx, kept) })
+	group.Go(func() error { return a.fleet.boundLogs(ctx) })
 	return group.Wait()
 }
 	group.Go(func() error { return a.fleet.boundLogs(ctx) })
@@ -231,6 +234,8 @@ type Limits struct {
 	Leave time.Duration
 	// History is the number of ended tasks that the node remembers, with their logs; 500.
 	History int
+	// LogBytes is what the logs may take, beyond which those of ended tasks go, the oldest first; a tenth of their disk.
+	LogBytes int64
 }
 	// LogBytes is what the logs may take, beyond which those of ended tasks go, the oldest first; a tenth of their disk.
 	LogBytes int64
