@@ -79,8 +79,6 @@ type Config struct {
 	LogDir func(taskID string) string
 	// Version of this program, told to the managers.
 	Version string
-	// LogDir is where a task's log is, for worker/runtime/logs. Nil: the managers can read none.
-	LogDir func(taskID string) string
 	// Labels of the engine, told to the managers.
 	Labels map[string]string
 	// Refused is told once that the managers refuse this node for good, with the reason, and with nil once one takes
@@ -158,7 +156,6 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.fleet.boundLogs(ctx) })
 	return group.Wait()
 }
-	group.Go(func() error { return a.fleet.boundLogs(ctx) })
 
 func (a *Agent) enter() error {
 	a.mu.Lock()
@@ -237,5 +234,3 @@ type Limits struct {
 	// LogBytes is what the logs may take, beyond which those of ended tasks go, the oldest first; a tenth of their disk.
 	LogBytes int64
 }
-	// LogBytes is what the logs may take, beyond which those of ended tasks go, the oldest first; a tenth of their disk.
-	LogBytes int64
