@@ -38,6 +38,7 @@ func (f *fleet) restore(k kept) {
 		f.tasks[id] = &task{
 			id: id, assigned: assigned, status: status, doing: hold,
 			template: f.templates[templateKey{assigned.GetServiceId(), assigned.GetTemplateVersion()}],
+			comeback: k.comebacks[id],
 		}
 	}
 	if k.config != nil {
@@ -94,6 +95,8 @@ func (f *fleet) match(containers []runtime.Container) {
 		switch {
 		case state.Ended():
 			t.cleaned = !there // its network is swept
+		case t.situation().again:
+			// It is being started again: whatever is there now, the step finds out.
 		case there && c.State != runtime.Created:
 			f.setState(t, swarmpb.TaskState_TASK_STATE_RUNNING, func(s *swarmpb.TaskStatus) { noteAdopted(s, c) })
 		case state > swarmpb.TaskState_TASK_STATE_STARTING:

@@ -255,13 +255,17 @@ func TestAgent_CutOff_KeepsEverythingAcrossARestartAndReportsLater(t *testing.T)
 	inBubble(t, func(t *testing.T, h *host) {
 		h.manager.assign("a", stateRunning)
 		h.manager.assign("b", stateRunning)
+		h.assignPolicy("c", &swarmpb.RestartPolicy{Condition: swarmpb.RestartCondition_RESTART_CONDITION_NONE})
 		h.settle(time.Second)
 		h.cut(true)
 		h.settle(time.Second)
 		must(t, h.runtime.Exit("b", 9))
-		h.settle(time.Minute)
+		h.settle(5 * time.Second) // not long enough for the node to see to it itself
 		h.restart()
-		h.settle(time.Minute)
+		must(t, h.runtime.Exit("c", 9)) // its policy wants no restart
+		h.settle(time.Second)
+		h.restart()
+		h.settle(3 * time.Second)
 		h.wantRunning("a")
 		h.wantState("b", stateRunning, "")
 		if p := h.agent.Problems(); len(p) != 1 || !strings.HasPrefix(p[0], "managers: ") {
@@ -270,6 +274,7 @@ func TestAgent_CutOff_KeepsEverythingAcrossARestartAndReportsLater(t *testing.T)
 		h.cut(false)
 		h.settle(10 * time.Second)
 		h.wantState("b", stateFailed, "exit code 9")
+		h.wantState("c", stateFailed, "exit code 9")
 		h.wantRunning("a")
 		if h.runtime.Starts("a") != 1 || len(h.agent.Problems()) != 0 {
 			t.Errorf("a started %d times; problems %q", h.runtime.Starts("a"), h.agent.Problems())

@@ -3,6 +3,7 @@ package worker
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -20,13 +21,14 @@ import (
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
 
-// Buckets of the local database, and the keys of bucketNode. Values are protobuf messages, except of keyContact. The file is
+// Buckets of the local database, and the keys of bucketNode. Values are protobuf messages, but for keyContact and bucketComebacks. The file is
 // readable for root alone: the configuration has the gossip keys, which prove nothing about who speaks.
 const (
 	bucketTasks     = "tasks"     // task ID -> AssignedTask
 	bucketTemplates = "templates" // service/version -> AssignedTemplate
 	bucketStatuses  = "statuses"  // task ID -> TaskStatus, the newest
 	bucketAcked     = "acked"     // task ID -> nothing: the managers have that status
+	bucketComebacks = "comebacks" // task ID -> comeback, as JSON
 	bucketNode      = "node"
 	keyConfig       = "config"   // NodeConfig
 	keyManagers     = "managers" // SessionResponse with its managers alone
@@ -34,7 +36,7 @@ const (
 	keyContact      = "contact"  // contactRecord, as JSON
 )
 
-var buckets = [...]string{bucketTasks, bucketTemplates, bucketStatuses, bucketAcked, bucketNode}
+var buckets = [...]string{bucketTasks, bucketTemplates, bucketStatuses, bucketAcked, bucketComebacks, bucketNode}
 
 // aboutDB names problems of the database.
 const aboutDB = "local database"
@@ -53,6 +55,7 @@ type kept struct {
 	templates map[templateKey]*swarmpb.AssignedTemplate
 	statuses  map[string]*swarmpb.TaskStatus
 	acked     map[string]bool
+	comebacks map[string]comeback
 	config    *swarmpb.NodeConfig
 	managers  []*swarmpb.ManagerPeer
 	version   uint64
@@ -167,7 +170,7 @@ func (d *db) wipe() error {
 func (d *db) load() (k kept) {
 	k = kept{
 		tasks: map[string]*swarmpb.AssignedTask{}, templates: map[templateKey]*swarmpb.AssignedTemplate{},
-		statuses: map[string]*swarmpb.TaskStatus{}, acked: map[string]bool{},
+		statuses: map[string]*swarmpb.TaskStatus{}, acked: map[string]bool{}, comebacks: map[string]comeback{},
 	}
 	d.mu.Lock()
 	b := d.bolt
@@ -215,6 +218,12 @@ func (k *kept) read(tx *bolt.Tx) error {
 	each(bucketAcked, func(key string, _ []byte) error {
 		k.acked[key] = true
 		return nil
+	})
+	each(bucketComebacks, func(key string, value []byte) error {
+		var c comeback
+		err := json.Unmarshal(value, &c)
+		k.comebacks[key] = c
+		return err
 	})
 	each(bucketNode, k.readNode)
 	return errors.Join(errs...)

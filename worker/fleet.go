@@ -37,6 +37,10 @@ type fleet struct {
 	depends atomic.Bool
 	tied    chan struct{}
 
+	// linked: there is a session. began is when this process began.
+	linked atomic.Bool
+	began  time.Time
+
 	// adopted is closed once what a former process left is taken up; sets are applied only after it.
 	adopted chan struct{}
 
@@ -66,6 +70,8 @@ type task struct {
 	// cut: it has been without contact for as long as it may be. lapsed says so once it is ended for that.
 	cut    bool
 	lapsed string
+	// comeback is of its restarts without managers.
+	comeback comeback
 	// doing is the step under way; hold = no goroutine is at it. interrupt ends a step that waits.
 	doing     action
 	interrupt context.CancelFunc
@@ -96,7 +102,7 @@ func (f *fleet) begin(ctx context.Context, k kept) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.reset()
-	f.ctx = ctx
+	f.ctx, f.began = ctx, time.Now()
 	f.restore(k)
 }
 
@@ -385,7 +391,7 @@ func (f *fleet) kick(t *task) {
 func (t *task) situation() situation {
 	return situation{
 		desired: t.assigned.GetDesiredState(), observed: t.status.GetState(),
-		removed: t.removed, cleaned: t.cleaned, cut: t.cut, lapsed: t.lapsed != "",
+		removed: t.removed, cleaned: t.cleaned, cut: t.cut, lapsed: t.lapsed != "", again: t.comeback.Ended != nil,
 	}
 }
 

@@ -50,6 +50,7 @@ func (l Limits) withDefaults() Limits {
 	times(&l.ReconnectMax, 5*time.Second)
 	times(&l.Connect, 5*time.Second)
 	times(&l.Answer, 3*time.Second)
+	times(&l.Alone, 10*time.Second)
 	times(&l.Leave, 3*time.Second)
 	return l
 }

@@ -14,6 +14,7 @@ const (
 	prepare action = 'p' // fetch the image, attach to the network
 	start   action = 's' // make and start the container, or find that it runs
 	watch   action = 'w' // wait for the container's end
+	again   action = 'r' // it ended while no manager could be reached: start it again, or report its end
 	stop    action = 'x' // end the container, with its grace period
 	abandon action = 'q' // it was never started, and will not be
 	clean   action = 'c' // ended: take container and network away
@@ -89,6 +90,8 @@ type situation struct {
 	cut bool
 	// lapsed: it ran while that happened, and ends for it even when they are back.
 	lapsed bool
+	// again: its container has ended, which is not told to the managers yet.
+	again bool
 }
 
 // next is the next step. Time has no part in it: a start that is to wait has desired state READY until the
@@ -111,6 +114,8 @@ func (s situation) next() action {
 		return forget
 	case act == clean && s.cleaned:
 		return hold
+	case act == watch && s.again:
+		return again
 	}
 	return act
 }

@@ -56,6 +56,7 @@ func (l *link) setConnected(address string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.connected = address
+	l.fleet.linked.Store(address != "")
 }
 
 // run holds one session after the other until ctx ends. The first try after a session that was of use comes quickly

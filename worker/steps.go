@@ -24,6 +24,8 @@ func (f *fleet) step(ctx, wait context.Context, t *task, act action) {
 		f.start(ctx, wait, t)
 	case watch:
 		f.watch(ctx, wait, t)
+	case again:
+		f.comeBack(ctx, wait, t)
 	case stop:
 		f.stop(ctx, t)
 	case abandon:
@@ -264,6 +266,7 @@ func (f *fleet) tryStart(ctx, wait context.Context, t *task, at network.Attachme
 	f.update(t, swarmpb.TaskState_TASK_STATE_RUNNING, func(s *swarmpb.TaskStatus) {
 		s.HostPorts = at.Ports
 		s.Container = &swarmpb.ContainerStatus{ContainerId: t.id, Pid: pid, StartedAt: time.Now().UnixNano(), ImageDigest: spec.Digest}
+		f.cameBack(t, s)
 	})
 	return nil
 }
@@ -301,16 +304,21 @@ func (f *fleet) watch(ctx, wait context.Context, t *task) {
 	case err != nil:
 		f.log.Warn("cannot wait for container", "task", t.id, "error", err)
 		sleep(wait, f.cfg.Limits.RetryMin)
-	default:
-		state := swarmpb.TaskState_TASK_STATE_FAILED
-		if why := explainExit(exit); why == "" {
-			state = swarmpb.TaskState_TASK_STATE_COMPLETE
-		}
-		f.end(ctx, t, state, func(s *swarmpb.TaskStatus) {
-			s.Error = explainExit(exit)
-			noteExit(s, exit)
-		})
+	case !f.stays(t, exit):
+		f.ended(ctx, t, exit)
 	}
+}
+
+// ended gives a task the last state that its container's end means.
+func (f *fleet) ended(ctx context.Context, t *task, exit runtime.Exit) {
+	state := swarmpb.TaskState_TASK_STATE_FAILED
+	if why := explainExit(exit); why == "" {
+		state = swarmpb.TaskState_TASK_STATE_COMPLETE
+	}
+	f.end(ctx, t, state, func(s *swarmpb.TaskStatus) {
+		s.Error = explainExit(exit)
+		noteExit(s, exit)
+	})
 }
 
 // learnPorts finds the host ports of a task that was started just before this process began.
@@ -464,7 +472,7 @@ func (f *fleet) forget(ctx context.Context, t *task) {
 		return
 	}
 	delete(f.tasks, t.id)
-	for _, bucket := range []string{bucketTasks, bucketStatuses, bucketAcked} {
+	for _, bucket := range []string{bucketTasks, bucketStatuses, bucketAcked, bucketComebacks} {
 		f.db.set(bucket, t.id, nil)
 	}
 	f.reports.drop(t.id)

@@ -2,11 +2,13 @@
 // brings the host's containers there through a runtime.Runtime, and reports what it sees.
 //
 // It promises: at most one container a task, and none that is not assigned once the managers have said so; a task
-// that has run is never started again; a task's state only grows; what runs goes on without managers, without this
-// process, and without its local database; every state is reported until a manager has acknowledged it.
+// that has run is never started again, but under its restart policy while no manager can be reached; a task's state
+// only grows; what runs goes on without managers, without this process, and without its local database; every state
+// is reported until a manager has acknowledged it.
 //
 // It alone decides when a container starts and ends, and alone writes the local database under Config.Dir. What
-// it is told is in assigned.go, the decision for one task in machine.go, its steps in steps.go.
+// it is told is in assigned.go, the decision for one task in machine.go, its steps in steps.go, its restarts
+// without managers in comeback.go.
 //
 // A task with stop_after_disconnect ends when the node has had no contact with managers for so long (contact.go,
 // leash.go). It is this process that ends it: while it does not run, nothing does; it goes on counting when it is back.
@@ -227,6 +229,9 @@ type Limits struct {
 	Connect time.Duration
 	// Answer is how long a manager may leave beats unanswered before another one is tried; 3 s.
 	Answer time.Duration
+	// Alone is how long no manager has been in reach when the node begins to start containers that end again by itself,
+	// under their services' restart policies; 10 s.
+	Alone time.Duration
 	// Leave is the longest that the session with a manager that is none any more goes on; 3 s.
 	Leave time.Duration
 	// History is the number of ended tasks that the node remembers, with their logs; 500.
