@@ -206,7 +206,10 @@ func (n *Node) comeBack(id wire.Identity, st state) error {
 	if id.Role == roleManager {
 		m.resumed = true
 		if _, err := m.openResumed(); err != nil {
-			if m.alone() {
+			if m.alone() && errors.Is(err, errDataMissing) {
+				return fmt.Errorf("%w, and no other manager is known to begin again from: restore it from a backup, or remove %s to make this host leave its cluster",
+					err, n.identityDir())
+			} else if m.alone() {
 				return err
 			}
 			m.fail(err)

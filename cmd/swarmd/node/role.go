@@ -139,8 +139,7 @@ func (m *member) openResumed() (*part, error) {
 	resumed := m.resumed
 	m.mu.Unlock()
 	if dir := m.node.managerDir(); resumed && !manager.HasData(dir) {
-		return nil, fmt.Errorf("the manager's directory %s: %w; what it acknowledged may be nowhere else, so that it cannot begin anew by itself: "+
-			"restore the directory, or remove %s to make this host leave its cluster", dir, errDataMissing, m.node.identityDir())
+		return nil, fmt.Errorf("the manager's directory %s: %w", dir, errDataMissing)
 	}
 	return m.open()
 }
