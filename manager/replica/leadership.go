@@ -11,16 +11,6 @@ import (
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
 
-// Leadership says whether this member leads, has applied all that was committed before, and so runs Config.Lead.
-type Leadership struct {
-	Leader bool
-	// Term is that of the leadership, or the current one.
-	Term uint64
-}
-
-// Leadership yields the newest state only, for one consumer: what it did not take in time is replaced.
-func (r *Replica) Leadership() <-chan Leadership { return r.leadership }
-
 // Leader returns the node ID and address of the leader as far as this member knows; both empty when it knows none.
 func (r *Replica) Leader() (id, address string) {
 	node := r.node.Load()
@@ -51,20 +41,6 @@ func (r *Replica) LastContact() (age time.Duration, ok bool) {
 		return 0, false
 	}
 	return time.Since(last), true
-}
-
-func (r *Replica) announce(l Leadership) {
-	for {
-		select {
-		case r.leadership <- l:
-			return
-		default:
-		}
-		select {
-		case <-r.leadership:
-		default:
-		}
-	}
 }
 
 // followLeadership runs lead once for each time that this member becomes leader. Raft's notifications are taken in
@@ -107,11 +83,9 @@ func (r *Replica) lead(ctx context.Context) {
 		return
 	}
 	r.readyAt.Store(term)
-	r.announce(Leadership{Leader: true, Term: term})
 	r.logger.Info("this manager leads", "term", term)
 	defer func() {
 		r.readyAt.Store(0)
-		r.announce(Leadership{Leader: false, Term: r.node.Load().CurrentTerm()})
 		r.logger.Info("this manager no longer leads", "term", term)
 	}()
 	if r.cfg.Lead == nil {

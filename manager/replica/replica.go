@@ -41,7 +41,6 @@ type Replica struct {
 	writes        chan *pendingWrite
 	leaderReads   readRounds
 	followerReads readRounds
-	leadership    chan Leadership
 	notify        chan bool // from Raft, in order
 	forward       forwarder
 	progress      progressTable
@@ -75,7 +74,7 @@ func New(cfg Config) (*Replica, error) {
 		cfg: cfg, tuning: cfg.Tuning.withDefaults(), logger: logger,
 		writes:      make(chan *pendingWrite, maxQueuedProposals),
 		leaderReads: make(readRounds), followerReads: make(readRounds),
-		leadership: make(chan Leadership, 1), notify: make(chan bool, maxQueuedTurns),
+		notify: make(chan bool, maxQueuedTurns),
 	}
 	r.life, r.endLife = context.WithCancel(context.Background())
 	r.forward.dial = cfg.DialManager
