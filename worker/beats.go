@@ -118,7 +118,7 @@ func (l *link) beat(ctx context.Context, stream sessionStream, b *beats, told *s
 	look := time.NewTicker(describeEvery)
 	defer look.Stop()
 	for {
-		request := &swarmpb.SessionRequest{}
+		request, describe := &swarmpb.SessionRequest{}, false
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -129,7 +129,12 @@ func (l *link) beat(ctx context.Context, stream sessionStream, b *beats, told *s
 		case <-ticker.C:
 		case <-l.news:
 		case <-look.C:
-			now := describe(ctx, l.cfg)
+			describe = true
+		case <-l.described:
+			describe = true
+		}
+		if describe {
+			now := l.describe(ctx)
 			if proto.Equal(now, told) {
 				continue
 			}

@@ -61,12 +61,14 @@ type dispatcher struct {
 	slow     time.Duration
 	applied  uint64
 	hellos   []*swarmpb.SessionHello
-	streams  int
-	peers    []*swarmpb.ManagerPeer
-	mute     bool          // it answers no beats
-	stop     chan struct{} // closed: the manager stops
-	sessions int           // at present
-	renew    chan struct{} // closed and made anew when peers change
+	// described is what the node last said of itself.
+	described *swarmpb.NodeDescription
+	streams   int
+	peers     []*swarmpb.ManagerPeer
+	mute      bool          // it answers no beats
+	stop      chan struct{} // closed: the manager stops
+	sessions  int           // at present
+	renew     chan struct{} // closed and made anew when peers change
 }
 
 // setMute has the manager answer beats, or not, as one without a leader.
@@ -163,6 +165,7 @@ func (d *dispatcher) Session(stream grpc.BidiStreamingServer[swarmpb.SessionRequ
 	}
 	d.mu.Lock()
 	d.hellos = append(d.hellos, first.GetHello())
+	d.described = first.GetHello().GetDescription()
 	refuse := d.refuse
 	id := fmt.Sprint("session-", len(d.hellos))
 	if refuse == nil {
@@ -211,6 +214,9 @@ func (d *dispatcher) receive(stream grpc.BidiStreamingServer[swarmpb.SessionRequ
 		}
 		b := r.GetBeat()
 		if b == nil {
+			d.mu.Lock()
+			d.described = r.GetDescription()
+			d.mu.Unlock()
 			continue
 		}
 		d.mu.Lock()
@@ -324,8 +330,9 @@ type host struct {
 	done     chan error
 
 	managers []*swarmpb.ManagerPeer // given; nil = one
-	role     []swarmpb.NodeRole     // as told
-	gossip   []GossipConfig         // as told
+	disk     func(string) (Disk, error)
+	role     []swarmpb.NodeRole // as told
+	gossip   []GossipConfig     // as told
 
 	mu    sync.Mutex
 	isCut bool
@@ -398,7 +405,7 @@ func (h *host) start() {
 	}
 	agent, err := New(Config{
 		NodeID: "node-1", Hostname: h.hostname, ListenAddress: "192.0.2.1:2377", Dir: h.dir, Runtime: h.runtime, Network: h.net, Dial: h.dial,
-		Managers: managers, Limits: h.limits,
+		Managers: managers, Limits: h.limits, Disk: h.disk,
 		Role:    func(r swarmpb.NodeRole) { h.role = append(h.role, r) },
 		Gossip:  func(g GossipConfig) { h.gossip = append(h.gossip, g) },
 		Refused: func(err error) { h.refused = append(h.refused, err) }, Logger: slog.New(slog.DiscardHandler),

@@ -30,6 +30,10 @@ type link struct {
 	managers *managers
 	bootID   string
 
+	space *space
+	// described is poked when the description is another one.
+	described chan struct{}
+
 	// applied is the version to acknowledge in this session; news is poked when it has grown.
 	applied atomic.Uint64
 	news    chan struct{}
@@ -42,7 +46,7 @@ type link struct {
 func newLink(cfg Config, db *db, fleet *fleet, reports *reporter, issues *problems) *link {
 	return &link{
 		cfg: cfg, log: cfg.Logger, db: db, fleet: fleet, reports: reports, issues: issues,
-		managers: newManagers(cfg.Managers, cfg.Seed), news: make(chan struct{}, 1),
+		managers: newManagers(cfg.Managers, cfg.Seed), news: make(chan struct{}, 1), described: make(chan struct{}, 1),
 	}
 }
 
@@ -50,6 +54,13 @@ func (l *link) connectedTo() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.connected
+}
+
+// describe is what the managers are told of this host.
+func (l *link) describe(ctx context.Context) *swarmpb.NodeDescription {
+	d := describe(ctx, l.cfg)
+	d.TakesNoTasks = l.space.takesNone()
+	return d
 }
 
 func (l *link) setConnected(address string) {
@@ -122,7 +133,7 @@ func (l *link) hold(ctx context.Context, address string) (ofUse bool, err error)
 	defer conn.Close()
 	client := swarmpb.NewDispatcherClient(conn)
 
-	description := describe(ctx, l.cfg)
+	description := l.describe(ctx)
 	late := time.AfterFunc(l.cfg.Limits.Connect, cancel)
 	defer late.Stop()
 	stream, first, err := l.greet(ctx, client, description)
@@ -147,8 +158,8 @@ func (l *link) hold(ctx context.Context, address string) (ofUse bool, err error)
 	group.Go(func() error { return l.attend(ctx, address, listed, b) })
 	group.Go(func() error { return l.follow(ctx, client, first.GetSessionId()) })
 	group.Go(func() error { return l.reports.run(ctx, client, first.GetSessionId()) })
-	// Whatever ends first ends the streams of the others, even where they block in the transport.
 	group.Go(func() error { return l.relay(ctx, address) })
+	// Whatever ends first ends the streams of the others, even where they block in the transport.
 	context.AfterFunc(ctx, cancel)
 	err = wire.FromStatus(group.Wait())
 	var silence *silentError

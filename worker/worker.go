@@ -86,6 +86,8 @@ type Config struct {
 	// Refused is told once that the managers refuse this node for good, with the reason, and with nil once one takes
 	// it again. The agent leaves the containers alone and goes on trying. May be nil.
 	Refused func(error)
+	// Disk is asked about the file system of Dir; nil = the kernel.
+	Disk func(dir string) (Disk, error)
 	// Seed of the choice among managers and of jitter.
 	Seed uint64
 	// Limits may be left zero.
@@ -102,6 +104,7 @@ type Agent struct {
 	reports *reporter
 	session *link
 	issues  *problems
+	space   *space
 
 	mu      sync.Mutex
 	running bool
@@ -133,6 +136,8 @@ func New(cfg Config) (*Agent, error) {
 	a.reports = newReporter(cfg.Limits, cfg.Logger, a.issues)
 	a.fleet = newFleet(cfg, a.db, a.reports, a.issues)
 	a.session = newLink(cfg, a.db, a.fleet, a.reports, a.issues)
+	a.space = newSpace(cfg, a.issues)
+	a.session.space = a.space
 	return a, nil
 }
 
@@ -154,6 +159,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.fleet.tell.run(ctx) })
 	a.fleet.begin(ctx, kept)
 	group.Go(func() error { return a.fleet.run(ctx) })
+	a.space.look() // the first session says it already
+	group.Go(func() error { a.space.run(ctx, func() { poke(a.session.described) }); return nil })
 	group.Go(func() error { return a.session.run(ctx, kept) })
 	group.Go(func() error { return a.fleet.boundLogs(ctx) })
 	return group.Wait()
@@ -204,7 +211,7 @@ func (a *Agent) Problems() []string { return a.issues.list() }
 
 // Description is what the managers are told of this host.
 func (a *Agent) Description(ctx context.Context) *swarmpb.NodeDescription {
-	return describe(ctx, a.cfg)
+	return a.session.describe(ctx)
 }
 
 // Limits bound the agent. A zero field has the default that its comment says.
