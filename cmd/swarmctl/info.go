@@ -160,7 +160,11 @@ func (a *app) printInfo(i *hostInfo) {
 	if c := i.Cluster; c != nil {
 		_, _ = fmt.Fprintln(a.out)
 		p.line("Leader", cmp.Or(c.Leader, "none: nothing can be changed until most managers are up and reach each other"))
-		p.line("Managers", fmt.Sprintf("%d (%d reachable)", c.Managers, c.Reachable))
+		managers := fmt.Sprintf("%d (%d reachable)", c.Managers, c.Reachable)
+		if c.Leader == "" {
+			managers = fmt.Sprintf("%d (how many are reachable is not known without a leader)", c.Managers)
+		}
+		p.line("Managers", managers)
 		p.line("Nodes", fmt.Sprint(c.Nodes))
 		p.line("Services", fmt.Sprint(c.Services))
 		p.line("Tasks", fmt.Sprint(c.Tasks))

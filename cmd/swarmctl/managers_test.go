@@ -140,6 +140,29 @@ func TestRoles_Interrupted_SaysThatTheClusterGoesOn(t *testing.T) {
 	}
 }
 
+func TestManagers_NoLeader_WhoIsReachableIsNotKnown(t *testing.T) {
+	f := start(t, false)
+	n := f.control.nodes[0]
+	n.Node.Role, n.Node.Spec.DesiredRole = roleManager, roleManager
+	n.Manager = &swarmpb.ManagerStatus{Address: "10.0.0.2:2377", Voter: true, Reachable: true}
+	const list = "node ls --format '{{.Hostname}} {{.ManagerStatus}}'"
+	if out := f.play(list); !strings.Contains(out, "n2 reachable") || !strings.Contains(out, "n1 leader") {
+		t.Errorf("with a leader:\n%s", out)
+	}
+	for _, n := range f.control.nodes {
+		if n.Leader = false; n.Manager != nil {
+			n.Manager.Leader = false
+		}
+	}
+	f.control.cluster.Leader = ""
+	if out := f.play(list); !strings.Contains(out, "n2 unknown") || !strings.Contains(out, "n1 reachable") {
+		t.Errorf("without a leader:\n%s", out)
+	}
+	if out := f.play("info"); !strings.Contains(out, "not known without a leader") {
+		t.Errorf("without a leader:\n%s", out)
+	}
+}
+
 func TestNodeUpdate_Flags_ChangeTheSpec(t *testing.T) {
 	f := start(t, false)
 	f.control.conflicts = 1

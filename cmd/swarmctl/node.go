@@ -24,7 +24,8 @@ type nodeRow struct {
 	Role         string `json:"role"`
 	DesiredRole  string `json:"desiredRole"` // it differs from the role while a node is promoted or demoted
 	Leader       bool   `json:"leader"`
-	// ManagerStatus is leader, reachable, unreachable or joining; empty for a node without a part in Raft.
+	// ManagerStatus is leader, reachable, unreachable, joining, or unknown where no leader says; empty for a node without
+	// a part in Raft.
 	ManagerStatus string `json:"managerStatus"`
 	Address       string `json:"address"`
 	Tasks         uint32 `json:"tasks"`
@@ -111,6 +112,16 @@ func newNodeRow(n *swarmpb.NodeInfo, self string) nodeRow {
 	}
 }
 
+// forgetReach leaves out who is reachable where there is no leader to know: it would be as it was before the managers
+// were lost, under the eyes of one who looks for those that are.
+func forgetReach(rows []nodeRow) {
+	for i, r := range rows {
+		if !r.Self && (r.ManagerStatus == "reachable" || r.ManagerStatus == "unreachable") {
+			rows[i].ManagerStatus = "unknown"
+		}
+	}
+}
+
 func nodeListCommand(a *app) *cobra.Command {
 	nodes := table[nodeRow]{func(r nodeRow) string { return r.ID }, []column[nodeRow]{
 		{"ID", func(r nodeRow) string {
@@ -139,6 +150,9 @@ func nodeListCommand(a *app) *cobra.Command {
 			for _, n := range r.Nodes {
 				rows = append(rows, newNodeRow(n, self.GetNodeId()))
 			}
+			if !slices.ContainsFunc(rows, func(r nodeRow) bool { return r.Leader }) {
+				forgetReach(rows)
+			}
 			slices.SortFunc(rows, func(x, y nodeRow) int {
 				return cmp.Or(strings.Compare(x.Hostname, y.Hostname), strings.Compare(x.ID, y.ID))
 			})
@@ -149,7 +163,8 @@ func nodeListCommand(a *app) *cobra.Command {
   Leader        it decides
   Reachable     it has a vote, and its node is ready
   Unreachable   it has a vote, and its node is not ready: with most of them like this, nothing can be changed
-  Joining       it has no vote yet and catches up`
+  Joining       it has no vote yet and catches up
+  Unknown       no leader answers, which alone knows whom it reaches`
 	a.reading(list)
 	return list
 }

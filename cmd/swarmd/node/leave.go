@@ -96,8 +96,7 @@ func (m *member) resign(ctx context.Context) error {
 func demote(ctx context.Context, control swarmpb.ControlServer, nodeID string) error {
 	list, err := control.ListNodes(ctx, &swarmpb.ListNodesRequest{})
 	if err != nil {
-		return wire.Errorf(wire.CodeOf(err), "leave: this host is a manager and has to be demoted first: %w; "+
-			"when the other managers are gone for good, use `swarmctl leave --force`", err)
+		return undemoted(err)
 	}
 	if !slices.ContainsFunc(list.GetNodes(), func(n *swarmpb.NodeInfo) bool {
 		return n.GetNode().GetId() != nodeID && n.GetNode().GetSpec().GetDesiredRole() == roleManager
@@ -108,7 +107,7 @@ func demote(ctx context.Context, control swarmpb.ControlServer, nodeID string) e
 	for try := 1; ; try++ {
 		got, err := control.GetNode(ctx, &swarmpb.GetNodeRequest{Node: nodeID})
 		if err != nil {
-			return fmt.Errorf("leave: %w", err)
+			return undemoted(err)
 		}
 		node := got.GetNode().GetNode()
 		spec := proto.CloneOf(node.GetSpec())
@@ -123,10 +122,15 @@ func demote(ctx context.Context, control swarmpb.ControlServer, nodeID string) e
 			continue
 		}
 		if err != nil {
-			return wire.Errorf(wire.CodeOf(err), "leave: this host is a manager and has to be demoted first: %w", err)
+			return undemoted(err)
 		}
 		return nil
 	}
+}
+
+func undemoted(err error) error {
+	return wire.Errorf(wire.CodeOf(err), "leave: this host is a manager and has to be demoted first: %w; "+
+		"when the other managers are gone for good, use `swarmctl leave --force`", err)
 }
 
 // takeDown removes what the host did for its cluster. The identity is gone before: whatever happens from here on, no

@@ -267,6 +267,17 @@ func TestLeave_WhileDemoted_WaitsUntilItIsAWorker(t *testing.T) {
 	}
 }
 
+func TestLeave_WithoutAMajority_NamesTheWayOut(t *testing.T) {
+	hosts := newHosts(t, 2)
+	one, two := hosts[0].run(t), hosts[1].run(t)
+	two.join(t, one.initCluster(t).GetTokens().GetManager(), one)
+	one.voters(t, one.id(t), two.id(t))
+	two.stop()
+	if _, err := one.local.Leave(t.Context(), &swarmpb.LeaveRequest{}); err == nil || !strings.Contains(err.Error(), "leave --force") {
+		t.Errorf("leave: %v", err)
+	}
+}
+
 func TestInfo_GossipPortTaken_IsAProblemAndNoMore(t *testing.T) {
 	h := newHost(t)
 	taken, err := net.Listen("tcp", h.cfg.GossipAddr)
