@@ -2,7 +2,9 @@
 //
 // What it says is a hint and no authority: whoever holds a key can speak for any node. Nothing may be decided on it
 // alone. It promises that traffic without a key is dropped before anything is made of it, that a holder of a key
-// can neither end this process nor fill its memory, and that it never speaks unencrypted: without a key it is silent.
+// can neither end this process nor fill its memory for good, and that it never speaks unencrypted: without a key it is
+// silent. For the seconds that a stream may last, a hostile holder can have the library take some 160 MB for it, as that
+// believes what a stream says of its length: Limits.StreamsPerAddress and Streams bound how often.
 //
 // A node that stops on purpose says so and is not dead: its session tells the managers what they must know, and the
 // lease of a node that is only being restarted must not be cut short.
