@@ -90,7 +90,12 @@ func (r *Replica) appendFailed(err error) {
 		return
 	}
 	term := node.CurrentTerm()
-	r.outstanding.Go(func() { r.summonHeir(term) })
+	if r.calls.enter() { // a stop waits for it
+		go func() {
+			defer r.calls.leave()
+			r.summonHeir(term)
+		}()
+	}
 	if !errors.Is(err, errWriteDeadline) && !errors.Is(err, errWriteHung) {
 		return
 	}
