@@ -165,6 +165,44 @@ func leader(t *testing.T, nodes ...*testNode) (leading *testNode, others []*test
 	return leading, others
 }
 
+// isReady waits until this node sees the other one ready.
+func (n *testNode) isReady(t *testing.T, nodeID string) {
+	t.Helper()
+	until(t, "node "+nodeID+" is ready", func(ctx context.Context) error {
+		got, err := n.control.GetNode(ctx, &swarmpb.GetNodeRequest{Node: nodeID})
+		if err == nil && got.GetNode().GetStatus().GetState() != swarmpb.NodeState_NODE_STATE_READY {
+			err = fmt.Errorf("%v", got.GetNode().GetStatus().GetState())
+		}
+		return err
+	})
+}
+
+// threeManagers is a cluster with a service, of which the second manager knows the others by its next start.
+func threeManagers(t *testing.T) (one, two, three *testNode) {
+	t.Helper()
+	hosts := newHosts(t, 3)
+	one = hosts[0].run(t)
+	token := one.initCluster(t).GetTokens().GetManager()
+	two, three = hosts[1].run(t), hosts[2].run(t)
+	two.join(t, token, one)
+	three.join(t, token, one)
+	one.voters(t, one.id(t), two.id(t), three.id(t))
+	two.knowsOthers(t)
+	one.createService(t, "web", 1)
+	return one, two, three
+}
+
+// knowsOthers waits until the node remembers another manager.
+func (n *testNode) knowsOthers(t *testing.T) {
+	t.Helper()
+	until(t, "the others are remembered", func(context.Context) error {
+		if n.node.current().alone() {
+			return errors.New("it knows of no other manager")
+		}
+		return nil
+	})
+}
+
 func (n *testNode) createService(t *testing.T, name string, replicas uint64) {
 	t.Helper()
 	request := swarmpb.NewID()
@@ -193,13 +231,7 @@ func TestManagers_JoinPromoteDemoteFailLeave(t *testing.T) {
 	if _, err := four.control.ListNodes(t.Context(), &swarmpb.ListNodesRequest{}); !errors.Is(err, wire.ErrNotManager) {
 		t.Errorf("a worker answers as a manager: %v", err)
 	}
-	until(t, "the worker is ready", func(ctx context.Context) error {
-		got, err := three.control.GetNode(ctx, &swarmpb.GetNodeRequest{Node: four.id(t)})
-		if err == nil && got.GetNode().GetStatus().GetState() != swarmpb.NodeState_NODE_STATE_READY {
-			err = fmt.Errorf("%v", got.GetNode().GetStatus().GetState())
-		}
-		return err
-	})
+	three.isReady(t, four.id(t))
 	three.createService(t, "web", 8)
 	var running []string
 	until(t, "containers on the worker", func(context.Context) error {

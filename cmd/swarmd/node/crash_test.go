@@ -93,13 +93,7 @@ func TestCrash_BetweenTheStepsOfPromotionAndDemotion_NextStartEndsIt(t *testing.
 	one, two := hosts[0].run(t), hosts[1].run(t)
 	two.join(t, one.initCluster(t).GetTokens().GetWorker(), one)
 	nodeID := two.id(t)
-	until(t, "the worker is ready", func(ctx context.Context) error {
-		got, err := one.control.GetNode(ctx, &swarmpb.GetNodeRequest{Node: nodeID})
-		if err == nil && got.GetNode().GetStatus().GetState() != swarmpb.NodeState_NODE_STATE_READY {
-			err = fmt.Errorf("%v", got.GetNode().GetStatus().GetState())
-		}
-		return err
-	})
+	one.isReady(t, nodeID)
 	one.createService(t, "web", 4)
 	var running []string
 	until(t, "containers on the second host", func(context.Context) error {
@@ -175,23 +169,13 @@ func TestCrash_BetweenTheStepsOfPromotionAndDemotion_NextStartEndsIt(t *testing.
 
 // The same between the steps of a new beginning with damaged data: the vote is given up, the data moved aside.
 func TestCrash_BetweenTheStepsOfARejoin_NextStartEndsIt(t *testing.T) {
-	hosts := newHosts(t, 3)
-	one, two, three := hosts[0].run(t), hosts[1].run(t), hosts[2].run(t)
-	token := one.initCluster(t).GetTokens().GetManager()
-	two.join(t, token, one)
-	three.join(t, token, one)
-	one.createService(t, "web", 1)
+	one, two, three := threeManagers(t)
 	two.settled(t, roleManager, one, three)
 	for _, aside := range []bool{false, true} {
-		until(t, "the other is remembered", func(context.Context) error {
-			if two.node.current().alone() {
-				return errors.New("it knows of no other manager")
-			}
-			return nil
-		})
+		two.knowsOthers(t)
 		creds := two.node.current().creds
 		two.stop()
-		hosts[1].damage(t)
+		two.damage(t)
 		until(t, "its vote is taken", func(ctx context.Context) error {
 			leading, _ := leader(t, one, three)
 			conn, err := wire.Dial(leading.cfg.ListenAddr, creds)
@@ -208,7 +192,7 @@ func TestCrash_BetweenTheStepsOfARejoin_NextStartEndsIt(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		two = hosts[1].run(t)
+		two = two.run(t)
 		two.settled(t, roleManager, one, three)
 	}
 }
@@ -216,26 +200,14 @@ func TestCrash_BetweenTheStepsOfARejoin_NextStartEndsIt(t *testing.T) {
 // A manager whose data is gone has forgotten what it acknowledged. With its vote another one that has not got it
 // either could lead: so it has no part in decisions before the others have taken its vote.
 func TestStart_ManagerWhoseDataIsGone_DoesNotVoteBeforeTheOthersHaveTakenItsVote(t *testing.T) {
-	hosts := newHosts(t, 3)
-	one := hosts[0].run(t)
-	token := one.initCluster(t).GetTokens().GetManager()
-	two, three := hosts[1].run(t), hosts[2].run(t)
-	two.join(t, token, one)
-	three.join(t, token, one)
+	one, two, three := threeManagers(t)
 	voters := []string{one.id(t), two.id(t), three.id(t)}
-	one.voters(t, voters...)
-	until(t, "the others are remembered", func(context.Context) error {
-		if two.node.current().alone() {
-			return errors.New("it knows of no other manager")
-		}
-		return nil
-	})
 	three.stop()
 	two.stop()
 	if err := os.RemoveAll(two.node.managerDir()); err != nil {
 		t.Fatal(err)
 	}
-	two = hosts[1].run(t)
+	two = two.run(t)
 	until(t, "the problem is shown", func(ctx context.Context) error {
 		info, err := two.info(ctx)
 		if err == nil && !strings.Contains(problems(info), "missing") {
@@ -246,7 +218,7 @@ func TestStart_ManagerWhoseDataIsGone_DoesNotVoteBeforeTheOthersHaveTakenItsVote
 	if _, err := os.Stat(filepath.Join(two.node.managerDir(), "raft")); err == nil {
 		t.Error("it has begun anew while the others count on its vote")
 	}
-	three = hosts[2].run(t)
+	three = three.run(t)
 	three.voters(t, voters...)
 }
 
@@ -274,19 +246,14 @@ func TestStart_OnlyManagerWhoseDataIsGone_IsAnErrorThatSaysSo(t *testing.T) {
 
 // The leader takes no vote from a worker, so there is nothing to wait for: what is damaged goes, and the node goes on.
 func TestStart_DamagedManagerThatWasDemotedMeanwhile_IsAWorkerSoon(t *testing.T) {
-	hosts := newHosts(t, 3)
-	one, two, three := hosts[0].run(t), hosts[1].run(t), hosts[2].run(t)
-	token := one.initCluster(t).GetTokens().GetManager()
-	two.join(t, token, one)
-	three.join(t, token, one)
-	one.createService(t, "web", 1)
+	one, two, three := threeManagers(t)
 	two.settled(t, roleManager, one, three)
 	nodeID := two.id(t)
 	two.stop()
 	until(t, "demote", func(ctx context.Context) error { return one.setRole(ctx, nodeID, roleWorker) })
 	one.voters(t, one.id(t), three.id(t))
-	hosts[1].damage(t)
-	two = hosts[1].run(t)
+	two.damage(t)
+	two = two.run(t)
 	began := time.Now()
 	two.settled(t, roleWorker, one, three)
 	if took := time.Since(began); took > 25*time.Second { // it gives up the search for a leader after 30

@@ -112,24 +112,11 @@ func TestStart_OnlyManagerWithDamagedData_IsAnErrorAndNothingIsTouched(t *testin
 
 // The worker goes on, the data is set aside, and the manager is a voter again.
 func TestStart_OneOfThreeManagersWithDamagedData_BeginsAgainFromTheOthers(t *testing.T) {
-	hosts := newHosts(t, 3)
-	one := hosts[0].run(t)
-	token := one.initCluster(t).GetTokens().GetManager()
-	two, three := hosts[1].run(t), hosts[2].run(t)
-	two.join(t, token, one)
-	three.join(t, token, one)
+	one, two, three := threeManagers(t)
 	voters := []string{one.id(t), two.id(t), three.id(t)}
-	one.voters(t, voters...)
-	until(t, "the others are remembered", func(context.Context) error {
-		if two.node.current().alone() {
-			return errors.New("it knows of no other manager")
-		}
-		return nil
-	})
-	one.createService(t, "web", 1)
 	two.stop()
-	_, damaged := hosts[1].damage(t)
-	two = hosts[1].run(t)
+	_, damaged := two.damage(t)
+	two = two.run(t)
 	two.voters(t, voters...)
 	until(t, "it has what the others have", func(ctx context.Context) error {
 		_, err := two.control.GetService(ctx, &swarmpb.GetServiceRequest{Service: "web"})
