@@ -84,6 +84,9 @@ func run(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
+	if err := protect("/proc/self/oom_score_adj"); err != nil {
+		logger.Warn("not protected from the kernel's OOM killer", "error", err)
+	}
 	unlock, err := lock(o.dataDir)
 	if err != nil {
 		return err

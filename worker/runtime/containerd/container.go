@@ -298,8 +298,8 @@ func (r *Runtime) describe(s *state) runtime.Container {
 	return c
 }
 
-// sweep removes, once, what a crash in the middle of Create or Remove has left: directories without a whole
-// state, and containers of the namespace without a directory.
+// sweep removes, once, what a crash in the middle of Create or Remove, or the loss of our directory, has left: directories
+// without a whole state, and containers and snapshots of ours without a directory.
 func (r *Runtime) sweep(ctx context.Context) {
 	var records []containers.Container
 	for wait := retryFirst; ; wait = min(2*wait, retryLast) {
@@ -316,9 +316,11 @@ func (r *Runtime) sweep(ctx context.Context) {
 		orphans[record.ID] = true
 	}
 	ids, err := r.known()
-	if err != nil {
+	if err == nil {
+		err = r.eachSnapshot(ctx, func(id string) { ids = append(ids, id) })
+	}
+	if err != nil && ctx.Err() == nil {
 		r.log.Warn("look for what a crash has left", "error", err)
-		return
 	}
 	for _, id := range ids {
 		orphans[id] = true
@@ -331,6 +333,22 @@ func (r *Runtime) sweep(ctx context.Context) {
 	if err := r.adopt(ctx); err != nil && ctx.Err() == nil {
 		r.log.Warn("find running containers", "error", err)
 	}
+}
+
+// eachSnapshot gives the IDs whose containers have, or had, a file system. An image's and those that others make are told
+// apart by the label.
+func (r *Runtime) eachSnapshot(ctx context.Context, do func(id string)) error {
+	name, err := r.snapshotterName(ctx)
+	if err != nil {
+		return err
+	}
+	err = r.client.SnapshotService(name).Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		if info.Kind == snapshots.KindActive && info.Labels[gcRoot] != "" && checkID(info.Name) == nil {
+			do(info.Name)
+		}
+		return nil
+	})
+	return translate("list file systems of containers", err)
 }
 
 func (r *Runtime) sweepOne(ctx context.Context, id string) error {

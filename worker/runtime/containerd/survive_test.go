@@ -223,10 +223,13 @@ func TestShim_Killed_ExitIsTold(t *testing.T) {
 	if err != nil || exit.Code != 137 && !exit.Unknown {
 		t.Fatalf("wait: %+v, %v", exit, err)
 	}
-	h.eventually("the container's process is gone", func() bool {
-		body, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		return err != nil || bytes.Contains(body, []byte(") Z ")) // nobody reaps where no init runs
-	})
+	h.eventually("the container's process is gone", func() bool { return zombie(pid) })
+}
+
+// zombie says whether a process is gone: nobody reaps where no init runs.
+func zombie(pid uint32) bool {
+	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err != nil || bytes.Contains(body, []byte(") Z "))
 }
 
 func parentOf(t *testing.T, pid int) int {

@@ -1,0 +1,100 @@
+package containerd_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/worker/runtime"
+	"github.com/swarmd/swarmd/worker/runtime/containerd"
+	"github.com/swarmd/swarmd/worker/runtime/runtimetest"
+)
+
+// What containerd has and our directory does not know is removed at the start, and nothing else is: neither what others
+// made in our namespace, nor another namespace.
+func TestRun_StartsWithLeftovers_RemovesOursAndTouchesNothingElse(t *testing.T) {
+	h := newHost(t)
+	client, err := client.New(h.daemon.child.Address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	ours := namespaces.WithNamespace(h.ctx, containerd.Namespace)
+	others := namespaces.WithNamespace(h.ctx, "others")
+	snapshotter := client.SnapshotService("overlayfs")
+	before := actives(t, ours, snapshotter)
+
+	runs := runtime.Spec{ID: "runs", Image: runtimetest.ImageName, Container: &swarmpb.ContainerSpec{Args: []string{"sleep"}}}
+	config := h.config // of a swarmd that has gone
+	made, stop := start(t, config)
+	var pid uint32
+	for _, id := range []string{"runs", "snapshot"} {
+		spec := runs
+		spec.ID = id
+		if err := made.Create(h.ctx, spec); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if pid, err = made.Start(h.ctx, "runs"); err != nil {
+		t.Fatal(err)
+	}
+	stays := h.run("stays", "sleep")
+	stop()
+	if err := client.ContainerService().Delete(ours, "snapshot"); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"runs", "snapshot"} {
+		if err := os.RemoveAll(filepath.Join(config.Dir, "containers", id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, ctx := range []context.Context{ours, others} {
+		label := snapshots.WithLabels(map[string]string{"made.by": "somebody"})
+		if ctx == others {
+			label = snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "x"})
+		}
+		if _, err := snapshotter.Prepare(ctx, "foreign", "", label); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := snapshotter.Remove(ctx, "foreign"); err != nil {
+				t.Error(err)
+			}
+		}()
+	}
+	again, _ := open(t, config)
+	h.eventually("what is left is removed", func() bool {
+		return slices.Equal(actives(t, ours, snapshotter), append(slices.Clone(before), "foreign", "stays"))
+	})
+	h.eventually("the process without a task is gone", func() bool { return zombie(pid) })
+	if got := actives(t, others, snapshotter); !slices.Equal(got, []string{"foreign"}) {
+		t.Errorf("another namespace has %q", got)
+	}
+	list, err := again.List(h.ctx)
+	if err != nil || len(list) != 1 || list[0].ID != "stays" || list[0].Pid != stays || list[0].State != runtime.Running {
+		t.Errorf("list is %+v, %v", list, err)
+	}
+}
+
+// actives are the names of writable snapshots.
+func actives(t *testing.T, ctx context.Context, s snapshots.Snapshotter) []string {
+	t.Helper()
+	var names []string
+	if err := s.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		if info.Kind == snapshots.KindActive {
+			names = append(names, info.Name)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(names)
+	return names
+}
