@@ -20,6 +20,8 @@ import (
 	"github.com/swarmd/swarmd/manager/ca"
 	"github.com/swarmd/swarmd/manager/control"
 	"github.com/swarmd/swarmd/manager/dispatcher"
+	"github.com/swarmd/swarmd/manager/registry"
+	"github.com/swarmd/swarmd/manager/relay"
 	"github.com/swarmd/swarmd/manager/replica"
 	"github.com/swarmd/swarmd/manager/store"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
@@ -87,6 +89,7 @@ type Manager struct {
 	control    *control.Server
 	dispatcher *dispatcher.Server
 	ca         *ca.Server
+	relay      *relay.Server
 }
 
 // raftDir is below the manager's directory.
@@ -144,6 +147,14 @@ func (m *Manager) services() error {
 	if err != nil {
 		return err
 	}
+	m.relay, err = relay.New(relay.Config{
+		NodeID: m.id.NodeID, Store: m.replica.Store, ReadIndex: m.replica.ReadIndex,
+		Managers: m.peers, DialManager: m.transport.DialManager, Find: control.Find, Peer: m.transport.Peer,
+		Logger: m.log.With("part", "relay"),
+	})
+	if err != nil {
+		return err
+	}
 	m.ca, err = ca.New(ca.Config{
 		Store: m.replica.Store, Proposer: m.replica, ReadIndex: m.replica.ReadIndex,
 		InRaft: m.inRaft, Peer: m.transport.Peer,
@@ -161,10 +172,14 @@ func (m *Manager) Register(r grpc.ServiceRegistrar) {
 	m.dispatcher.Register(r)
 	m.ca.Register(r)
 	m.replica.Register(r)
+	m.relay.Register(r)
 }
 
 // Control is the user's API, for the local socket.
 func (m *Manager) Control() swarmpb.ControlServer { return m.control }
+
+// Logs is the user's API of logs, for the local socket.
+func (m *Manager) Logs() swarmpb.LogsServer { return m.relay }
 
 // RenewCertificate is the CA's call within this process: a manager whose certificate has expired can still renew it.
 func (m *Manager) RenewCertificate(ctx context.Context, req *swarmpb.RenewCertificateRequest) (*swarmpb.RenewCertificateResponse, error) {
@@ -178,6 +193,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	g.Go(func() error { return m.replica.Run(ctx) })
 	g.Go(func() error { return m.dispatcher.Run(ctx) })
 	g.Go(func() error { return m.ca.Run(ctx) })
+	g.Go(func() error { return m.relay.Run(ctx) })
 	g.Go(func() error { return m.revoke(ctx) })
 	if err := g.Wait(); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("manager: %w", err)

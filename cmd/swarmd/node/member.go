@@ -79,7 +79,7 @@ func (n *Node) newMember(id wire.Identity, st state) (*member, error) {
 // newAgent makes the worker, which tells m, unless it is nil, what it hears from the managers.
 func (n *Node) newAgent(nodeID string, st state, m *member) (*worker.Agent, error) {
 	cfg := worker.Config{
-		NodeID: nodeID, ListenAddress: st.Advertise, Dir: n.workerDir(), Runtime: n.engine, Network: n.network,
+		NodeID: nodeID, ListenAddress: st.Advertise, Dir: n.workerDir(), Runtime: n.engine, Network: n.network, LogDir: n.runtime.LogDir,
 		Managers: st.peers(), Version: n.cfg.Version, Seed: rand.Uint64(), Logger: n.log.With("part", "worker"),
 		Dial: func(context.Context, string) (worker.Conn, error) {
 			return nil, errors.New("this host belongs to no cluster")

@@ -128,6 +128,7 @@ func (n *Node) Run(ctx context.Context) error {
 	server := wire.NewServer(wire.ServerConfig{Local: true, Logger: n.log})
 	swarmpb.RegisterLocalServer(server, &localServer{node: n})
 	swarmpb.RegisterControlServer(server, controlSwitch{node: n})
+	swarmpb.RegisterLogsServer(server, logsSwitch{control: controlSwitch{node: n}})
 	if err := wire.CheckAccess(server); err != nil {
 		return errors.Join(err, local.Close())
 	}

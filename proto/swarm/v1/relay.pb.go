@@ -99,7 +99,7 @@ type StreamLogsResponse struct {
 	// Types that are valid to be assigned to Message:
 	//
 	//	*StreamLogsResponse_Source
-	//	*StreamLogsResponse_Records
+	//	*StreamLogsResponse_Batch
 	//	*StreamLogsResponse_Notice
 	Message       isStreamLogsResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
@@ -152,10 +152,10 @@ func (x *StreamLogsResponse) GetSource() *LogSource {
 	return nil
 }
 
-func (x *StreamLogsResponse) GetRecords() *LogRecords {
+func (x *StreamLogsResponse) GetBatch() *LogBatch {
 	if x != nil {
-		if x, ok := x.Message.(*StreamLogsResponse_Records); ok {
-			return x.Records
+		if x, ok := x.Message.(*StreamLogsResponse_Batch); ok {
+			return x.Batch
 		}
 	}
 	return nil
@@ -179,8 +179,8 @@ type StreamLogsResponse_Source struct {
 	Source *LogSource `protobuf:"bytes,1,opt,name=source,proto3,oneof"`
 }
 
-type StreamLogsResponse_Records struct {
-	Records *LogRecords `protobuf:"bytes,2,opt,name=records,proto3,oneof"`
+type StreamLogsResponse_Batch struct {
+	Batch *LogBatch `protobuf:"bytes,2,opt,name=batch,proto3,oneof"`
 }
 
 type StreamLogsResponse_Notice struct {
@@ -190,7 +190,7 @@ type StreamLogsResponse_Notice struct {
 
 func (*StreamLogsResponse_Source) isStreamLogsResponse_Message() {}
 
-func (*StreamLogsResponse_Records) isStreamLogsResponse_Message() {}
+func (*StreamLogsResponse_Batch) isStreamLogsResponse_Message() {}
 
 func (*StreamLogsResponse_Notice) isStreamLogsResponse_Message() {}
 
@@ -288,6 +288,51 @@ func (x *LogSource) GetNodeHostname() string {
 	return ""
 }
 
+// LogBatch is in the order that the lines are to be shown in.
+type LogBatch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Records       []*LogRecords          `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogBatch) Reset() {
+	*x = LogBatch{}
+	mi := &file_swarm_v1_relay_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogBatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogBatch) ProtoMessage() {}
+
+func (x *LogBatch) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_relay_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogBatch.ProtoReflect.Descriptor instead.
+func (*LogBatch) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_relay_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *LogBatch) GetRecords() []*LogRecords {
+	if x != nil {
+		return x.Records
+	}
+	return nil
+}
+
 type LogRecords struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Source uint32                 `protobuf:"varint,1,opt,name=source,proto3" json:"source,omitempty"`
@@ -300,7 +345,7 @@ type LogRecords struct {
 
 func (x *LogRecords) Reset() {
 	*x = LogRecords{}
-	mi := &file_swarm_v1_relay_proto_msgTypes[3]
+	mi := &file_swarm_v1_relay_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -312,7 +357,7 @@ func (x *LogRecords) String() string {
 func (*LogRecords) ProtoMessage() {}
 
 func (x *LogRecords) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_relay_proto_msgTypes[3]
+	mi := &file_swarm_v1_relay_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -325,7 +370,7 @@ func (x *LogRecords) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRecords.ProtoReflect.Descriptor instead.
 func (*LogRecords) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_relay_proto_rawDescGZIP(), []int{3}
+	return file_swarm_v1_relay_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *LogRecords) GetSource() uint32 {
@@ -353,7 +398,7 @@ type LogNotice struct {
 
 func (x *LogNotice) Reset() {
 	*x = LogNotice{}
-	mi := &file_swarm_v1_relay_proto_msgTypes[4]
+	mi := &file_swarm_v1_relay_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -365,7 +410,7 @@ func (x *LogNotice) String() string {
 func (*LogNotice) ProtoMessage() {}
 
 func (x *LogNotice) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_relay_proto_msgTypes[4]
+	mi := &file_swarm_v1_relay_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -378,7 +423,7 @@ func (x *LogNotice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogNotice.ProtoReflect.Descriptor instead.
 func (*LogNotice) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_relay_proto_rawDescGZIP(), []int{4}
+	return file_swarm_v1_relay_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *LogNotice) GetText() string {
@@ -403,7 +448,7 @@ type RelayServeRequest struct {
 
 func (x *RelayServeRequest) Reset() {
 	*x = RelayServeRequest{}
-	mi := &file_swarm_v1_relay_proto_msgTypes[5]
+	mi := &file_swarm_v1_relay_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -415,7 +460,7 @@ func (x *RelayServeRequest) String() string {
 func (*RelayServeRequest) ProtoMessage() {}
 
 func (x *RelayServeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_relay_proto_msgTypes[5]
+	mi := &file_swarm_v1_relay_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -428,7 +473,7 @@ func (x *RelayServeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayServeRequest.ProtoReflect.Descriptor instead.
 func (*RelayServeRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_relay_proto_rawDescGZIP(), []int{5}
+	return file_swarm_v1_relay_proto_rawDescGZIP(), []int{6}
 }
 
 type RelayRequest struct {
@@ -445,7 +490,7 @@ type RelayRequest struct {
 
 func (x *RelayRequest) Reset() {
 	*x = RelayRequest{}
-	mi := &file_swarm_v1_relay_proto_msgTypes[6]
+	mi := &file_swarm_v1_relay_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -457,7 +502,7 @@ func (x *RelayRequest) String() string {
 func (*RelayRequest) ProtoMessage() {}
 
 func (x *RelayRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_relay_proto_msgTypes[6]
+	mi := &file_swarm_v1_relay_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -470,7 +515,7 @@ func (x *RelayRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayRequest.ProtoReflect.Descriptor instead.
 func (*RelayRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_relay_proto_rawDescGZIP(), []int{6}
+	return file_swarm_v1_relay_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RelayRequest) GetId() string {
@@ -519,7 +564,7 @@ type RelayForwardRequest struct {
 
 func (x *RelayForwardRequest) Reset() {
 	*x = RelayForwardRequest{}
-	mi := &file_swarm_v1_relay_proto_msgTypes[7]
+	mi := &file_swarm_v1_relay_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -531,7 +576,7 @@ func (x *RelayForwardRequest) String() string {
 func (*RelayForwardRequest) ProtoMessage() {}
 
 func (x *RelayForwardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_relay_proto_msgTypes[7]
+	mi := &file_swarm_v1_relay_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -544,7 +589,7 @@ func (x *RelayForwardRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayForwardRequest.ProtoReflect.Descriptor instead.
 func (*RelayForwardRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_relay_proto_rawDescGZIP(), []int{7}
+	return file_swarm_v1_relay_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RelayForwardRequest) GetNodeId() string {
@@ -578,7 +623,7 @@ type RelayCredit struct {
 
 func (x *RelayCredit) Reset() {
 	*x = RelayCredit{}
-	mi := &file_swarm_v1_relay_proto_msgTypes[8]
+	mi := &file_swarm_v1_relay_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -590,7 +635,7 @@ func (x *RelayCredit) String() string {
 func (*RelayCredit) ProtoMessage() {}
 
 func (x *RelayCredit) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_relay_proto_msgTypes[8]
+	mi := &file_swarm_v1_relay_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -603,7 +648,7 @@ func (x *RelayCredit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayCredit.ProtoReflect.Descriptor instead.
 func (*RelayCredit) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_relay_proto_rawDescGZIP(), []int{8}
+	return file_swarm_v1_relay_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RelayCredit) GetFrames() uint32 {
@@ -630,7 +675,7 @@ type RelayFrame struct {
 
 func (x *RelayFrame) Reset() {
 	*x = RelayFrame{}
-	mi := &file_swarm_v1_relay_proto_msgTypes[9]
+	mi := &file_swarm_v1_relay_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -642,7 +687,7 @@ func (x *RelayFrame) String() string {
 func (*RelayFrame) ProtoMessage() {}
 
 func (x *RelayFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_relay_proto_msgTypes[9]
+	mi := &file_swarm_v1_relay_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -655,7 +700,7 @@ func (x *RelayFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayFrame.ProtoReflect.Descriptor instead.
 func (*RelayFrame) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_relay_proto_rawDescGZIP(), []int{9}
+	return file_swarm_v1_relay_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RelayFrame) GetRequestId() string {
@@ -712,7 +757,7 @@ type LogQuery struct {
 
 func (x *LogQuery) Reset() {
 	*x = LogQuery{}
-	mi := &file_swarm_v1_relay_proto_msgTypes[10]
+	mi := &file_swarm_v1_relay_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -724,7 +769,7 @@ func (x *LogQuery) String() string {
 func (*LogQuery) ProtoMessage() {}
 
 func (x *LogQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_relay_proto_msgTypes[10]
+	mi := &file_swarm_v1_relay_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -737,7 +782,7 @@ func (x *LogQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogQuery.ProtoReflect.Descriptor instead.
 func (*LogQuery) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_relay_proto_rawDescGZIP(), []int{10}
+	return file_swarm_v1_relay_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LogQuery) GetTaskId() string {
@@ -789,7 +834,7 @@ type LogFrame struct {
 
 func (x *LogFrame) Reset() {
 	*x = LogFrame{}
-	mi := &file_swarm_v1_relay_proto_msgTypes[11]
+	mi := &file_swarm_v1_relay_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -801,7 +846,7 @@ func (x *LogFrame) String() string {
 func (*LogFrame) ProtoMessage() {}
 
 func (x *LogFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_relay_proto_msgTypes[11]
+	mi := &file_swarm_v1_relay_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -814,7 +859,7 @@ func (x *LogFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogFrame.ProtoReflect.Descriptor instead.
 func (*LogFrame) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_relay_proto_rawDescGZIP(), []int{11}
+	return file_swarm_v1_relay_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LogFrame) GetRecords() []byte {
@@ -849,7 +894,7 @@ type LogPosition struct {
 
 func (x *LogPosition) Reset() {
 	*x = LogPosition{}
-	mi := &file_swarm_v1_relay_proto_msgTypes[12]
+	mi := &file_swarm_v1_relay_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -861,7 +906,7 @@ func (x *LogPosition) String() string {
 func (*LogPosition) ProtoMessage() {}
 
 func (x *LogPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_relay_proto_msgTypes[12]
+	mi := &file_swarm_v1_relay_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -874,7 +919,7 @@ func (x *LogPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogPosition.ProtoReflect.Descriptor instead.
 func (*LogPosition) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_relay_proto_rawDescGZIP(), []int{12}
+	return file_swarm_v1_relay_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LogPosition) GetFile() string {
@@ -901,10 +946,10 @@ const file_swarm_v1_relay_proto_rawDesc = "" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x17\n" +
 	"\x04tail\x18\x03 \x01(\x04H\x00R\x04tail\x88\x01\x01\x12\x14\n" +
 	"\x05since\x18\x04 \x01(\x03R\x05sinceB\a\n" +
-	"\x05_tail\"\xaf\x01\n" +
+	"\x05_tail\"\xa9\x01\n" +
 	"\x12StreamLogsResponse\x12-\n" +
-	"\x06source\x18\x01 \x01(\v2\x13.swarm.v1.LogSourceH\x00R\x06source\x120\n" +
-	"\arecords\x18\x02 \x01(\v2\x14.swarm.v1.LogRecordsH\x00R\arecords\x12-\n" +
+	"\x06source\x18\x01 \x01(\v2\x13.swarm.v1.LogSourceH\x00R\x06source\x12*\n" +
+	"\x05batch\x18\x02 \x01(\v2\x12.swarm.v1.LogBatchH\x00R\x05batch\x12-\n" +
 	"\x06notice\x18\x03 \x01(\v2\x13.swarm.v1.LogNoticeH\x00R\x06noticeB\t\n" +
 	"\amessage\"\xd4\x01\n" +
 	"\tLogSource\x12\x16\n" +
@@ -914,7 +959,9 @@ const file_swarm_v1_relay_proto_rawDesc = "" +
 	"\fservice_name\x18\x04 \x01(\tR\vserviceName\x12\x18\n" +
 	"\aattempt\x18\x05 \x01(\x04R\aattempt\x12\x17\n" +
 	"\anode_id\x18\x06 \x01(\tR\x06nodeId\x12#\n" +
-	"\rnode_hostname\x18\a \x01(\tR\fnodeHostname\">\n" +
+	"\rnode_hostname\x18\a \x01(\tR\fnodeHostname\":\n" +
+	"\bLogBatch\x12.\n" +
+	"\arecords\x18\x01 \x03(\v2\x14.swarm.v1.LogRecordsR\arecords\">\n" +
 	"\n" +
 	"LogRecords\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\rR\x06source\x12\x18\n" +
@@ -977,45 +1024,47 @@ func file_swarm_v1_relay_proto_rawDescGZIP() []byte {
 	return file_swarm_v1_relay_proto_rawDescData
 }
 
-var file_swarm_v1_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_swarm_v1_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_swarm_v1_relay_proto_goTypes = []any{
 	(*StreamLogsRequest)(nil),   // 0: swarm.v1.StreamLogsRequest
 	(*StreamLogsResponse)(nil),  // 1: swarm.v1.StreamLogsResponse
 	(*LogSource)(nil),           // 2: swarm.v1.LogSource
-	(*LogRecords)(nil),          // 3: swarm.v1.LogRecords
-	(*LogNotice)(nil),           // 4: swarm.v1.LogNotice
-	(*RelayServeRequest)(nil),   // 5: swarm.v1.RelayServeRequest
-	(*RelayRequest)(nil),        // 6: swarm.v1.RelayRequest
-	(*RelayForwardRequest)(nil), // 7: swarm.v1.RelayForwardRequest
-	(*RelayCredit)(nil),         // 8: swarm.v1.RelayCredit
-	(*RelayFrame)(nil),          // 9: swarm.v1.RelayFrame
-	(*LogQuery)(nil),            // 10: swarm.v1.LogQuery
-	(*LogFrame)(nil),            // 11: swarm.v1.LogFrame
-	(*LogPosition)(nil),         // 12: swarm.v1.LogPosition
+	(*LogBatch)(nil),            // 3: swarm.v1.LogBatch
+	(*LogRecords)(nil),          // 4: swarm.v1.LogRecords
+	(*LogNotice)(nil),           // 5: swarm.v1.LogNotice
+	(*RelayServeRequest)(nil),   // 6: swarm.v1.RelayServeRequest
+	(*RelayRequest)(nil),        // 7: swarm.v1.RelayRequest
+	(*RelayForwardRequest)(nil), // 8: swarm.v1.RelayForwardRequest
+	(*RelayCredit)(nil),         // 9: swarm.v1.RelayCredit
+	(*RelayFrame)(nil),          // 10: swarm.v1.RelayFrame
+	(*LogQuery)(nil),            // 11: swarm.v1.LogQuery
+	(*LogFrame)(nil),            // 12: swarm.v1.LogFrame
+	(*LogPosition)(nil),         // 13: swarm.v1.LogPosition
 }
 var file_swarm_v1_relay_proto_depIdxs = []int32{
 	2,  // 0: swarm.v1.StreamLogsResponse.source:type_name -> swarm.v1.LogSource
-	3,  // 1: swarm.v1.StreamLogsResponse.records:type_name -> swarm.v1.LogRecords
-	4,  // 2: swarm.v1.StreamLogsResponse.notice:type_name -> swarm.v1.LogNotice
-	10, // 3: swarm.v1.RelayRequest.logs:type_name -> swarm.v1.LogQuery
-	6,  // 4: swarm.v1.RelayForwardRequest.request:type_name -> swarm.v1.RelayRequest
-	8,  // 5: swarm.v1.RelayForwardRequest.credit:type_name -> swarm.v1.RelayCredit
-	11, // 6: swarm.v1.RelayFrame.logs:type_name -> swarm.v1.LogFrame
-	12, // 7: swarm.v1.LogQuery.after:type_name -> swarm.v1.LogPosition
-	12, // 8: swarm.v1.LogFrame.position:type_name -> swarm.v1.LogPosition
-	0,  // 9: swarm.v1.Logs.Stream:input_type -> swarm.v1.StreamLogsRequest
-	5,  // 10: swarm.v1.Relay.Serve:input_type -> swarm.v1.RelayServeRequest
-	9,  // 11: swarm.v1.Relay.Answer:input_type -> swarm.v1.RelayFrame
-	7,  // 12: swarm.v1.Relay.Forward:input_type -> swarm.v1.RelayForwardRequest
-	1,  // 13: swarm.v1.Logs.Stream:output_type -> swarm.v1.StreamLogsResponse
-	6,  // 14: swarm.v1.Relay.Serve:output_type -> swarm.v1.RelayRequest
-	8,  // 15: swarm.v1.Relay.Answer:output_type -> swarm.v1.RelayCredit
-	9,  // 16: swarm.v1.Relay.Forward:output_type -> swarm.v1.RelayFrame
-	13, // [13:17] is the sub-list for method output_type
-	9,  // [9:13] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	3,  // 1: swarm.v1.StreamLogsResponse.batch:type_name -> swarm.v1.LogBatch
+	5,  // 2: swarm.v1.StreamLogsResponse.notice:type_name -> swarm.v1.LogNotice
+	4,  // 3: swarm.v1.LogBatch.records:type_name -> swarm.v1.LogRecords
+	11, // 4: swarm.v1.RelayRequest.logs:type_name -> swarm.v1.LogQuery
+	7,  // 5: swarm.v1.RelayForwardRequest.request:type_name -> swarm.v1.RelayRequest
+	9,  // 6: swarm.v1.RelayForwardRequest.credit:type_name -> swarm.v1.RelayCredit
+	12, // 7: swarm.v1.RelayFrame.logs:type_name -> swarm.v1.LogFrame
+	13, // 8: swarm.v1.LogQuery.after:type_name -> swarm.v1.LogPosition
+	13, // 9: swarm.v1.LogFrame.position:type_name -> swarm.v1.LogPosition
+	0,  // 10: swarm.v1.Logs.Stream:input_type -> swarm.v1.StreamLogsRequest
+	6,  // 11: swarm.v1.Relay.Serve:input_type -> swarm.v1.RelayServeRequest
+	10, // 12: swarm.v1.Relay.Answer:input_type -> swarm.v1.RelayFrame
+	8,  // 13: swarm.v1.Relay.Forward:input_type -> swarm.v1.RelayForwardRequest
+	1,  // 14: swarm.v1.Logs.Stream:output_type -> swarm.v1.StreamLogsResponse
+	7,  // 15: swarm.v1.Relay.Serve:output_type -> swarm.v1.RelayRequest
+	9,  // 16: swarm.v1.Relay.Answer:output_type -> swarm.v1.RelayCredit
+	10, // 17: swarm.v1.Relay.Forward:output_type -> swarm.v1.RelayFrame
+	14, // [14:18] is the sub-list for method output_type
+	10, // [10:14] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_relay_proto_init() }
@@ -1027,23 +1076,23 @@ func file_swarm_v1_relay_proto_init() {
 	file_swarm_v1_relay_proto_msgTypes[0].OneofWrappers = []any{}
 	file_swarm_v1_relay_proto_msgTypes[1].OneofWrappers = []any{
 		(*StreamLogsResponse_Source)(nil),
-		(*StreamLogsResponse_Records)(nil),
+		(*StreamLogsResponse_Batch)(nil),
 		(*StreamLogsResponse_Notice)(nil),
 	}
-	file_swarm_v1_relay_proto_msgTypes[6].OneofWrappers = []any{
+	file_swarm_v1_relay_proto_msgTypes[7].OneofWrappers = []any{
 		(*RelayRequest_Logs)(nil),
 	}
-	file_swarm_v1_relay_proto_msgTypes[9].OneofWrappers = []any{
+	file_swarm_v1_relay_proto_msgTypes[10].OneofWrappers = []any{
 		(*RelayFrame_Logs)(nil),
 	}
-	file_swarm_v1_relay_proto_msgTypes[10].OneofWrappers = []any{}
+	file_swarm_v1_relay_proto_msgTypes[11].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_relay_proto_rawDesc), len(file_swarm_v1_relay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
