@@ -20,7 +20,6 @@ import (
 	"github.com/swarmd/swarmd/manager/ca"
 	"github.com/swarmd/swarmd/manager/control"
 	"github.com/swarmd/swarmd/manager/dispatcher"
-	"github.com/swarmd/swarmd/manager/registry"
 	"github.com/swarmd/swarmd/manager/relay"
 	"github.com/swarmd/swarmd/manager/replica"
 	"github.com/swarmd/swarmd/manager/store"
