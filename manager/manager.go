@@ -20,6 +20,7 @@ import (
 	"github.com/swarmd/swarmd/manager/ca"
 	"github.com/swarmd/swarmd/manager/control"
 	"github.com/swarmd/swarmd/manager/dispatcher"
+	"github.com/swarmd/swarmd/manager/registry"
 	"github.com/swarmd/swarmd/manager/relay"
 	"github.com/swarmd/swarmd/manager/replica"
 	"github.com/swarmd/swarmd/manager/store"
@@ -39,6 +40,9 @@ type Config struct {
 	Raft net.Listener
 	// Managers are addresses at which other managers may be reached; only Rejoin needs them.
 	Managers []string
+	// RegistryHosts is a directory that says how registries are spoken to, in containerd's form. Optional: without it no
+	// registry is asked for digests.
+	RegistryHosts string
 	// Hints of gossip for the leader's failure detector. Optional.
 	Hints dispatcher.Hints
 	// Transport is how it reaches other managers and knows who calls. Optional: mutual TLS by Credentials.
@@ -124,6 +128,10 @@ func New(cfg Config) (*Manager, error) {
 
 func (m *Manager) services() error {
 	var err error
+	var resolver control.Resolver
+	if m.cfg.RegistryHosts != "" {
+		resolver = registry.New(registry.Config{HostDir: m.cfg.RegistryHosts})
+	}
 	m.control, err = control.New(control.Config{
 		NodeID: m.id.NodeID, Store: m.replica.Store, Proposer: m.replica, ReadIndex: m.replica.ReadIndex,
 		Leader:         m.Leader,
@@ -131,6 +139,7 @@ func (m *Manager) services() error {
 		Members:        m.controlMembers,
 		LastContact:    m.replica.LastContact,
 		NewJoinToken:   wire.NewToken,
+		Resolver:       resolver,
 		CloseNode:      func(nodeID string) { m.cfg.Credentials.CloseNode(nodeID) },
 		Logger:         m.log.With("part", "control"),
 	})

@@ -179,7 +179,7 @@ func (f *fleet) take(s *set) error {
 			key := templateKey{c.Template.GetServiceId(), c.Template.GetVersion()}
 			templates[key] = true
 			f.templates[key] = c.Template
-			f.db.set(bucketTemplates, key.String(), c.Template)
+			f.db.set(bucketTemplates, key.String(), unsealed(c.Template))
 		case *swarmpb.AssignmentChange_Task:
 			if !validTaskID(c.Task.GetId()) {
 				f.log.Error("assigned task has no valid ID, ignored", "task", c.Task.GetId())

@@ -213,7 +213,7 @@ func TestPulls_LastWaiterLeaves_PullEnds(t *testing.T) {
 		goer := func(fn func(context.Context)) bool { go fn(t.Context()); return true }
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if _, err := p.get(ctx, pullKey{"a", ""}, goer); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := p.get(ctx, pullKey{image: "a"}, goer); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("error is %v", err)
 		}
 		<-rt.ended
@@ -221,7 +221,7 @@ func TestPulls_LastWaiterLeaves_PullEnds(t *testing.T) {
 		if len(p.flight) != 0 {
 			t.Error("an abandoned pull is still listed")
 		}
-		if _, err := p.get(t.Context(), pullKey{"a", ""}, func(func(context.Context)) bool { return false }); err == nil {
+		if _, err := p.get(t.Context(), pullKey{image: "a"}, func(func(context.Context)) bool { return false }); err == nil {
 			t.Error("pulled with nobody to do it")
 		}
 	})

@@ -3,9 +3,13 @@ package worker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/worker/runtime"
 )
 
@@ -23,7 +27,12 @@ type pulls struct {
 	flight map[pullKey]*flight
 }
 
-type pullKey struct{ image, digest string }
+// pullKey is what tasks share a pull by: who may not see an image does not get it with the credentials of others.
+type pullKey struct {
+	image, digest string
+	policy        swarmpb.PullPolicy
+	auth          string // RegistryAuth in its wire form; empty = none
+}
 
 type flight struct {
 	done    chan struct{}
@@ -115,14 +124,65 @@ func (p *pulls) pull(ctx context.Context, key pullKey) (runtime.Image, error) {
 	stall := time.AfterFunc(pullStall, func() { cancel(errStalled) })
 	defer stall.Stop()
 	var last runtime.PullProgress
-	image, err := p.runtime.Pull(ctx, runtime.PullRequest{Image: key.image, Digest: key.digest, Progress: func(now runtime.PullProgress) {
+	request := runtime.PullRequest{Image: key.image, Digest: key.digest, Policy: key.policy, Progress: func(now runtime.PullProgress) {
 		if now != last {
 			last = now
 			stall.Reset(pullStall)
 		}
-	}})
+	}}
+	if key.auth != "" {
+		request.Auth = &swarmpb.RegistryAuth{}
+		if err := proto.Unmarshal([]byte(key.auth), request.Auth); err != nil {
+			return runtime.Image{}, fmt.Errorf("read registry credentials: %w", err)
+		}
+	}
+	image, err := p.runtime.Pull(ctx, request)
 	if err != nil && errors.Is(context.Cause(ctx), errStalled) {
 		err = errStalled
 	}
 	return image, err
+}
+
+// unsealed is a template as it may be written to disk: without credentials.
+func unsealed(template *swarmpb.AssignedTemplate) *swarmpb.AssignedTemplate {
+	if template.GetRegistryAuth() == nil {
+		return template
+	}
+	template = swarmpb.Clone(template)
+	template.RegistryAuth = nil
+	return template
+}
+
+// pullOf is the pull that a task's container needs, with the newest credentials of its service.
+func (f *fleet) pullOf(t *task, spec runtime.Spec) pullKey {
+	f.mu.Lock()
+	template := f.templates[templateKey{t.assigned.GetServiceId(), t.assigned.GetTemplateVersion()}]
+	f.mu.Unlock()
+	key := pullKey{image: spec.Image, digest: spec.Digest, policy: spec.Container.GetPullPolicy()}
+	if auth := template.GetRegistryAuth(); auth != nil {
+		if wire, err := (proto.MarshalOptions{Deterministic: true}).Marshal(auth); err == nil {
+			key.auth = string(wire)
+		}
+	}
+	return key
+}
+
+// pull tries until the image is there, an error is final, or the time for passing errors is over.
+func (f *fleet) pull(wait context.Context, t *task, key pullKey) (runtime.Image, error) {
+	pause := backoff{min: f.cfg.Limits.RetryMin, max: f.cfg.Limits.RetryMax}
+	for until := time.Now().Add(f.cfg.Limits.PullFor); ; {
+		image, err := f.pulls.get(wait, key, f.spawn)
+		if err == nil || wait.Err() != nil {
+			return image, err
+		}
+		text := explainPull(key.image, err)
+		if isFinal(err) || errors.Is(err, runtime.ErrNotFound) {
+			return image, finalError{errors.New(text)}
+		}
+		if !time.Now().Before(until) {
+			return image, fmt.Errorf("%s (tried for %s)", text, f.cfg.Limits.PullFor)
+		}
+		f.sayTrouble(t, text)
+		sleep(wait, pause.next(nil))
+	}
 }

@@ -3,7 +3,6 @@ package worker
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
@@ -99,13 +98,15 @@ func (f *fleet) prepare(wait context.Context, t *task) {
 // do not drift apart with a tag, and a replacement does not wait for a registry. Else it asks for what the spec names.
 func (f *fleet) fetch(wait context.Context, t *task, spec runtime.Spec) (runtime.Image, error) {
 	if known := f.knownDigest(t); spec.Digest == "" && known != "" {
-		image, err := f.pulls.get(wait, pullKey{spec.Image, known}, f.spawn)
+		key := f.pullOf(t, spec)
+		key.digest = known
+		image, err := f.pulls.get(wait, key, f.spawn)
 		if err == nil || wait.Err() != nil {
 			return image, err
 		}
 		f.log.Info("an earlier replica's image cannot be had any more; asking for its tag", "task", t.id, "image", spec.Image, "digest", known, "error", err)
 	}
-	return f.pull(wait, t, pullKey{spec.Image, spec.Digest})
+	return f.pull(wait, t, f.pullOf(t, spec))
 }
 
 // knownDigest is what the newest other task of the template ran; empty without one.
@@ -122,26 +123,6 @@ func (f *fleet) knownDigest(t *task) string {
 		}
 	}
 	return digest
-}
-
-// pull tries until the image is there, an error is final, or the time for passing errors is over.
-func (f *fleet) pull(wait context.Context, t *task, key pullKey) (runtime.Image, error) {
-	pause := backoff{min: f.cfg.Limits.RetryMin, max: f.cfg.Limits.RetryMax}
-	for until := time.Now().Add(f.cfg.Limits.PullFor); ; {
-		image, err := f.pulls.get(wait, key, f.spawn)
-		if err == nil || wait.Err() != nil {
-			return image, err
-		}
-		text := explainPull(key.image, err)
-		if isFinal(err) || errors.Is(err, runtime.ErrNotFound) {
-			return image, finalError{errors.New(text)}
-		}
-		if !time.Now().Before(until) {
-			return image, fmt.Errorf("%s (tried for %s)", text, f.cfg.Limits.PullFor)
-		}
-		f.sayTrouble(t, text)
-		sleep(wait, pause.next(nil))
-	}
 }
 
 // attach waits for the node's address block for as long as it takes; other errors have their time.
@@ -247,7 +228,7 @@ func (f *fleet) tryStart(ctx, wait context.Context, t *task, at network.Attachme
 	}
 	err = f.runtime.Create(call, spec)
 	if errors.Is(err, runtime.ErrNotFound) { // the image was removed since it was fetched
-		if _, err = f.pull(wait, t, pullKey{spec.Image, spec.Digest}); err == nil {
+		if _, err = f.pull(wait, t, f.pullOf(t, spec)); err == nil {
 			err = f.runtime.Create(call, spec)
 		}
 	}

@@ -49,10 +49,18 @@ type Config struct {
 	ManagerAddress func() string
 	// NewJoinToken makes a join token for the cluster of the root certificate (PEM).
 	NewJoinToken func(root []byte) (string, error)
+	// Resolver finds the digests of images. Optional: without it the nodes go by tags.
+	Resolver Resolver
 	// CloseNode ends the connections of a removed node. Optional.
 	CloseNode func(nodeID string)
 	// Logger defaults to slog.Default().
 	Logger *slog.Logger
+}
+
+// Resolver finds the digest (sha256:...) that an image's reference stands for. It answers within a bounded time of a few
+// seconds; its error is one line for a user.
+type Resolver interface {
+	Resolve(ctx context.Context, image string, auth *swarmpb.RegistryAuth) (digest string, err error)
 }
 
 // Bounds on requests and answers.
@@ -117,6 +125,15 @@ func (s *Server) Register(r grpc.ServiceRegistrar) { swarmpb.RegisterControlServ
 // writing bounds a whole write, from the first read that it needs.
 func writing(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, writeTimeout)
+}
+
+// extended gives a write the time back that went to something else than the cluster.
+func extended(caller, ctx context.Context, spent time.Duration) (context.Context, context.CancelFunc) {
+	until, ok := ctx.Deadline()
+	if !ok {
+		return context.WithCancel(caller)
+	}
+	return context.WithDeadline(caller, until.Add(spent))
 }
 
 // write commits a user's write and tells its conflicts apart from the loss of the leader.

@@ -95,7 +95,7 @@ func (c *tally) add(task *swarmpb.Task, runs bool) {
 
 func (c *tally) info(view *store.View, service *swarmpb.Service) *swarmpb.ServiceInfo {
 	info := &swarmpb.ServiceInfo{
-		Service:  service,
+		Service:  shown(service),
 		Progress: view.ServiceProgress(service.GetId()),
 		Running:  c.running,
 		Desired:  c.wanted,

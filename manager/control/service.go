@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -13,8 +14,8 @@ import (
 
 // CreateService makes a service with its first template. Its ID follows from the request ID, so that the same
 // request makes the same service.
-func (s *Server) CreateService(ctx context.Context, req *swarmpb.CreateServiceRequest) (*swarmpb.CreateServiceResponse, error) {
-	ctx, cancel := writing(ctx)
+func (s *Server) CreateService(caller context.Context, req *swarmpb.CreateServiceRequest) (*swarmpb.CreateServiceResponse, error) {
+	ctx, cancel := writing(caller)
 	defer cancel()
 	request, err := requestID(req.GetRequestId())
 	if err != nil {
@@ -44,11 +45,19 @@ func (s *Server) CreateService(ctx context.Context, req *swarmpb.CreateServiceRe
 	if err := s.checkSpace(view, "service \""+spec.GetName()+"\""); err != nil {
 		return nil, err
 	}
+	auth, err := checkAuth(req.GetRegistryAuth(), spec)
+	if err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	said := s.pin(caller, spec, nil, auth, !req.GetNoResolveImage())
+	ctx, done := extended(caller, ctx, time.Since(began)) // a registry's time is not the quorum's
+	defer done()
 	err = s.write(ctx, request, &swarmpb.Proposal{
 		Guards: []*swarmpb.Guard{guard(swarmpb.ServiceKey(id), 0)},
 		Writes: []*swarmpb.Write{
 			putTemplate(id, 1, spec),
-			put(&swarmpb.Row{Row: &swarmpb.Row_Service{Service: &swarmpb.Service{Id: id, Spec: spec, TemplateVersion: 1}}}),
+			put(&swarmpb.Row{Row: &swarmpb.Row_Service{Service: &swarmpb.Service{Id: id, Spec: spec, TemplateVersion: 1, RegistryAuth: auth}}}),
 		},
 	})
 	var conflict *store.ConflictError
@@ -61,7 +70,7 @@ func (s *Server) CreateService(ctx context.Context, req *swarmpb.CreateServiceRe
 	if err != nil {
 		return nil, err
 	}
-	return &swarmpb.CreateServiceResponse{Id: id, Warnings: warnings(view, spec)}, nil
+	return &swarmpb.CreateServiceResponse{Id: id, Warnings: append(warnings(view, spec), said...)}, nil
 }
 
 func nameTaken(other *swarmpb.Service) error {
@@ -81,8 +90,8 @@ func putTemplate(serviceID string, version uint64, spec *swarmpb.ServiceSpec) *s
 
 // UpdateService replaces the spec. A spec that says the same changes nothing, unless the service's update is paused:
 // that goes on with any update of the service. Only a change of the task's template makes a new template version.
-func (s *Server) UpdateService(ctx context.Context, req *swarmpb.UpdateServiceRequest) (*swarmpb.UpdateServiceResponse, error) {
-	ctx, cancel := writing(ctx)
+func (s *Server) UpdateService(caller context.Context, req *swarmpb.UpdateServiceRequest) (*swarmpb.UpdateServiceResponse, error) {
+	ctx, cancel := writing(caller)
 	defer cancel()
 	request, err := requestID(req.GetRequestId())
 	if err != nil {
@@ -104,9 +113,20 @@ func (s *Server) UpdateService(ctx context.Context, req *swarmpb.UpdateServiceRe
 	if err := checkUpdate(service, spec); err != nil {
 		return nil, err
 	}
-	response := &swarmpb.UpdateServiceResponse{Id: service.GetId(), Warnings: warnings(view, spec)}
+	auth, err := checkAuth(req.GetRegistryAuth(), spec)
+	if err != nil {
+		return nil, err
+	}
+	if auth == nil {
+		auth = service.GetRegistryAuth()
+	}
+	began := time.Now()
+	said := s.pin(caller, spec, service.GetSpec(), auth, !req.GetNoResolveImage())
+	ctx, done := extended(caller, ctx, time.Since(began))
+	defer done()
+	response := &swarmpb.UpdateServiceResponse{Id: service.GetId(), Warnings: append(warnings(view, spec), said...)}
 	same := proto.Equal(service.GetSpec(), spec)
-	if same && !updatePaused(view, service) {
+	if same && !updatePaused(view, service) && proto.Equal(service.GetRegistryAuth(), auth) {
 		return response, nil
 	}
 	if larger(service.GetSpec(), spec) {
@@ -128,6 +148,7 @@ func (s *Server) UpdateService(ctx context.Context, req *swarmpb.UpdateServiceRe
 	if same {
 		next = swarmpb.Clone(service) // its new version alone resumes the update; the way back stays what it was
 	}
+	next.RegistryAuth = auth
 	proposal := &swarmpb.Proposal{Guards: []*swarmpb.Guard{guard(swarmpb.ServiceKey(service.GetId()), version)}}
 	if swarmpb.TemplateChanged(service.GetSpec(), spec) {
 		next.TemplateVersion = highestTemplate(view, service) + 1

@@ -22,8 +22,9 @@ type assignment struct {
 	// the full set.
 	version, base uint64
 
-	tasks     map[string]taskMark
-	templates map[templateKey]struct{}
+	tasks map[string]taskMark
+	// templates are those told, with the credentials that went along; nil = none did.
+	templates map[templateKey]*swarmpb.RegistryAuth
 	config    configMark
 }
 
@@ -48,7 +49,7 @@ type configMark struct {
 }
 
 func newAssignment() *assignment {
-	return &assignment{tasks: make(map[string]taskMark), templates: make(map[templateKey]struct{})}
+	return &assignment{tasks: make(map[string]taskMark), templates: make(map[templateKey]*swarmpb.RegistryAuth)}
 }
 
 // advance brings the assignment to the view and returns the changes, in the order in which they are sent: node
@@ -86,10 +87,13 @@ func (a *assignment) advance(view *store.View, nodeID string, role swarmpb.NodeR
 				// Apply keeps a template that a task refers to; without it the worker could do nothing with the task.
 				continue
 			}
-			needed[mark.template] = struct{}{}
-			if _, ok := a.templates[mark.template]; !ok {
-				a.templates[mark.template] = struct{}{}
-				changes = append(changes, templateChange(template))
+			if _, looked := needed[mark.template]; !looked {
+				needed[mark.template] = struct{}{}
+				auth := view.Service(mark.template.service).GetRegistryAuth()
+				if had, ok := a.templates[mark.template]; !ok || had != auth && !proto.Equal(had, auth) {
+					changes = append(changes, templateChange(template, auth))
+				}
+				a.templates[mark.template] = auth
 			}
 		}
 		seen[task.GetId()] = struct{}{}
@@ -153,12 +157,13 @@ func taskChange(view *store.View, task *swarmpb.Task) *swarmpb.AssignmentChange 
 	}}}
 }
 
-func templateChange(t *swarmpb.Template) *swarmpb.AssignmentChange {
+func templateChange(t *swarmpb.Template, auth *swarmpb.RegistryAuth) *swarmpb.AssignmentChange {
 	return &swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_Template{Template: &swarmpb.AssignedTemplate{
-		ServiceId: t.GetServiceId(),
-		Version:   t.GetVersion(),
-		Spec:      t.GetSpec(),
-		HostPorts: t.GetHostPorts(),
+		ServiceId:    t.GetServiceId(),
+		Version:      t.GetVersion(),
+		Spec:         t.GetSpec(),
+		HostPorts:    t.GetHostPorts(),
+		RegistryAuth: auth,
 	}}}
 }
 

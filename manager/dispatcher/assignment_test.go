@@ -53,6 +53,46 @@ func TestAssignment_FullSet_HoldsOwnLiveTasksOnly(t *testing.T) {
 	}
 }
 
+func TestAssignment_RegistryAuth_GoesToNodesWithTasksAndAgainWhenItChanges(t *testing.T) {
+	w := testWorld(t, "n1", "n2")
+	login := func(password string) *swarmpb.RegistryAuth {
+		auth := &swarmpb.RegistryAuth{Server: "docker.io", Username: "ann", Password: password}
+		w.put(&swarmpb.Row{Row: &swarmpb.Row_Service{Service: &swarmpb.Service{
+			Id: serviceWeb, Spec: &swarmpb.ServiceSpec{Name: "web"}, TemplateVersion: 1, RegistryAuth: auth}}})
+		return auth
+	}
+	old := login("old")
+	w.task(1, "n1")
+	w.task(2, "n1")
+	told := func(a *assignment, node string) []*swarmpb.RegistryAuth {
+		var out []*swarmpb.RegistryAuth
+		for _, c := range a.advance(w.view(), node, swarmpb.NodeRole_NODE_ROLE_WORKER) {
+			if template := c.GetTemplate(); template != nil {
+				out = append(out, template.GetRegistryAuth())
+			}
+			if strings.Contains(c.String(), "ann") && c.GetTemplate() == nil {
+				t.Errorf("credentials outside of a template: %v", c)
+			}
+		}
+		return out
+	}
+	first, second := newAssignment(), newAssignment()
+	if got := told(first, "n1"); len(got) != 1 || !proto.Equal(got[0], old) {
+		t.Errorf("the node was told %v", got)
+	}
+	if got := told(second, "n2"); len(got) != 0 {
+		t.Errorf("a node without a task was told %v", got)
+	}
+	login("old") // the same again
+	if got := told(first, "n1"); len(got) != 0 {
+		t.Errorf("nothing has changed, but the node was told %v", got)
+	}
+	renewed := login("new")
+	if got := told(first, "n1"); len(got) != 1 || !proto.Equal(got[0], renewed) {
+		t.Errorf("new credentials: the node was told %v", got)
+	}
+}
+
 func TestAssignment_NoTasks_StillOneFullSet(t *testing.T) {
 	w := testWorld(t, "n1")
 	h, a := newHolder(t), newAssignment()

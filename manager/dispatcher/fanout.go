@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/swarmd/swarmd/manager/store"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
@@ -101,6 +103,13 @@ func (s *Server) wakeFor(c *store.Change) {
 		s.wakeNode(before.GetOwner())
 		if after.GetOwner() != before.GetOwner() {
 			s.wakeNode(after.GetOwner())
+		}
+	case swarmpb.Table_TABLE_SERVICE:
+		before, _ := c.Old.(*swarmpb.Service)
+		after, _ := c.New.(*swarmpb.Service)
+		// New credentials are rare; who has no task of the service finds nothing to tell.
+		if before != nil && after != nil && !proto.Equal(before.GetRegistryAuth(), after.GetRegistryAuth()) {
+			s.notify("")
 		}
 	case swarmpb.Table_TABLE_CLUSTER:
 		s.notify("")

@@ -110,7 +110,8 @@ func (m *member) open() (*part, error) {
 }
 
 func (m *member) managerConfig() manager.Config {
-	cfg := manager.Config{Dir: m.node.managerDir(), Credentials: m.creds, Address: m.advertise, Managers: m.state().Managers, Logger: m.node.log}
+	cfg := manager.Config{Dir: m.node.managerDir(), Credentials: m.creds, Address: m.advertise, Managers: m.state().Managers, Logger: m.node.log,
+		RegistryHosts: m.node.runtime.RegistriesDir()}
 	if m.gossip != nil {
 		cfg.Hints = m.gossip
 	}

@@ -66,6 +66,7 @@ type Fake struct {
 	mu         sync.Mutex
 	before     func(ctx context.Context, op Op, name string) error
 	images     map[string]FakeImage
+	lastPull   runtime.PullRequest
 	containers map[string]*fakeContainer
 	logs       map[string]string
 	volumes    map[string]bool // named ones that have been filled

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/worker/runtime"
 )
 
@@ -25,7 +26,17 @@ func (f *Fake) Pull(ctx context.Context, req runtime.PullRequest) (runtime.Image
 	if err := f.enter(ctx, OpPull, req.Image); err != nil {
 		return runtime.Image{}, err
 	}
-	image, err := f.remote(ref, req.Digest)
+	f.mu.Lock()
+	f.lastPull = req
+	image, _, missing := f.local(req.Image, req.Digest)
+	f.mu.Unlock()
+	switch {
+	case req.Policy == swarmpb.PullPolicy_PULL_POLICY_NEVER && missing != nil:
+		return runtime.Image{}, fmt.Errorf("pull %s: %w", req.Image, &runtime.PullError{Reason: "it is not on this node, and its pull policy is never", Err: runtime.ErrNotFound})
+	case missing == nil && (req.Policy == swarmpb.PullPolicy_PULL_POLICY_NEVER || req.Policy == swarmpb.PullPolicy_PULL_POLICY_MISSING):
+		return listed(ref, image), nil
+	}
+	image, err = f.remote(ref, req.Digest)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err == nil {
@@ -38,6 +49,13 @@ func (f *Fake) Pull(ctx context.Context, req runtime.PullRequest) (runtime.Image
 		}
 	}
 	return runtime.Image{}, fmt.Errorf("pull image %s: %w", req.Image, err)
+}
+
+// LastPull is what was asked for last.
+func (f *Fake) LastPull() runtime.PullRequest {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.lastPull
 }
 
 func (f *Fake) remote(ref, digest string) (FakeImage, error) {

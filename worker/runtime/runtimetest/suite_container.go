@@ -72,6 +72,21 @@ func imageCases() []testCase {
 			_, err := s.Runtime.Pull(s.ctx(), runtime.PullRequest{Image: s.Registry + "/nothing:here"})
 			s.wantError(err, runtime.ErrNotFound, "pull")
 		}},
+		{"Pull_PolicyNever_OnlyWhatIsHere", func(s *suite) {
+			loaded := s.load()
+			never := swarmpb.PullPolicy_PULL_POLICY_NEVER
+			for _, policy := range []swarmpb.PullPolicy{never, swarmpb.PullPolicy_PULL_POLICY_MISSING} {
+				image, err := s.Runtime.Pull(s.ctx(), runtime.PullRequest{Image: ImageName, Policy: policy})
+				if err != nil || image.Digest != loaded.Digest {
+					s.Fatalf("pull of a loaded image, policy %s: %+v, %v", policy, image, err)
+				}
+			}
+			_, err := s.Runtime.Pull(s.ctx(), runtime.PullRequest{Image: "127.0.0.1:1/nothing:here", Policy: never})
+			s.wantError(err, runtime.ErrNotFound, "pull of an image that is not here, policy never")
+			if err != nil && !strings.Contains(err.Error(), "its pull policy is never") {
+				s.Errorf("%v does not say why", err)
+			}
+		}},
 		{"Pull_BadReference_Invalid", func(s *suite) {
 			_, err := s.Runtime.Pull(s.ctx(), runtime.PullRequest{Image: "Not A Reference!"})
 			s.wantError(err, runtime.ErrInvalid, "pull")

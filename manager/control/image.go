@@ -1,0 +1,99 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/distribution/reference"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/proto/wire"
+)
+
+// Bounds of credentials, in bytes. Clouds give tokens of a few thousand.
+const (
+	maxAuthName   = 256
+	maxAuthSecret = 16 << 10
+)
+
+// shown is a service without what nobody is to see.
+func shown(service *swarmpb.Service) *swarmpb.Service {
+	if service.GetRegistryAuth() == nil {
+		return service
+	}
+	service = swarmpb.Clone(service)
+	service.RegistryAuth = nil
+	return service
+}
+
+// checkAuth refuses credentials that no node could use for the image; nil stays nil. Its errors show nothing of them.
+func checkAuth(auth *swarmpb.RegistryAuth, spec *swarmpb.ServiceSpec) (*swarmpb.RegistryAuth, error) {
+	if auth == nil {
+		return nil, nil
+	}
+	refuse := func(format string, args ...any) error {
+		return wire.Errorf(wire.CodeInvalid, "registry credentials: "+format, args...)
+	}
+	image := spec.GetTask().GetContainer().GetImage()
+	host, server := registryOf(image), auth.GetServer()
+	secret := auth.GetPassword() + auth.GetIdentityToken()
+	switch {
+	case len(server) > maxAuthName || len(auth.GetUsername()) > maxAuthName:
+		return nil, refuse("the registry's or the user's name is longer than %d bytes", maxAuthName)
+	case len(secret) > maxAuthSecret:
+		return nil, refuse("the password or token is longer than %d bytes", maxAuthSecret)
+	case host != server:
+		return nil, refuse("they are for %.80q, but image %q comes from %s", server, image, host)
+	case auth.GetRegistryToken() != "":
+		return nil, refuse("a ready access token expires before the last node has pulled with it; use a password or an identity token")
+	case secret == "":
+		return nil, refuse("there is neither a password nor an identity token for %s; log in with `swarmctl login %s`", server, server)
+	case strings.ContainsAny(auth.GetUsername()+secret, "\x00\r\n"):
+		return nil, refuse("a name or secret for %s holds a line's end", server)
+	}
+	return auth, nil
+}
+
+// registryOf is the registry of an image's reference; empty when that is none.
+func registryOf(image string) string {
+	ref, err := reference.ParseNormalizedNamed(image)
+	if err != nil {
+		return ""
+	}
+	return reference.Domain(ref)
+}
+
+// pin gives a checked spec the digest that its image stands for; before is the service's spec until now, nil for a new
+// service. The registry is asked when the image is another one, or when the caller has taken the digest out; so a
+// change of anything else neither waits for it nor replaces a task for a tag that has moved. A digest that the caller
+// chose stays. What the user should know is returned: that a registry does not answer is no refusal.
+func (s *Server) pin(ctx context.Context, spec, before *swarmpb.ServiceSpec, auth *swarmpb.RegistryAuth, resolve bool) (warnings []string) {
+	container, was := spec.GetTask().GetContainer(), before.GetTask().GetContainer()
+	image := container.GetImage()
+	sameImage := before != nil && was.GetImage() == image
+	if !sameImage && before != nil && container.GetImageDigest() == was.GetImageDigest() {
+		container.ImageDigest = "" // it came along with the old image
+	}
+	if _, digest, ok := cutLast(image, "@"); ok {
+		if strings.HasPrefix(digest, "sha256:") {
+			container.ImageDigest = digest
+		}
+		return nil
+	}
+	forced := spec.GetTask().GetForceUpdate() != before.GetTask().GetForceUpdate()
+	settled := sameImage && was.GetImageDigest() == container.GetImageDigest() && !(forced && was.GetImageDigest() == "")
+	if container.GetImageDigest() != "" || settled || !resolve || s.cfg.Resolver == nil {
+		return nil
+	}
+	digest, err := s.cfg.Resolver.Resolve(ctx, image, auth)
+	if err == nil {
+		container.ImageDigest = digest
+		return nil
+	}
+	if sameImage && was.GetImageDigest() != "" {
+		container.ImageDigest = was.GetImageDigest()
+		return []string{fmt.Sprintf("image %q: its digest could not be asked for anew, so that the one from before stays: %s", image, err)}
+	}
+	return []string{fmt.Sprintf("image %q: its digest could not be found, so that each node goes by the tag, which may be another image on each: %s", image, err)}
+}

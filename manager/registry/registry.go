@@ -1,0 +1,126 @@
+// Package registry asks image registries which digest a tag stands for, so that all nodes run the same image.
+//
+// It promises an answer or an error within a bounded time, whatever the registry does, and that one which was silent
+// is not waited for again for a while. It keeps no credentials.
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/core/remotes/docker/config"
+	"github.com/distribution/reference"
+
+	"github.com/swarmd/swarmd/proto/registries"
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+)
+
+// Bounds of what a user waits for.
+const (
+	// DefaultTimeout is how long a registry, with its mirrors, has to answer.
+	DefaultTimeout = 3 * time.Second
+	// silentFor is how long a registry that did not answer in that time is not asked again.
+	silentFor = 15 * time.Second
+	// maxAtOnce bounds the questions under way; who comes later waits for a place, within the same time.
+	maxAtOnce = 32
+	maxSilent = 256
+)
+
+// Config of a Resolver.
+type Config struct {
+	// HostDir says how registries are spoken to, in containerd's form (hosts.toml below a directory each); empty = all
+	// over TLS.
+	HostDir string
+	// Timeout of an answer; 0 = DefaultTimeout.
+	Timeout time.Duration
+}
+
+// Resolver finds digests.
+type Resolver struct {
+	cfg    Config
+	places chan struct{}
+
+	mu     sync.Mutex
+	silent map[string]time.Time // by registry, until when
+}
+
+// New makes a Resolver.
+func New(cfg Config) *Resolver {
+	if cfg.Timeout <= 0 {
+		cfg.Timeout = DefaultTimeout
+	}
+	return &Resolver{cfg: cfg, places: make(chan struct{}, maxAtOnce), silent: map[string]time.Time{}}
+}
+
+// Resolve returns the digest (sha256:...) of the manifest or index that the image's reference stands for now. A
+// reference with a digest is that digest; nobody is asked. The error says in one line what the user can do.
+func (r *Resolver) Resolve(ctx context.Context, image string, auth *swarmpb.RegistryAuth) (string, error) {
+	ref, err := reference.ParseDockerRef(image)
+	if err != nil {
+		return "", fmt.Errorf("image %q is no reference: %w", image, err)
+	}
+	if digested, ok := ref.(reference.Digested); ok {
+		return digested.Digest().String(), nil
+	}
+	host := reference.Domain(ref)
+	if r.isSilent(host) {
+		return "", fmt.Errorf("registry %s did not answer a moment ago", host)
+	}
+	asked, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
+	defer cancel()
+	digest, err := r.ask(asked, ref.String(), auth)
+	switch {
+	case err == nil:
+		return digest, nil
+	case ctx.Err() != nil:
+		return "", ctx.Err()
+	case asked.Err() != nil:
+		r.setSilent(host)
+		return "", fmt.Errorf("registry %s has not answered within %s", host, r.cfg.Timeout)
+	}
+	return "", registries.Explain(host, registries.User(auth, host), err)
+}
+
+func (r *Resolver) ask(ctx context.Context, ref string, auth *swarmpb.RegistryAuth) (string, error) {
+	select {
+	case r.places <- struct{}{}:
+		defer func() { <-r.places }()
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+	options := config.HostOptions{Credentials: func(host string) (string, string, error) {
+		user, secret := registries.Secret(auth, host)
+		return user, secret, nil
+	}}
+	if r.cfg.HostDir != "" {
+		options.HostDir = config.HostDirFromRoot(r.cfg.HostDir)
+	}
+	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: config.ConfigureHosts(ctx, options)})
+	_, found, err := resolver.Resolve(ctx, ref)
+	if err != nil {
+		return "", err
+	}
+	if err := found.Digest.Validate(); err != nil {
+		return "", errors.New("it names no valid digest")
+	}
+	return found.Digest.String(), nil
+}
+
+func (r *Resolver) isSilent(host string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return time.Now().Before(r.silent[host])
+}
+
+func (r *Resolver) setSilent(host string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.silent) >= maxSilent {
+		clear(r.silent)
+	}
+	r.silent[host] = time.Now().Add(silentFor)
+}
