@@ -51,6 +51,9 @@ func loseLeader(ctx context.Context, c *measure.Cluster, n int) ([]row, error) {
 	return rows, nil
 }
 
+// settle is the time between two faults: a lease, so that the one before is over for every session.
+const settle = 3 * time.Second
+
 func kill(h *measure.Host) error { return h.KillSwarmd() }
 
 func loseOne(ctx context.Context, c *measure.Cluster, begin, end func(*measure.Host) error) (time.Duration, error) {
@@ -94,7 +97,11 @@ func loseOne(ctx context.Context, c *measure.Cluster, begin, end func(*measure.H
 			return 0, err
 		}
 	}
-	return took, recovered(ctx, c, leader.Host)
+	if err := recovered(ctx, c, leader.Host); err != nil {
+		return 0, err
+	}
+	time.Sleep(settle)
+	return took, nil
 }
 
 // lost is the leader that is to be lost.
