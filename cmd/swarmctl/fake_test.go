@@ -40,6 +40,7 @@ type fake struct {
 func start(t *testing.T, worker bool) *fake {
 	t.Helper()
 	t.Setenv("SWARM_HOST", "")
+	t.Setenv("DOCKER_CONFIG", filepath.Join(t.TempDir(), "docker"))
 	f := &fake{t: t, socket: filepath.Join(t.TempDir(), "s"), clock: newFakeClock()}
 	f.control = &fakeControl{fake: f, cluster: clusterFixture(), nodes: nodeFixtures(), services: serviceFixtures(), tasks: taskFixtures(), watch: map[string][]step{}}
 	f.local = &fakeLocal{info: infoFixture(worker), role: roleWorker}
@@ -199,7 +200,9 @@ type fakeControl struct {
 	fail     error             // of every call
 	watch    map[string][]step // by service ID
 	created  *swarmpb.ServiceSpec
-	updated  []*swarmpb.ServiceSpec
+	// requested is the last request to create one.
+	requested *swarmpb.CreateServiceRequest
+	updated   []*swarmpb.ServiceSpec
 	// conflicts is how many updates are refused first.
 	conflicts int
 	warnings  []string
@@ -319,7 +322,7 @@ func (c *fakeControl) CreateService(ctx context.Context, req *swarmpb.CreateServ
 	if err := c.answer(ctx); err != nil {
 		return nil, err
 	}
-	c.created = swarmpb.Clone(req.Spec)
+	c.created, c.requested = swarmpb.Clone(req.Spec), swarmpb.Clone(req)
 	if req.Spec.Name == "" {
 		req.Spec.Name = "calm_otter"
 	}
@@ -426,6 +429,32 @@ type fakeLocal struct {
 	role   swarmpb.NodeRole // that a host joins as
 	init   *swarmpb.InitRequest
 	loaded []byte
+	pulled *swarmpb.PullImageRequest
+}
+
+func (l *fakeLocal) PullImage(req *swarmpb.PullImageRequest, stream grpc.ServerStreamingServer[swarmpb.PullImageResponse]) error {
+	l.pulled = req
+	for _, done := range []int64{1 << 20, 2 << 20, 0} {
+		if err := stream.Send(&swarmpb.PullImageResponse{Done: done, Total: 3 << 20}); err != nil {
+			return err
+		}
+	}
+	if l.fail != nil {
+		return l.fail
+	}
+	return stream.Send(&swarmpb.PullImageResponse{Image: &swarmpb.Image{Name: "docker.io/library/" + req.Image, Digest: "sha256:" + strings.Repeat("1", 64), SizeBytes: 3 << 20}})
+}
+
+func (l *fakeLocal) InspectImage(_ context.Context, req *swarmpb.InspectImageRequest) (*swarmpb.InspectImageResponse, error) {
+	for _, i := range l.images {
+		if i.Name == req.Image {
+			return &swarmpb.InspectImageResponse{
+				Image: i, Platforms: []string{"linux/amd64"}, Config: []byte(`{"os":"linux","config":{"Cmd":["web"]}}`),
+				Layers: []string{"sha256:" + strings.Repeat("a", 64)}, LayerSizes: []int64{4096},
+			}, nil
+		}
+	}
+	return nil, wire.Errorf(wire.CodeNotFound, "image %q: not found; `swarmctl image ls` lists what this host has", req.Image)
 }
 
 func (l *fakeLocal) Init(_ context.Context, req *swarmpb.InitRequest) (*swarmpb.InitResponse, error) {

@@ -27,7 +27,8 @@ type imageRow struct {
 }
 
 func (a *app) imageCommand() *cobra.Command {
-	return group("image", "Load, list and remove the images of this host", a.imageLoadCommand(), a.imageListCommand(), a.imageRemoveCommand())
+	return group("image", "Pull, load, list and remove the images of this host", a.imagePullCommand(), a.imageLoadCommand(), a.imageListCommand(),
+		a.imageInspectCommand(), a.imageRemoveCommand())
 }
 
 func (a *app) imageLoadCommand() *cobra.Command {

@@ -103,7 +103,7 @@ const defaultHost = "unix:///run/swarmd/swarmd.sock"
 func (a *app) command() *cobra.Command {
 	cmd := group("swarmctl", "Run containers on a cluster of your own hosts",
 		a.initCommand(), a.joinCommand(), a.joinTokenCommand(), a.leaveCommand(), a.infoCommand(), a.versionCommand(),
-		a.nodeCommand(), a.serviceCommand(), a.taskCommand(), a.imageCommand())
+		a.nodeCommand(), a.serviceCommand(), a.taskCommand(), a.imageCommand(), a.loginCommand(), a.logoutCommand())
 	cmd.Long = `swarmctl talks to the swarmd of this host over its local socket. Commands about services, tasks
 and nodes need a manager; init, join, leave, info and image are about this host.`
 	cmd.Example = `  swarmctl init --advertise-addr 192.168.1.10

@@ -34,6 +34,7 @@ where swarmd on the node is dead or frozen while the container lives, nobody sto
 		Example: `  swarmctl service create --name web --replicas 3 nginx:alpine
   swarmctl service create --name web -p mode=host,published=8080,target=80 -e MODE=prod whoami:v1
   swarmctl service create --name db --mount type=volume,source=data,target=/data --limit-memory 1g postgres:17
+  swarmctl login registry.local:5000 && swarmctl service create --with-registry-auth registry.local:5000/team/app:1.4
   swarmctl service create --name once --restart-condition none busybox:1 sh -c 'echo done'`,
 		DisableFlagsInUseLine: true,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -66,8 +67,15 @@ where swarmd on the node is dead or frozen while the container lives, nobody sto
 			return fmt.Errorf("service create: %w", err)
 		}
 		spec.Task.Container.Image, spec.Task.Container.Args = args[0], args[1:]
+		request := &swarmpb.CreateServiceRequest{Spec: spec, RequestId: swarmpb.NewID(), NoResolveImage: flags.noResolve}
+		if flags.withAuth {
+			var err error
+			if request.RegistryAuth, err = requiredAuth(args[0]); err != nil {
+				return fmt.Errorf("service create: %w", err)
+			}
+		}
 		return a.call(func(ctx context.Context, c *client, _ []string) error {
-			r, err := c.CreateService(ctx, &swarmpb.CreateServiceRequest{Spec: spec, RequestId: swarmpb.NewID()})
+			r, err := c.CreateService(ctx, request)
 			if err != nil {
 				return err
 			}

@@ -29,6 +29,8 @@ type serviceFlags struct {
 	stopGracePeriod, stopAfterDisconnect   time.Duration
 	stopSignal                             string
 	readOnly, init, noNewPrivileges        bool
+	pull                                   string
+	withAuth, noResolve                    bool
 	update, rollback                       updateFlags
 }
 
@@ -62,6 +64,10 @@ func (s *serviceFlags) define(cmd *cobra.Command, create bool) {
 	s.list(f, create, "mount", "", "`mount`, type=bind|volume|tmpfs,source=...,target=...[,readonly]", "mount, by its `target`")
 	s.list(f, create, "constraint", "", "`constraint` on the nodes, such as node.labels.disk==ssd", "`constraint`, as it was given")
 	s.list(f, create, "placement-pref", "", "`preference`, such as spread=node.labels.zone", "`preference`, as it was given")
+	f.StringVar(&s.pull, "pull", "", "when a node asks the registry for the image: always, missing or never (default: missing for an image whose digest is known, else always)")
+	f.BoolVar(&s.withAuth, "with-registry-auth", false, "give the cluster your credentials for the image's registry, for the nodes that pull it; the service keeps them")
+	f.BoolVar(&s.noResolve, "no-resolve-image", false, "do not ask the registry for the digest of the image's tag: each node goes by the tag")
+	completeWords(cmd, "pull", "always", "missing", "never")
 	f.StringArrayVar(&s.capAdd, "cap-add", nil, "`capability` to add to the default ones, such as NET_ADMIN; may be repeated")
 	f.StringArrayVar(&s.capDrop, "cap-drop", nil, "`capability` to take away, or ALL; may be repeated")
 	f.StringVar(&s.entrypoint, "entrypoint", "", "`command` in place of the image's entrypoint, in one word, split as a shell does")
@@ -159,6 +165,10 @@ func (s *serviceFlags) applyContainer(f *pflag.FlagSet, c *swarmpb.ContainerSpec
 			errs = append(errs, fmt.Errorf("--entrypoint: %w", err))
 		}
 		c.Command = words
+	}
+	if f.Changed("pull") {
+		policy, err := parsePull(s.pull)
+		errs, c.PullPolicy = append(errs, err), policy
 	}
 	set(f, "workdir", &c.Dir, s.workdir)
 	set(f, "user", &c.User, s.user)

@@ -74,7 +74,7 @@ environment and so on, or with --force) the replicas are replaced as the --updat
 		return nil
 	}
 	cmd.RunE = a.call(func(ctx context.Context, c *client, names []string) error {
-		changed, err := a.change(ctx, c, names[0], edit)
+		changed, err := a.change(ctx, c, names[0], edit, flags.request)
 		if err != nil {
 			return err
 		}
@@ -111,7 +111,7 @@ func (a *app) serviceScaleCommand() *cobra.Command {
 			var goals []goal
 			var errs []error
 			for _, s := range scales {
-				changed, err := a.change(ctx, c, s.service, s.edit)
+				changed, err := a.change(ctx, c, s.service, s.edit, nil)
 				errs = append(errs, err)
 				switch {
 				case err == nil && changed.effective:
@@ -164,8 +164,17 @@ type change struct {
 // changeTries bounds how often a change is made anew because somebody else changed the service meanwhile.
 const changeTries = 5
 
-// change reads a service, edits its spec and writes it back.
-func (a *app) change(ctx context.Context, c *client, name string, edit func(*swarmpb.ServiceSpec) error) (change, error) {
+// request completes an update by the flags that are no part of the spec.
+func (s *serviceFlags) request(r *swarmpb.UpdateServiceRequest) (err error) {
+	r.NoResolveImage = s.noResolve
+	if s.withAuth {
+		r.RegistryAuth, err = requiredAuth(r.GetSpec().GetTask().GetContainer().GetImage())
+	}
+	return err
+}
+
+// change reads a service, edits its spec and writes it back, in a request that complete, if there is one, adds to.
+func (a *app) change(ctx context.Context, c *client, name string, edit func(*swarmpb.ServiceSpec) error, complete func(*swarmpb.UpdateServiceRequest) error) (change, error) {
 	for try := 1; ; try++ {
 		r, err := c.GetService(ctx, &swarmpb.GetServiceRequest{Service: name})
 		if err != nil {
@@ -176,13 +185,17 @@ func (a *app) change(ctx context.Context, c *client, name string, edit func(*swa
 		if err := edit(spec); err != nil {
 			return change{}, fmt.Errorf("service %s: %w", name, err)
 		}
+		request := &swarmpb.UpdateServiceRequest{Service: s.GetId(), Version: s.GetMeta().GetVersion(), Spec: spec, RequestId: swarmpb.NewID()}
+		if complete != nil {
+			if err := complete(request); err != nil {
+				return change{}, fmt.Errorf("service %s: %w", name, err)
+			}
+		}
 		// A paused update goes on when its service is updated, even to the same spec.
-		if proto.Equal(spec, s.GetSpec()) && !paused(r.GetService().GetProgress().GetUpdate().GetState()) {
+		if proto.Equal(spec, s.GetSpec()) && request.RegistryAuth == nil && !paused(r.GetService().GetProgress().GetUpdate().GetState()) {
 			return change{}, nil
 		}
-		resp, err := c.UpdateService(ctx, &swarmpb.UpdateServiceRequest{
-			Service: s.GetId(), Version: s.GetMeta().GetVersion(), Spec: spec, RequestId: swarmpb.NewID(),
-		})
+		resp, err := c.UpdateService(ctx, request)
 		if err == nil {
 			a.warn(resp.Warnings)
 			return change{goal{service: resp.Id, name: s.GetSpec().GetName()}, true}, nil

@@ -50,6 +50,71 @@ func (s *localServer) LoadImage(stream grpc.ClientStreamingServer[swarmpb.LoadIm
 	return stream.SendAndClose(&swarmpb.LoadImageResponse{Images: listed(images)})
 }
 
+// PullImage fetches an image into this host's store and tells how far it is.
+func (s *localServer) PullImage(req *swarmpb.PullImageRequest, stream grpc.ServerStreamingServer[swarmpb.PullImageResponse]) error {
+	ctx := stream.Context()
+	if err := s.node.containerdReady(ctx); err != nil {
+		return err
+	}
+	type outcome struct {
+		image runtime.Image
+		err   error
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	progress, done := make(chan runtime.PullProgress, 1), make(chan outcome, 1)
+	go func() {
+		image, err := s.node.runtime.Pull(ctx, runtime.PullRequest{
+			Image: req.GetImage(), Policy: swarmpb.PullPolicy_PULL_POLICY_ALWAYS, Auth: req.GetRegistryAuth(),
+			Progress: func(p runtime.PullProgress) {
+				select {
+				case progress <- p:
+				default: // a receiver that does not keep up is told less
+				}
+			},
+		})
+		done <- outcome{image, err}
+	}()
+	for {
+		select {
+		case p := <-progress:
+			if err := stream.Send(&swarmpb.PullImageResponse{Done: p.Done, Total: p.Total}); err != nil {
+				return err
+			}
+		case o := <-done:
+			if o.err != nil {
+				return s.node.explain(pullError(o.err))
+			}
+			return stream.Send(&swarmpb.PullImageResponse{Image: listed([]runtime.Image{o.image})[0]})
+		}
+	}
+}
+
+// pullError is imageError without the hint at what this host has, which is not what a pull is about.
+func pullError(err error) error {
+	if errors.Is(err, runtime.ErrNotFound) {
+		return wire.Errorf(wire.CodeNotFound, "%w", err)
+	}
+	return imageError("image", err)
+}
+
+// InspectImage tells all about an image of this host's store.
+func (s *localServer) InspectImage(ctx context.Context, req *swarmpb.InspectImageRequest) (*swarmpb.InspectImageResponse, error) {
+	if err := s.node.containerdReady(ctx); err != nil {
+		return nil, err
+	}
+	found, err := s.node.runtime.InspectImage(ctx, req.GetImage())
+	if err != nil {
+		return nil, imageError("inspect image "+req.GetImage(), err)
+	}
+	response := &swarmpb.InspectImageResponse{Image: listed([]runtime.Image{found.Image})[0], Platforms: found.Platforms, Config: found.Config}
+	for _, layer := range found.Layers {
+		response.Layers = append(response.Layers, layer.Digest)
+		response.LayerSizes = append(response.LayerSizes, layer.Size)
+	}
+	return response, nil
+}
+
 // ListImages lists this host's store.
 func (s *localServer) ListImages(ctx context.Context, _ *swarmpb.ListImagesRequest) (*swarmpb.ListImagesResponse, error) {
 	if err := s.node.containerdReady(ctx); err != nil {
