@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/continuity/fs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/worker/runtime"
@@ -25,8 +26,39 @@ type rootfs func(ctx context.Context, look func(root string) error) error
 
 func viewOf(mounts []mount.Mount) rootfs {
 	return func(ctx context.Context, look func(string) error) error {
-		return mount.WithReadonlyTempMount(ctx, mounts, look)
+		var found error // not in the words of a mount's callback
+		err := mount.WithReadonlyTempMount(ctx, mounts, func(root string) error {
+			found = look(root)
+			return found
+		})
+		if found != nil {
+			return found
+		}
+		return err
 	}
+}
+
+// clearViews has views mounted below the run directory, and unmounts those that a killed process has left there.
+func (r *Runtime) clearViews() error {
+	dir := filepath.Join(r.RunDir, "views")
+	if err := mount.SetTempMountLocation(dir); err != nil {
+		return fmt.Errorf("make directory of views: %w", err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("look for views that are left: %w", err)
+	}
+	for _, entry := range entries {
+		view := filepath.Join(dir, entry.Name())
+		err := mount.UnmountAll(view, unix.MNT_DETACH)
+		if err == nil {
+			err = os.Remove(view) // never what is mounted there
+		}
+		if err != nil {
+			r.log.Warn("remove a view that is left", "path", view, "error", err)
+		}
+	}
+	return nil
 }
 
 var propagations = []string{"private", "rprivate", "shared", "rshared", "slave", "rslave"}

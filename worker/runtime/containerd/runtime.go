@@ -148,6 +148,9 @@ func New(c Config) (*Runtime, error) {
 	if err := known.WriteHosts(r.registriesDir()); err != nil {
 		return nil, err
 	}
+	if err := r.clearViews(); err != nil {
+		return nil, err
+	}
 	if r.logger, err = bin.Extract(filepath.Join(c.Dir, "bin")); err != nil {
 		return nil, err
 	}

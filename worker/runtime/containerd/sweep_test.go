@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"golang.org/x/sys/unix"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/worker/runtime"
@@ -97,4 +98,25 @@ func actives(t *testing.T, ctx context.Context, s snapshots.Snapshotter) []strin
 	}
 	slices.Sort(names)
 	return names
+}
+
+func TestNew_KilledWhileItLookedIntoAnImage_ViewIsUnmounted(t *testing.T) {
+	requireRoot(t)
+	dir := t.TempDir()
+	view := filepath.Join(dir, "run", "views", "containerd-mount1")
+	if err := os.MkdirAll(view, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", view, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(view, "file"), []byte("in it"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	config := containerd.Config{Address: filepath.Join(dir, "none.sock"), Dir: filepath.Join(dir, "data"), RunDir: filepath.Join(dir, "run"), CgroupParent: cgroupParent}
+	_, stop := start(t, config)
+	defer stop()
+	if _, err := os.Stat(view); !os.IsNotExist(err) {
+		t.Errorf("the view is left: %v", err)
+	}
 }
