@@ -27,6 +27,7 @@ type fake struct {
 	socket  string
 	control *fakeControl
 	local   *fakeLocal
+	logs    *fakeLogs
 	clock   *fakeClock
 	// terminal is whether swarmctl can draw, and its size.
 	terminal      bool
@@ -44,6 +45,7 @@ func start(t *testing.T, worker bool) *fake {
 	f := &fake{t: t, socket: filepath.Join(t.TempDir(), "s"), clock: newFakeClock()}
 	f.control = &fakeControl{fake: f, cluster: clusterFixture(), nodes: nodeFixtures(), services: serviceFixtures(), tasks: taskFixtures(), watch: map[string][]step{}}
 	f.local = &fakeLocal{info: infoFixture(worker), role: roleWorker}
+	f.logs = &fakeLogs{}
 	listener, err := wire.ListenLocal(f.socket)
 	if err != nil {
 		t.Fatal(err)
@@ -52,6 +54,7 @@ func start(t *testing.T, worker bool) *fake {
 	swarmpb.RegisterLocalServer(server, f.local)
 	if !worker {
 		swarmpb.RegisterControlServer(server, f.control)
+		swarmpb.RegisterLogsServer(server, f.logs)
 	}
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(listener) }()

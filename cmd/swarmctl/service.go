@@ -55,7 +55,7 @@ func modeWord(m *swarmpb.ServiceMode) string {
 
 func (a *app) serviceCommand() *cobra.Command {
 	return group("service", "Create, change and see services",
-		a.serviceCreateCommand(), serviceListCommand(a), a.servicePsCommand(), a.serviceInspectCommand(),
+		a.serviceCreateCommand(), serviceListCommand(a), a.servicePsCommand(), a.serviceInspectCommand(), a.serviceLogsCommand(),
 		a.serviceScaleCommand(), a.serviceUpdateCommand(), a.serviceRemoveCommand())
 }
 
