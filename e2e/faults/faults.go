@@ -243,7 +243,7 @@ func killManager(ctx context.Context, c *measure.Cluster, n int) ([]row, error) 
 func firstWrite(ctx context.Context, c *measure.Cluster, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	request := &swarmpb.CreateServiceRequest{Spec: measure.Service(name, 0), RequestId: swarmpb.NewID()}
+	request := &swarmpb.CreateServiceRequest{Spec: measure.Service(name, 0), RequestId: swarmpb.NewID(), NoResolveImage: true}
 	for {
 		c.Manager().Reconnect()
 		_, err := c.Manager().Control.CreateService(ctx, request)

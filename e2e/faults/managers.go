@@ -109,7 +109,7 @@ type lost struct{ *measure.Host }
 
 // create has the leader itself acknowledge a write.
 func (l lost) create(ctx context.Context, id string) error {
-	_, err := l.Control.CreateService(ctx, &swarmpb.CreateServiceRequest{Spec: measure.Service("before-"+id, 0), RequestId: id})
+	_, err := l.Control.CreateService(ctx, &swarmpb.CreateServiceRequest{Spec: measure.Service("before-"+id, 0), RequestId: id, NoResolveImage: true})
 	return err
 }
 
@@ -231,7 +231,7 @@ func startLoad(ctx context.Context, managers []*measure.Host, leader *measure.Ho
 				}
 				spec := measure.Service(fmt.Sprintf("load-%d", i), 0)
 				spec.Labels = map[string]string{"value": fmt.Sprint(v)}
-				request := &swarmpb.UpdateServiceRequest{Service: spec.GetName(), Spec: spec, RequestId: swarmpb.NewID()}
+				request := &swarmpb.UpdateServiceRequest{Service: spec.GetName(), Spec: spec, RequestId: swarmpb.NewID(), NoResolveImage: true}
 				begun := time.Now()
 				for {
 					_, err := managers[at%len(managers)].Control.UpdateService(ctx, request)

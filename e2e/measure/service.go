@@ -21,14 +21,14 @@ func Service(name string, replicas uint64) *swarmpb.ServiceSpec {
 
 // Create makes a service; it returns once that is written.
 func (c *Cluster) Create(ctx context.Context, spec *swarmpb.ServiceSpec) error {
-	_, err := c.Manager().Control.CreateService(ctx, &swarmpb.CreateServiceRequest{Spec: spec, RequestId: swarmpb.NewID()})
+	_, err := c.Manager().Control.CreateService(ctx, &swarmpb.CreateServiceRequest{Spec: spec, RequestId: swarmpb.NewID(), NoResolveImage: true})
 	return err
 }
 
 // Scale changes a service's replicas; it returns once that is written.
 func (c *Cluster) Scale(ctx context.Context, name string, replicas uint64) error {
 	_, err := c.Manager().Control.UpdateService(ctx, &swarmpb.UpdateServiceRequest{
-		Service: name, Spec: Service(name, replicas), RequestId: swarmpb.NewID(),
+		Service: name, Spec: Service(name, replicas), RequestId: swarmpb.NewID(), NoResolveImage: true,
 	})
 	return err
 }

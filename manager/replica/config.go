@@ -78,9 +78,9 @@ type Tuning struct {
 // DefaultTuning is what was measured to fail over in about a second.
 func DefaultTuning() Tuning {
 	return Tuning{
-		HeartbeatTimeout:  500 * time.Millisecond,
-		ElectionTimeout:   500 * time.Millisecond,
-		LeaderLease:       500 * time.Millisecond,
+		HeartbeatTimeout:  400 * time.Millisecond,
+		ElectionTimeout:   400 * time.Millisecond,
+		LeaderLease:       400 * time.Millisecond,
 		WriteDeadline:     500 * time.Millisecond,
 		ProposeTimeout:    5 * time.Second,
 		SnapshotInterval:  30 * time.Second,
