@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/docker/go-units"
 	"google.golang.org/protobuf/proto"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
@@ -39,6 +40,7 @@ type flight struct {
 	image   runtime.Image
 	err     error
 	waiters int
+	got     runtime.PullProgress
 	cancel  context.CancelCauseFunc
 }
 
@@ -74,7 +76,7 @@ func (p *pulls) join(key pullKey, goer func(func(context.Context)) bool) *flight
 			if abandoned {
 				cancel(context.Canceled)
 			}
-			f.image, f.err = p.pull(ctx, key)
+			f.image, f.err = p.pull(ctx, key, f)
 			p.mu.Lock()
 			p.land(key, f)
 			p.mu.Unlock()
@@ -112,7 +114,7 @@ func (p *pulls) land(key pullKey, f *flight) {
 	}
 }
 
-func (p *pulls) pull(ctx context.Context, key pullKey) (runtime.Image, error) {
+func (p *pulls) pull(ctx context.Context, key pullKey, f *flight) (runtime.Image, error) {
 	select {
 	case p.slots <- struct{}{}:
 		defer func() { <-p.slots }()
@@ -128,6 +130,9 @@ func (p *pulls) pull(ctx context.Context, key pullKey) (runtime.Image, error) {
 		if now != last {
 			last = now
 			stall.Reset(pullStall)
+			p.mu.Lock()
+			f.got = now
+			p.mu.Unlock()
 		}
 	}}
 	if key.auth != "" {
@@ -141,6 +146,16 @@ func (p *pulls) pull(ctx context.Context, key pullKey) (runtime.Image, error) {
 		err = errStalled
 	}
 	return image, err
+}
+
+// progress is how far the pull of a key is; zero while nothing is known.
+func (p *pulls) progress(key pullKey) runtime.PullProgress {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if f, ok := p.flight[key]; ok {
+		return f.got
+	}
+	return runtime.PullProgress{}
 }
 
 // unsealed is a template as it may be written to disk: without credentials.
@@ -171,7 +186,7 @@ func (f *fleet) pullOf(t *task, spec runtime.Spec) pullKey {
 func (f *fleet) pull(wait context.Context, t *task, key pullKey) (runtime.Image, error) {
 	pause := backoff{min: f.cfg.Limits.RetryMin, max: f.cfg.Limits.RetryMax}
 	for until := time.Now().Add(f.cfg.Limits.PullFor); ; {
-		image, err := f.pulls.get(wait, key, f.spawn)
+		image, err := f.pullShown(wait, t, key)
 		if err == nil || wait.Err() != nil {
 			return image, err
 		}
@@ -185,4 +200,30 @@ func (f *fleet) pull(wait context.Context, t *task, key pullKey) (runtime.Image,
 		f.sayTrouble(t, text)
 		sleep(wait, pause.next(nil))
 	}
+}
+
+// Bounds of the pause between two words about a pull: a long one is told of less often, as each goes into the log of
+// all managers.
+const (
+	progressMin = time.Second
+	progressMax = 10 * time.Second
+)
+
+// pullShown pulls once, and tells meanwhile how far it is.
+func (f *fleet) pullShown(wait context.Context, t *task, key pullKey) (runtime.Image, error) {
+	ctx, cancel := context.WithCancel(wait)
+	var telling sync.WaitGroup
+	telling.Go(func() {
+		var told runtime.PullProgress
+		for began := time.Now(); sleep(ctx, min(max(progressMin, time.Since(began)/10), progressMax)); {
+			if now := f.pulls.progress(key); now != told && now.Total > 0 {
+				told = now
+				f.say(t, fmt.Sprintf("pulling %s: %s of %s", key.image, units.HumanSize(float64(now.Done)), units.HumanSize(float64(now.Total))), "")
+			}
+		}
+	})
+	image, err := f.pulls.get(wait, key, f.spawn)
+	cancel()
+	telling.Wait() // nothing is said of a pull that is over
+	return image, err
 }

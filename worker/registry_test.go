@@ -2,6 +2,8 @@ package worker
 
 import (
 	"bytes"
+	"context"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
@@ -11,6 +13,9 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/worker/network/networktest"
+	"github.com/swarmd/swarmd/worker/runtime"
+	"github.com/swarmd/swarmd/worker/runtime/runtimetest"
 )
 
 func TestAgent_RegistryAuth_IsPulledWithAndNeverWritten(t *testing.T) {
@@ -60,5 +65,57 @@ func TestAgent_RegistryAuth_IsPulledWithAndNeverWritten(t *testing.T) {
 			t.Error(err)
 		}
 		h.start()
+	})
+}
+
+// slowRegistry gives a megabyte every 300 ms.
+type slowRegistry struct {
+	*runtimetest.Fake
+	size int64
+}
+
+func (s slowRegistry) Pull(ctx context.Context, req runtime.PullRequest) (runtime.Image, error) {
+	for done := int64(0); done < s.size; done++ {
+		if !sleep(ctx, 300*time.Millisecond) {
+			return runtime.Image{}, ctx.Err()
+		}
+		req.Progress(runtime.PullProgress{Done: done * 1_000_000, Total: s.size * 1_000_000})
+	}
+	return s.Fake.Pull(ctx, req)
+}
+
+func TestAgent_SlowPull_IsToldAtMostOnceASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake := runtimetest.NewFake(runtimetest.FakeConfig{})
+		cfg := Config{NodeID: "n", Dir: t.TempDir(), Runtime: slowRegistry{fake, 40}, Network: &networktest.Fake{}, Logger: slog.New(slog.DiscardHandler)}
+		cfg.Limits = cfg.Limits.withDefaults()
+		issues := newProblems()
+		f := newFleet(cfg, newDB(cfg.Dir, cfg.Logger, issues), newReporter(cfg.Limits, cfg.Logger, issues), issues)
+		f.ctx = t.Context()
+		tk := &task{id: "a", assigned: &swarmpb.AssignedTask{Id: "a"}, status: &swarmpb.TaskStatus{TaskId: "a", State: swarmpb.TaskState_TASK_STATE_PREPARING}}
+		messages, over := map[string]time.Duration{}, make(chan struct{})
+		began := time.Now()
+		go func() {
+			defer close(over)
+			if _, err := f.pull(t.Context(), tk, pullKey{image: "big:v1"}); err != nil {
+				t.Error(err)
+			}
+		}()
+		for watching := true; watching; {
+			select {
+			case <-over:
+				watching = false
+			case <-time.After(10 * time.Millisecond):
+			}
+			_, _, status := f.look(tk)
+			if m := status.GetMessage(); m != "" {
+				if _, seen := messages[m]; !seen {
+					messages[m] = time.Since(began)
+				}
+			}
+		}
+		if _, ok := messages["pulling big:v1: 2MB of 40MB"]; !ok || len(messages) < 5 || len(messages) > 12 {
+			t.Errorf("told in 12 s: %v", messages)
+		}
 	})
 }

@@ -174,7 +174,7 @@ func (s *story) service() error {
 			return err
 		}
 	}
-	if _, err := s.ctl(hosts[0], "service", "create", "--name", "web", "--replicas", "3", "--publish", "mode=host,published=8080,target=80",
+	if _, err := s.ctl(hosts[0], "service", "create", "--name", "web", "--replicas", "3", "--no-resolve-image", "--publish", "mode=host,published=8080,target=80",
 		"--env", "TASK={{.Task.Name}}", "--env", "NODE={{.Node.Hostname}}", "whoami:v1"); err != nil {
 		return err
 	}

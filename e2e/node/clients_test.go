@@ -37,7 +37,7 @@ func register(i int) string { return fmt.Sprintf("register-%d", i) }
 func newClients(t *testing.T, c *cluster, managers ...int) *clients {
 	t.Helper()
 	for i := range registers {
-		c.ok(t, c.via, "service", "create", "--detach", "--replicas", "0", "--name", register(i), "whoami:v1")
+		c.ok(t, c.via, "service", "create", "--detach", "--no-resolve-image", "--replicas", "0", "--name", register(i), "whoami:v1")
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	x := &clients{history: history.New(), cancel: cancel}

@@ -279,7 +279,7 @@ func TestManagers_MajorityIsLost(t *testing.T) {
 		var names []string
 		for i := range 5 {
 			name := fmt.Sprintf("acked-%d", i)
-			c.ok(t, 1+i%3, "service", "create", "--detach", "--replicas", "0", "--name", name, "whoami:v1")
+			c.ok(t, 1+i%3, "service", "create", "--detach", "--no-resolve-image", "--replicas", "0", "--name", name, "whoami:v1")
 			names = append(names, name)
 		}
 		for i := 1; i <= 3; i++ {

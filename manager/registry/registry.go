@@ -23,8 +23,10 @@ import (
 const (
 	// DefaultTimeout is how long a registry, with its mirrors, has to answer.
 	DefaultTimeout = 3 * time.Second
-	// silentFor is how long a registry that did not answer in that time is not asked again.
-	silentFor = 15 * time.Second
+	// minSilent is how long a registry that did not answer in that time is not asked again, twice as long after each
+	// further time, up to maxSilence: a cluster without a way to its registry does not wait for it at every turn.
+	minSilent  = 15 * time.Second
+	maxSilence = 4 * time.Minute
 	// maxAtOnce bounds the questions under way; who comes later waits for a place, within the same time.
 	maxAtOnce = 32
 	maxSilent = 256
@@ -45,7 +47,13 @@ type Resolver struct {
 	places chan struct{}
 
 	mu     sync.Mutex
-	silent map[string]time.Time // by registry, until when
+	silent map[string]silence // by registry
+}
+
+// silence of a registry: for how long it is not asked.
+type silence struct {
+	until time.Time
+	pause time.Duration
 }
 
 // New makes a Resolver.
@@ -53,7 +61,7 @@ func New(cfg Config) *Resolver {
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = DefaultTimeout
 	}
-	return &Resolver{cfg: cfg, places: make(chan struct{}, maxAtOnce), silent: map[string]time.Time{}}
+	return &Resolver{cfg: cfg, places: make(chan struct{}, maxAtOnce), silent: map[string]silence{}}
 }
 
 // Resolve returns the digest (sha256:...) of the manifest or index that the image's reference stands for now. A
@@ -75,6 +83,7 @@ func (r *Resolver) Resolve(ctx context.Context, image string, auth *swarmpb.Regi
 	digest, err := r.ask(asked, ref.String(), auth)
 	switch {
 	case err == nil:
+		r.setHeard(host)
 		return digest, nil
 	case ctx.Err() != nil:
 		return "", ctx.Err()
@@ -82,6 +91,7 @@ func (r *Resolver) Resolve(ctx context.Context, image string, auth *swarmpb.Regi
 		r.setSilent(host)
 		return "", fmt.Errorf("registry %s has not answered within %s", host, r.cfg.Timeout)
 	}
+	r.setHeard(host)
 	return "", registries.Explain(host, registries.User(auth, host), err)
 }
 
@@ -113,14 +123,21 @@ func (r *Resolver) ask(ctx context.Context, ref string, auth *swarmpb.RegistryAu
 func (r *Resolver) isSilent(host string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return time.Now().Before(r.silent[host])
+	return time.Now().Before(r.silent[host].until)
 }
 
 func (r *Resolver) setSilent(host string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	pause := min(max(minSilent, 2*r.silent[host].pause), maxSilence)
 	if len(r.silent) >= maxSilent {
 		clear(r.silent)
 	}
-	r.silent[host] = time.Now().Add(silentFor)
+	r.silent[host] = silence{time.Now().Add(pause), pause}
+}
+
+func (r *Resolver) setHeard(host string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.silent, host)
 }

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -177,6 +178,29 @@ func TestResolve_ASilentRegistry_IsWaitedForOnce(t *testing.T) {
 		t.Errorf("it was asked %d times, want once", n)
 	}
 	server.CloseClientConnections()
+}
+
+func TestSilence_OfARegistry_GrowsUntilItIsHeard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := New(Config{})
+		for _, want := range []time.Duration{15 * time.Second, 30 * time.Second, time.Minute, 2 * time.Minute, 4 * time.Minute, 4 * time.Minute} {
+			r.setSilent("a.local")
+			time.Sleep(want - time.Millisecond)
+			if !r.isSilent("a.local") {
+				t.Errorf("it is asked before %s are over", want)
+			}
+			time.Sleep(2 * time.Millisecond)
+			if r.isSilent("a.local") {
+				t.Errorf("it is not asked after %s", want)
+			}
+		}
+		r.setHeard("a.local")
+		r.setSilent("a.local")
+		time.Sleep(minSilent + time.Millisecond)
+		if r.isSilent("a.local") {
+			t.Error("an answer does not end the long pauses")
+		}
+	})
 }
 
 func TestResolve_NoRegistryThere_SaysSoAtOnce(t *testing.T) {
