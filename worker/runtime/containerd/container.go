@@ -330,6 +330,7 @@ func (r *Runtime) sweep(ctx context.Context) {
 			r.log.Warn("remove what a crash has left", "task", id, "error", err)
 		}
 	}
+	r.sweepPins(ctx)
 	if err := r.adopt(ctx); err != nil && ctx.Err() == nil {
 		r.log.Warn("find running containers", "error", err)
 	}

@@ -70,10 +70,12 @@ func (r *Runtime) watch(id string) *monitor {
 
 // follow waits for the end, keeps it in the container's state, tells the waiters and lets the shim go.
 func (r *Runtime) follow(id string, m *monitor) {
+	r.pin(r.ctx, id)
 	exit, ok := r.awaitExit(id)
 	if !ok {
 		return
 	}
+	defer r.unpin(r.ctx, id)
 	exit.OOMKilled = r.oomKilled(id)
 	if !r.keepExit(id, m, exit) {
 		return

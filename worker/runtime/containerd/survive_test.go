@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
@@ -181,6 +183,43 @@ func TestContainerd_Away_ExitsAreNotLost(t *testing.T) {
 		t.Fatalf("the waiter was told %+v, want code 137", exit)
 	}
 	h.wantExit("ends", 137)
+}
+
+// What ends while containerd is starting is in no record that is read before: its shim is pinned.
+func TestContainerd_AwayAndExitNotRecorded_ExitIsNotLostAndNoPinIsLeft(t *testing.T) {
+	h := newHost(t)
+	config := h.config
+	config.ExitDir = "" // as if it had ended after the bundles were read
+	config.Dir, config.RunDir = t.TempDir(), t.TempDir()
+	h.runtime, _ = open(t, config)
+	pid := h.run("ends", "sleep")
+	pins, err := client.New(h.daemon.child.Address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pins.Close()
+	ours := namespaces.WithNamespace(h.ctx, containerd.Namespace)
+	h.eventually("its shim is pinned", func() bool {
+		_, err := pins.SandboxStore().Get(ours, "ends")
+		return err == nil
+	})
+	if err := h.daemon.child.StopChild(h.ctx); err != nil {
+		t.Fatal(err)
+	}
+	h.daemon.stop()
+	<-h.daemon.ended
+	if err := unix.Kill(int(pid), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	h.eventually("the process is gone", func() bool { return zombie(pid) })
+	if err := h.daemon.startAgain(); err != nil {
+		t.Fatal(err)
+	}
+	h.wantExit("ends", 137)
+	h.eventually("no pin is left", func() bool {
+		left, err := pins.SandboxStore().List(ours)
+		return err == nil && len(left) == 0
+	})
 }
 
 // A kill between containerd's start and our record of it must not make a task's process a second time.
