@@ -1,0 +1,264 @@
+package node_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// say has a task's process write lines, as if by itself: fd is 1 or 2.
+func (c *cluster) say(t *testing.T, x task, fd int, lines ...string) {
+	t.Helper()
+	f, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/%d", c.pid(t, x), fd), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString(strings.Join(lines, "\n") + "\n"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// tap is a swarmctl under way and what it has printed.
+type tap struct {
+	cmd  *exec.Cmd
+	done chan struct{}
+	mu   sync.Mutex
+	out  map[*tapEnd]*bytes.Buffer
+	ends [2]*tapEnd
+}
+
+type tapEnd struct{ tap *tap }
+
+func (e *tapEnd) Write(p []byte) (int, error) {
+	e.tap.mu.Lock()
+	defer e.tap.mu.Unlock()
+	return e.tap.out[e].Write(p)
+}
+
+// printed are the whole lines of standard output, or standard error.
+func (x *tap) printed(stderr bool) []string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	end := x.ends[0]
+	if stderr {
+		end = x.ends[1]
+	}
+	var out []string
+	for line := range strings.Lines(x.out[end].String()) {
+		out = append(out, strings.TrimSpace(line))
+	}
+	return out
+}
+
+// tap runs swarmctl in the background, until the test ends.
+func (c *cluster) tap(t *testing.T, host int, args ...string) *tap {
+	t.Helper()
+	x := &tap{done: make(chan struct{}), out: map[*tapEnd]*bytes.Buffer{}}
+	for i := range x.ends {
+		x.ends[i] = &tapEnd{x}
+		x.out[x.ends[i]] = &bytes.Buffer{}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	x.cmd = exec.CommandContext(ctx, artifact(t, "bin/swarmctl"), append([]string{"--host", "unix://" + c.host(host).Socket()}, args...)...)
+	x.cmd.Stdout, x.cmd.Stderr = x.ends[0], x.ends[1]
+	if err := x.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(x.done)
+		_ = x.cmd.Wait()
+	}()
+	t.Cleanup(func() { cancel(); <-x.done })
+	return x
+}
+
+// wants waits until the tap has printed exactly the lines with that prefix, in that order.
+func (x *tap) wants(t *testing.T, prefix string, want []string) {
+	t.Helper()
+	until(t, func() error {
+		var got []string
+		for _, line := range x.printed(false) {
+			if name, text, ok := strings.Cut(line, "| "); ok && strings.TrimSpace(name) == prefix {
+				got = append(got, text)
+			}
+		}
+		if !slices.Equal(got, want) {
+			return fmt.Errorf("lines of %s are %q, want %q; on standard error %q", prefix, got, want, x.printed(true))
+		}
+		return nil
+	})
+}
+
+// tells waits until the tap has printed a line with all the words on standard error.
+func (x *tap) tells(t *testing.T, words ...string) {
+	t.Helper()
+	until(t, func() error {
+		for _, line := range x.printed(true) {
+			if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
+				return nil
+			}
+		}
+		return fmt.Errorf("no line with %q on standard error: %q", words, x.printed(true))
+	})
+}
+
+func label(x task) string { return x.Name + "@" + x.Node }
+
+func TestLogs_OfTasksOnAllHosts(t *testing.T) {
+	t.Parallel()
+	c := newManagers(t, 3, 1, nil)
+	tasks := c.create(t, "web", 4)
+	on := map[string]task{}
+	for _, x := range tasks {
+		on[x.Node] = x
+	}
+	if len(on) != 4 {
+		t.Fatalf("replicas are not one on each host:\n%s", describe(tasks))
+	}
+	said := map[string][]string{}
+	say := func(t *testing.T, x task, text string) {
+		t.Helper()
+		c.say(t, x, 1, text)
+		said[label(x)] = append(said[label(x)], text)
+	}
+	t.Run("FromAnyManager_EachTaskIsThere_ByTime", func(t *testing.T) {
+		for i := range 8 {
+			say(t, tasks[i%4], fmt.Sprintf("line %d", i))
+			time.Sleep(20 * time.Millisecond) // the loggers take the time; this orders them
+		}
+		for host := 1; host <= 3; host++ {
+			until(t, func() error {
+				out, errs, code := c.ctl(host, "service", "logs", "web")
+				var texts []string
+				for line := range strings.Lines(out) {
+					_, text, _ := strings.Cut(strings.TrimSpace(line), "| ")
+					texts = append(texts, text)
+				}
+				if want := []string{"line 0", "line 1", "line 2", "line 3", "line 4", "line 5", "line 6", "line 7"}; code != 0 || !slices.Equal(texts, want) {
+					return fmt.Errorf("through %s: exit %d\n%s%s", c.host(host).Name, code, out, errs)
+				}
+				if n := strings.Count(errs, "listens on"); n != 4 {
+					return fmt.Errorf("%d tasks wrote that they listen, want 4:\n%s", n, errs)
+				}
+				return nil
+			})
+		}
+	})
+	t.Run("TailSinceRawAndTask_GiveWhatIsAsked", func(t *testing.T) {
+		x := tasks[0]
+		if out := c.ok(t, 2, "service", "logs", "--raw", "--tail", "1", x.Name); out != "line 4\n" {
+			t.Errorf("the last line is %q", out)
+		}
+		if out := c.ok(t, 2, "service", "logs", "--since", "1h", "-t", x.ID); strings.Count(out, "\n") != 2 || !strings.HasPrefix(out, "20") {
+			t.Errorf("since an hour: %q", out)
+		}
+		future := time.Now().Add(time.Hour).UTC().Format(time.RFC3339)
+		if out := c.ok(t, 2, "service", "logs", "--since", future, "web"); out != "" {
+			t.Errorf("since the future: %q", out)
+		}
+		c.refused(t, 2, []string{"nope", "no such service and no such task"}, "service", "logs", "nope")
+		c.refused(t, 4, []string{"manager"}, "service", "logs", "web")
+	})
+	t.Run("TaskHasEnded_ItsLogsAreThere", func(t *testing.T) {
+		x := on["node-2"]
+		c.signal(t, c.pid(t, x), syscall.SIGKILL)
+		until(t, func() error {
+			if now := c.running(t, "web"); len(now) != 4 || slices.ContainsFunc(now, func(y task) bool { return y.ID == x.ID }) {
+				return errors.New("it has not been replaced:\n" + describe(c.tasks(t, "web")))
+			}
+			return nil
+		})
+		if out := c.ok(t, 1, "service", "logs", "--raw", x.ID); strings.Count(out, "line") != 2 {
+			t.Errorf("the logs of a task that was killed are %q", out)
+		}
+	})
+	t.Run("Followed_HostsAreLostAndComeBack_NothingIsMissedOrTwice", func(t *testing.T) { logsFollowed(t, c) })
+}
+
+func logsFollowed(t *testing.T, c *cluster) {
+	tasks := c.create(t, "talk", 4)
+	on := map[string]task{}
+	for _, x := range tasks {
+		on[x.Node] = x
+	}
+	if len(on) != 4 {
+		t.Fatalf("replicas are not one on each host:\n%s", describe(tasks))
+	}
+	followed := c.tap(t, 1, "service", "logs", "-f", "talk")
+	said := map[string][]string{}
+	say := func(hosts ...string) {
+		t.Helper()
+		for _, h := range hosts {
+			text := fmt.Sprintf("%s says %d", h, len(said[h]))
+			c.say(t, on[h], 1, text)
+			said[h] = append(said[h], text)
+		}
+		for _, h := range hosts {
+			followed.wants(t, label(on[h]), said[h])
+		}
+	}
+	say("node-1", "node-2", "node-3", "node-4")
+
+	// What is written while a host's swarmd is gone is there when it is back.
+	if err := c.host(2).KillSwarmd(); err != nil {
+		t.Fatal(err)
+	}
+	c.say(t, on["node-2"], 1, "alone")
+	said["node-2"] = append(said["node-2"], "alone")
+	followed.tells(t, "node-2", "no answer")
+	if err := c.restart(2); err != nil {
+		t.Fatal(err)
+	}
+	say("node-1", "node-2")
+
+	if err := c.host(3).Pause(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.host(4).PowerOff(); err != nil {
+		t.Fatal(err)
+	}
+	say("node-1")
+	followed.tells(t, "node-3", "no answer", "missing from here on")
+	followed.tells(t, "node-4", "no answer", "missing from here on")
+	say("node-1", "node-2")
+	// What the lost replicas are replaced by appears by itself.
+	until(t, func() error {
+		n := 0
+		for _, line := range followed.printed(true) {
+			if strings.Contains(line, "listens on") {
+				n++
+			}
+		}
+		if n < 5 {
+			return fmt.Errorf("%d tasks have said that they listen, want one more than 4: %q", n, followed.printed(true))
+		}
+		return nil
+	})
+	if err := c.host(3).Resume(); err != nil {
+		t.Fatal(err)
+	}
+	followed.tells(t, "node-3", "answers again")
+	say("node-1", "node-2")
+	select {
+	case <-followed.done:
+		t.Errorf("it has ended: %q", followed.printed(true))
+	default:
+	}
+	if err := followed.cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	<-followed.done
+	if code := followed.cmd.ProcessState.ExitCode(); code != 130 {
+		t.Errorf("exit %d, want 130", code)
+	}
+}
