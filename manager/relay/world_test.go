@@ -25,7 +25,7 @@ import (
 
 // world is managers with one store, and nodes that serve them, on connections in memory.
 type world struct {
-	t       *testing.T
+	t       testing.TB
 	store   *store.Store
 	local   *store.LocalProposer
 	service string
@@ -40,7 +40,7 @@ type testManager struct {
 	listener *bufconn.Listener
 }
 
-func newWorld(t *testing.T, managers ...string) *world {
+func newWorld(t testing.TB, managers ...string) *world {
 	st := store.New()
 	w := &world{t: t, store: st, local: store.NewLocalProposer(st), managers: map[string]*testManager{}}
 	w.put(&swarmpb.Row{Row: &swarmpb.Row_Cluster{Cluster: &swarmpb.Cluster{Id: "c1", Spec: &swarmpb.ClusterSpec{}}}})
@@ -404,7 +404,7 @@ func (u *user) has() (lines, notices []string) {
 }
 
 // until waits in virtual time.
-func until(t *testing.T, cond func() bool) {
+func until(t testing.TB, cond func() bool) {
 	t.Helper()
 	for range 6000 {
 		if cond() {
