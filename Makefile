@@ -95,6 +95,10 @@ bench: setup build image ## the benchmarks behind docs/performance.md
 bench-faults: setup build image ## times from a fault to its repair, on real hosts: median and worst of RUNS (default 20)
 	go run ./e2e/faults -runs $${RUNS:-20}
 
+.PHONY: soak
+soak: setup build image ## a worker's daemons killed CYCLES times (default 100; containerd half as often) under 20 containers
+	CYCLES=$${CYCLES:-100} go test -count=1 -timeout 0 -v -run 'TestWorker_DaemonsKilledAgainAndAgain' ./e2e/node
+
 .PHONY: clean
 clean: ## remove what was built
 	rm -rf bin build

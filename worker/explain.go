@@ -25,6 +25,8 @@ func explainExit(exit runtime.Exit) string {
 	switch {
 	case exit.OOMKilled:
 		return "out of memory"
+	case exit.Reason != "":
+		return exit.Reason
 	case exit.Unknown:
 		return "it ended while nobody watched; its exit code is not known"
 	case exit.Code == 0:

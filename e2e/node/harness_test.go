@@ -69,6 +69,12 @@ func newHosts(t *testing.T, hosts int, flags ...string) *cluster {
 // newBareHosts makes hosts that run nothing.
 func newBareHosts(t *testing.T, hosts int, flags ...string) *cluster {
 	t.Helper()
+	return newHostsOf(t, hosts, artifact(t, "bin/swarmd"), flags...)
+}
+
+// newHostsOf makes hosts that run nothing, for a swarmd at a path.
+func newHostsOf(t *testing.T, hosts int, swarmd string, flags ...string) *cluster {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("namespaces and containers need root")
 	}
@@ -81,7 +87,7 @@ func newBareHosts(t *testing.T, hosts int, flags ...string) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := lab.New(lab.Config{Dir: dir, Hosts: hosts, Swarmd: artifact(t, "bin/swarmd")})
+	l, err := lab.New(lab.Config{Dir: dir, Hosts: hosts, Swarmd: swarmd})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,6 +116,13 @@ func newBareHosts(t *testing.T, hosts int, flags ...string) *cluster {
 func newCluster(t *testing.T, hosts int, flags ...string) *cluster {
 	t.Helper()
 	c := newHosts(t, hosts, flags...)
+	c.form(t, hosts)
+	return c
+}
+
+// form makes a cluster of hosts that run swarmd: a manager and workers, the demo image on each.
+func (c *cluster) form(t *testing.T, hosts int) {
+	t.Helper()
 	c.ok(t, 1, "init", "--advertise-addr", c.addr(1))
 	for i := 2; i <= hosts; i++ {
 		c.join(t, i)
@@ -118,7 +131,6 @@ func newCluster(t *testing.T, hosts int, flags ...string) *cluster {
 		c.load(t, i)
 	}
 	c.nodesReady(t, hosts)
-	return c
 }
 
 func (c *cluster) join(t *testing.T, host int) {

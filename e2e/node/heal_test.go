@@ -129,6 +129,7 @@ func TestHosts_ThatFail(t *testing.T) {
 		}
 		c.start(h)
 		back(t, c)
+		clean(t, h)
 	})
 	t.Run("CutFromTheNetwork_ReplicasRunElsewhere_SupersededOnesStopOnceItIsBack", func(t *testing.T) {
 		h := c.host(2)
@@ -155,6 +156,18 @@ func TestHosts_ThatFail(t *testing.T) {
 			t.Fatal(err)
 		}
 		back(t, c)
+	})
+}
+
+// clean waits until a host has exactly what its containers need: nothing of those that a power cut ended is left.
+func clean(t *testing.T, h *lab.Host) {
+	t.Helper()
+	until(t, func() error {
+		v := inventoryOf(t, h)
+		if v.shims != v.containers || v.namespaces != v.containers || v.records != v.containers {
+			return fmt.Errorf("%s has %+v", h.Name, v)
+		}
+		return nil
 	})
 }
 

@@ -61,6 +61,8 @@ type Image struct {
 	Digest    string // of the manifest or index, sha256:...
 	Size      int64  // bytes, unpacked content in the store
 	CreatedAt time.Time
+	// Loaded out of an archive: no registry may have it.
+	Loaded bool
 }
 
 // Spec is everything that a container is made from.
@@ -98,6 +100,8 @@ type Exit struct {
 	OOMKilled bool
 	// Unknown: it ended while nobody watched and its code could not be read.
 	Unknown bool
+	// Reason in one line, where more is known than the code says; else empty.
+	Reason string
 }
 
 // Info describes the runtime.

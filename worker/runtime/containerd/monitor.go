@@ -77,6 +77,9 @@ func (r *Runtime) follow(id string, m *monitor) {
 	}
 	defer r.unpin(r.ctx, id)
 	exit.OOMKilled = r.oomKilled(id)
+	if young := m.young.Load(); young != nil {
+		exit.Reason = r.reasonOf(id, exit, young.since)
+	}
 	if !r.keepExit(id, m, exit) {
 		return
 	}

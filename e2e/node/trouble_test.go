@@ -1,0 +1,179 @@
+package node_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/swarmd/swarmd/e2e/image"
+)
+
+// loadTrouble builds the image trouble:v1 around e2e/trouble and loads it on hosts. It also has a file that is no program.
+func (c *cluster) loadTrouble(t *testing.T, hosts ...int) {
+	t.Helper()
+	dir := t.TempDir()
+	binary, archive := filepath.Join(dir, "trouble"), filepath.Join(dir, "trouble.tar")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", binary, "../trouble")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build e2e/trouble: %v\n%s", err, out)
+	}
+	built, err := image.Build(image.Spec{
+		Files: []image.File{
+			{Path: "/trouble", Source: binary, Mode: 0o755},
+			{Path: "/garbage", Content: []byte("\x7fELF, but no more than that"), Mode: 0o755},
+			{Path: "/etc/passwd", Content: []byte("root:x:0:0:root:/:/trouble\n")},
+		},
+		Config: v1.Config{Entrypoint: []string{"/trouble"}, Cmd: []string{"sleep"}, Env: []string{"PATH=/"}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := image.WriteArchive(archive, map[string]v1.Image{"docker.io/library/trouble:v1": built}); err != nil {
+		t.Fatal(err)
+	}
+	for _, host := range hosts {
+		c.ok(t, host, "image", "load", archive)
+	}
+}
+
+// inspected is what `task inspect` says of a task's container.
+type inspected struct {
+	Status struct {
+		State, Message, Error string
+		Container             struct {
+			ExitCode, LocalRestarts int
+			LocalExitCodes          []int
+			OomKilled               bool
+			FinishedAt              string
+		}
+	}
+}
+
+func (c *cluster) inspectTask(t *testing.T, id string) inspected {
+	t.Helper()
+	out := c.ok(t, c.via, "task", "inspect", id)
+	var all []struct{ inspected }
+	if err := json.Unmarshal([]byte(out), &all); err != nil || len(all) != 1 {
+		t.Fatalf("task inspect: %v\n%s", err, out)
+	}
+	return all[0].inspected
+}
+
+func TestContainers_ThatMakeTrouble_AreContainedAndToldInOneLine(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1)
+	c.loadTrouble(t, 1)
+	c.create(t, "good", 1, "-p", "mode=host,published=8080,target=80")
+	good := c.pids()
+	for _, test := range []struct {
+		name  string
+		flags []string
+		args  []string
+		state string
+		error string
+		code  int // -1 = it never ran
+	}{
+		{"fork-bomb", []string{"--limit-pids", "60"}, []string{"bomb"}, "failed", "exit code 42", 42},
+		{"memory-hog", []string{"--limit-memory", "32M"}, []string{"hog"}, "failed", "out of memory", 137},
+		{"exit-code", nil, []string{"exit", "9"}, "failed", "exit code 9", 9},
+		{"exec-format", []string{"--entrypoint", "/garbage"}, nil, "failed", "exec format error", 1},
+		{"no-entrypoint", []string{"--entrypoint", "/nothing"}, nil, "rejected", "/nothing is not in the image", -1},
+		{"no-user", []string{"--user", "stranger"}, nil, "rejected", "stranger", -1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			args := append([]string{"service", "create", "--detach", "--name", test.name, "--restart-condition", "none"}, test.flags...)
+			c.ok(t, 1, append(append(args, "trouble:v1"), test.args...)...)
+			var x task
+			until(t, func() error {
+				tasks := c.tasks(t, test.name)
+				if len(tasks) != 1 || tasks[0].State != test.state {
+					return fmt.Errorf("want one task that is %s:\n%s", test.state, describe(tasks))
+				}
+				x = tasks[0]
+				return nil
+			})
+			if !strings.Contains(x.Error, test.error) || strings.Contains(x.Error, "\n") || x.Node != "node-1" {
+				t.Errorf("on %q the error is %q, want one line with %q", x.Node, x.Error, test.error)
+			}
+			if code := x.ExitCode; (test.code >= 0) != (code != nil) || code != nil && *code != test.code {
+				t.Errorf("exit code %v, want %d", code, test.code)
+			}
+			ps := c.ok(t, 1, "service", "ps", "--no-trunc", test.name)
+			if n := len(lines(ps)); n != 2 || !strings.Contains(ps, test.error) || !strings.Contains(ps, test.state) {
+				t.Errorf("service ps says in %d lines:\n%s", n, ps)
+			}
+			c.remove(t, test.name)
+			until(t, func() error {
+				if now := c.pids(); len(now) != len(good) {
+					return fmt.Errorf("containers %v, want %v", now, good)
+				}
+				return nil
+			})
+		})
+	}
+	t.Run("killed", func(t *testing.T) {
+		c.ok(t, 1, "service", "create", "--name", "deaf", "--stop-grace-period", "1s", "trouble:v1", "deaf")
+		x := c.runningAre(t, "deaf", 1)[0]
+		c.ok(t, 1, "service", "scale", "deaf=0")
+		until(t, func() error {
+			for _, now := range c.tasks(t, "deaf") {
+				if now.ID == x.ID && now.State == "shutdown" && now.ExitCode != nil && *now.ExitCode == 137 {
+					return nil
+				}
+			}
+			if len(c.tasks(t, "deaf")) == 0 && len(c.pids()) == len(good) {
+				return nil // its history is gone with its slot
+			}
+			return fmt.Errorf("want it killed after its grace period:\n%s", describe(c.tasks(t, "deaf")))
+		})
+		c.remove(t, "deaf")
+	})
+	c.get(t, fmt.Sprintf("http://%s:8080/", c.addr(1)))
+	if now := c.runningAre(t, "good", 1); len(now) != 1 || fmt.Sprint(c.pids()) != fmt.Sprint(good) {
+		t.Errorf("the good service had processes %v, has %v", good, c.pids())
+	}
+}
+
+func TestProtection_FromTheOOMKiller_DaemonsHaveItAndContainersDoNot(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1)
+	c.create(t, "web", 2)
+	h := c.host(1)
+	if err := protected(); err != nil {
+		t.Skip("this machine's root may not lower OOM scores:", err)
+	}
+	score := func(pid int) string {
+		body, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid))
+		if err != nil {
+			t.Error(err)
+		}
+		return strings.TrimSpace(string(body))
+	}
+	for name, want := range map[string][]string{"swarmd": {"-500", "-998"}, "containerd": {"-999"}} { // swarmd is also the shims
+		for _, pid := range h.Processes(name) {
+			if !slices.Contains(want, score(pid)) {
+				t.Errorf("process %d, %s, has the score %s", pid, name, score(pid))
+			}
+		}
+	}
+	for id, pids := range c.pids() {
+		for _, pid := range pids {
+			if got := score(pid); got != "0" {
+				t.Errorf("process %d of task %s has the score %s", pid, id, got)
+			}
+		}
+	}
+}
+
+// protected lowers the score of a process of its own, as swarmd does.
+func protected() error {
+	return exec.Command("/bin/sh", "-c", "echo -500 > /proc/self/oom_score_adj").Run()
+}
