@@ -1,6 +1,7 @@
 package node_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -261,4 +263,99 @@ func logsFollowed(t *testing.T, c *cluster) {
 	if code := followed.cmd.ProcessState.ExitCode(); code != 130 {
 		t.Errorf("exit %d, want 130", code)
 	}
+}
+
+// TestLogs_Flood: what a task writes at 30 MB/s over many rotations arrives whole at a user on another host.
+func TestLogs_Flood(t *testing.T) {
+	c := newCluster(t, 2)
+	x := c.create(t, "flood", 1, "--constraint", "node.role==worker")[0]
+	const (
+		lineBytes = 100
+		perTick   = 3000 // 300 KB in 10 ms
+		lines     = 2_000_000
+		first     = 1_000_000_000 // ten digits
+	)
+	cmd := exec.CommandContext(t.Context(), artifact(t, "bin/swarmctl"), "--host", "unix://"+c.host(1).Socket(), "service", "logs", "-f", "--raw", x.ID)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/1", c.pid(t, x)), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdout.Close()
+	began := time.Now()
+	written := make(chan error, 1)
+	go func() {
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		pad := strings.Repeat("x", lineBytes-11) + "\n"
+		var chunk bytes.Buffer
+		for n := 0; n < lines; {
+			<-tick.C
+			chunk.Reset()
+			for range min(perTick, lines-n) {
+				chunk.Write(strconv.AppendInt(nil, int64(first+n), 10))
+				chunk.WriteString(pad)
+				n++
+			}
+			if _, err := stdout.Write(chunk.Bytes()); err != nil {
+				written <- err
+				return
+			}
+		}
+		t.Logf("wrote %d MB in %s", lines*lineBytes/1_000_000, time.Since(began).Round(time.Millisecond))
+		written <- nil
+	}()
+	scanner := bufio.NewScanner(out)
+	for n := range lines {
+		if !scanner.Scan() {
+			t.Fatalf("it ended after %d lines: %v %s", n, scanner.Err(), errs.String())
+		}
+		want := strconv.AppendInt(nil, int64(first+n), 10)
+		if got := scanner.Bytes(); len(got) != lineBytes-1 || !bytes.HasPrefix(got, want) {
+			t.Fatalf("line %d is %.20q, want %s; on standard error: %s", n, got, want, errs.String())
+		}
+	}
+	took := time.Since(began)
+	if err := <-written; err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("read %d MB in %s: %.1f MB/s", lines*lineBytes/1_000_000, took.Round(time.Millisecond), lines*lineBytes/1e6/took.Seconds())
+	for i := 1; i <= 2; i++ {
+		rss := c.swarmdRSS(t, i)
+		t.Logf("swarmd of %s has %d MB", c.host(i).Name, rss>>20)
+		if rss > 400<<20 {
+			t.Errorf("swarmd of %s has %d MB", c.host(i).Name, rss>>20)
+		}
+	}
+	_ = cmd.Process.Signal(syscall.SIGINT)
+	_ = cmd.Wait()
+}
+
+// swarmdRSS is the resident memory of a host's swarmd in bytes.
+func (c *cluster) swarmdRSS(t *testing.T, host int) int64 {
+	t.Helper()
+	out, code, err := c.host(host).Run("/bin/sh", "-c", `for p in /proc/[0-9]*; do
+	[ "$(tr '\0' ' ' < $p/cmdline | cut -d' ' -f1 | sed 's,.*/,,')" = swarmd ] && awk '/VmRSS/ {print $2}' $p/status; done; true`)
+	if err != nil || code != 0 {
+		t.Fatalf("read memory: exit %d %s %v", code, out, err)
+	}
+	var most int64
+	for line := range strings.Lines(out) {
+		var kb int64
+		if _, err := fmt.Sscan(line, &kb); err == nil {
+			most = max(most, kb<<10)
+		}
+	}
+	if most == 0 {
+		t.Fatalf("no swarmd on %s", c.host(host).Name)
+	}
+	return most
 }
