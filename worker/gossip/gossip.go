@@ -2,9 +2,8 @@
 //
 // What it says is a hint and no authority: whoever holds a key can speak for any node. Nothing may be decided on it
 // alone. It promises that traffic without a key is dropped before anything is made of it, that a holder of a key
-// can neither end this process nor fill its memory for good, and that it never speaks unencrypted: without a key it is
-// silent. For the seconds that a stream may last, a hostile holder can have the library take some 160 MB for it, as that
-// believes what a stream says of its length: Limits.StreamsPerAddress and Streams bound how often.
+// can neither end this process nor fill its memory, as the library is handed only what this node could have sent and
+// what its bytes can hold, and that it never speaks unencrypted: without a key it is silent.
 //
 // A node that stops on purpose says so and is not dead: its session tells the managers what they must know, and the
 // lease of a node that is only being restarted must not be cut short.
@@ -270,7 +269,8 @@ func (g *Gossip) open(ctx context.Context) (*memberlist.Memberlist, *transport) 
 }
 
 func (g *Gossip) create() (*memberlist.Memberlist, *transport, error) {
-	transport, err := listen(g.bind, g.advertise, g.cfg.Limits)
+	logger := newLogger(g.log)
+	transport, err := listen(g.bind, g.advertise, g.cfg.Limits, g.ring, logger)
 	if err != nil {
 		return nil, nil, fmt.Errorf("listen on %s: %w", g.bind, err)
 	}
@@ -279,13 +279,13 @@ func (g *Gossip) create() (*memberlist.Memberlist, *transport, error) {
 	c.GossipVerifyIncoming, c.GossipVerifyOutgoing = true, true
 	c.ProbeInterval, c.ProbeTimeout, c.SuspicionMult, c.GossipInterval = probeInterval, probeTimeout, suspicionMult, gossipInterval
 	c.PushPullInterval, c.TCPTimeout = syncInterval, streamTimeout
-	// IDs and addresses do not compress.
+	// IDs and addresses do not compress, and the inspector refuses what is compressed.
 	c.EnableCompression = false
 	// A node that comes back at another address is known again as soon as it is known to have died at the old one.
 	c.DeadNodeReclaimTime = time.Millisecond
 	c.HandoffQueueDepth = g.cfg.Limits.Handoff
 	c.Alive, c.Events, c.Delegate = g.roster, g.roster, delegate{&g.leaving}
-	c.LogOutput, c.Logger = nil, newLogger(g.log)
+	c.LogOutput, c.Logger = nil, logger
 	list, err := memberlist.Create(c)
 	if err != nil {
 		return nil, nil, errors.Join(err, transport.Shutdown())

@@ -1,11 +1,13 @@
 package gossip
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/netip"
 	"sync"
@@ -23,9 +25,11 @@ const (
 )
 
 // transport carries packets over UDP and streams over TCP. Unlike the library's own it resolves no names out of
-// packets, bounds the streams of strangers, and ends with all it began.
+// packets, bounds the streams of strangers, hands on only what the inspector lets through, and ends with all it began.
 type transport struct {
 	limits          Limits
+	inspector       inspector
+	log             *log.Logger // of the library
 	bind, advertise netip.AddrPort
 	tcp             *net.TCPListener
 	udp             *net.UDPConn
@@ -43,7 +47,7 @@ type transport struct {
 
 var _ memberlist.NodeAwareTransport = (*transport)(nil)
 
-func listen(bind, advertise netip.AddrPort, limits Limits) (*transport, error) {
+func listen(bind, advertise netip.AddrPort, limits Limits, ring *memberlist.Keyring, log *log.Logger) (*transport, error) {
 	tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(bind))
 	if err != nil {
 		return nil, err
@@ -53,7 +57,7 @@ func listen(bind, advertise netip.AddrPort, limits Limits) (*transport, error) {
 		return nil, errors.Join(err, tcp.Close())
 	}
 	t := &transport{
-		limits: limits, bind: bind, advertise: advertise, tcp: tcp, udp: udp,
+		limits: limits, inspector: inspector{ring, limits}, log: log, bind: bind, advertise: advertise, tcp: tcp, udp: udp,
 		packets: make(chan *memberlist.Packet), inbound: make(chan net.Conn), places: make(chan struct{}, limits.Streams),
 		open: map[*stream]bool{}, from: map[netip.Addr]int{},
 	}
@@ -117,6 +121,10 @@ func (t *transport) readPackets() {
 		if n > t.limits.PacketBytes || n <= envelopeBytes || buf[0] != envelope {
 			continue
 		}
+		if err := t.inspector.packet(buf[:n]); err != nil {
+			t.log.Printf("[ERR] memberlist: packet from %s is refused: %v", from, err)
+			continue
+		}
 		packet := &memberlist.Packet{Buf: append([]byte(nil), buf[:n]...), From: net.UDPAddrFromAddrPort(from), Timestamp: at}
 		select {
 		case t.packets <- packet:
@@ -174,7 +182,7 @@ func (t *transport) admit(conn *net.TCPConn) *stream {
 	}
 	t.from[from]++
 	_ = conn.SetDeadline(time.Now().Add(streamTimeout))
-	s := &stream{Conn: conn, limit: t.limits.StreamBytes}
+	s := &stream{Conn: conn, inspector: t.inspector}
 	t.open[s] = true
 	s.closed = func() {
 		t.mu.Lock()
@@ -205,7 +213,7 @@ func (t *transport) DialAddressTimeout(to memberlist.Address, timeout time.Durat
 	if err != nil {
 		return nil, err
 	}
-	s := &stream{Conn: conn, limit: t.limits.StreamBytes}
+	s := &stream{Conn: conn, inspector: t.inspector}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ctx.Err() != nil {
@@ -220,18 +228,15 @@ func (t *transport) DialAddressTimeout(to memberlist.Address, timeout time.Durat
 	return s, nil
 }
 
-// stream gives its reader one message, in an envelope and of a length that can be read safely, and then nothing more.
+// stream gives its reader one message, once all of it has come and the inspector has let it through, and then nothing more.
 type stream struct {
 	net.Conn
-	limit  int
-	once   sync.Once
-	closed func()
+	inspector inspector
+	once      sync.Once
+	closed    func()
 
-	head [6]byte
 	seen bool
-	// held is what of head is still to be given, left what of the message is still to come.
-	held []byte
-	left int
+	held bytes.Buffer // what is still to be given
 	err  error
 }
 
@@ -244,36 +249,37 @@ func (s *stream) Close() error {
 func (s *stream) Read(p []byte) (int, error) {
 	if !s.seen {
 		s.seen = true
-		s.err = s.open()
+		s.err = s.receive()
 	}
-	switch {
-	case s.err != nil:
+	if s.err != nil {
 		return 0, s.err
-	case len(s.held) > 0:
-		n := copy(p, s.held)
-		s.held = s.held[n:]
-		return n, nil
-	case s.left == 0:
-		return 0, io.EOF
 	}
-	n, err := s.Conn.Read(p[:min(len(p), s.left)])
-	s.left -= n
-	return n, err
+	return s.held.Read(p)
 }
 
-func (s *stream) open() error {
-	if _, err := io.ReadFull(s.Conn, s.head[:]); err != nil {
+// receive takes no more room than what has come, whatever the length says.
+func (s *stream) receive() error {
+	const headBytes = 5
+	if _, err := io.CopyN(&s.held, s.Conn, headBytes+1); err != nil {
 		return err
 	}
-	length := binary.BigEndian.Uint32(s.head[1:5])
+	first := s.held.Bytes()
+	length, limit := binary.BigEndian.Uint32(first[1:headBytes]), s.inspector.limits.StreamBytes
 	switch {
-	case s.head[0] != streamEnvelope || s.head[5] != envelope:
+	case first[0] != streamEnvelope || first[headBytes] != envelope:
 		return errors.New("the stream is not encrypted as this version does")
 	case length <= envelopeBytes:
 		return errors.New("the stream has no message")
-	case uint64(length) > uint64(s.limit):
-		return fmt.Errorf("the stream's message has %d bytes, the limit is %d", length, s.limit)
+	case uint64(length) > uint64(limit):
+		return fmt.Errorf("the stream's message has %d bytes, the limit is %d", length, limit)
 	}
-	s.held, s.left = s.head[:], int(length)-1
+	if _, err := io.CopyN(&s.held, s.Conn, int64(length)-1); err != nil {
+		return fmt.Errorf("the stream's message of %d bytes has not come whole: %w", length, err)
+	}
+	all := s.held.Bytes()
+	if err := s.inspector.stream(all[:headBytes], all[headBytes:]); err != nil {
+		s.held = bytes.Buffer{}
+		return fmt.Errorf("the stream is refused: %w", err)
+	}
 	return nil
 }
