@@ -224,7 +224,7 @@ func (r *Runtime) Import(ctx context.Context, archive io.Reader) ([]runtime.Imag
 	}
 	defer plain.Close()
 	var unnamed []string
-	found, err := r.client.Import(ctx, plain, client.WithImageRefTranslator(normalName), client.WithDigestRef(func(d digest.Digest) string {
+	found, err := r.client.Import(ctx, plain, client.WithImageLabels(map[string]string{loadedLabel: "true"}), client.WithImageRefTranslator(normalName), client.WithDigestRef(func(d digest.Digest) string {
 		unnamed = append(unnamed, d.String())
 		return ""
 	}), client.WithSkipDigestRef(func(name string) bool { return name != "" }))
@@ -244,6 +244,9 @@ func (r *Runtime) Import(ctx context.Context, archive io.Reader) ([]runtime.Imag
 	}
 	return out, nil
 }
+
+// loadedLabel marks what came out of an archive. It is of an image's record here: no image can bring it along.
+const loadedLabel = "swarmd.loaded"
 
 // imported makes an image usable or, when it cannot be, removes its name again.
 func (r *Runtime) imported(ctx context.Context, image localImage) (runtime.Image, error) {
@@ -281,7 +284,7 @@ func importError(err error) error {
 }
 
 func describeImage(image localImage, info *imageInfo) runtime.Image {
-	return runtime.Image{Name: image.Name, Digest: image.Target.Digest.String(), Size: info.size, CreatedAt: image.CreatedAt}
+	return runtime.Image{Name: image.Name, Digest: image.Target.Digest.String(), Size: info.size, CreatedAt: image.CreatedAt, Loaded: image.Labels[loadedLabel] != ""}
 }
 
 // Images of the local store. Names by digest are left out where the same image has a better one.

@@ -55,6 +55,7 @@ type FakeImage struct {
 	// test marks the suite's own image: what is not its program cannot be run.
 	test    bool
 	created time.Time
+	loaded  bool
 }
 
 // Fake is a Runtime in memory. Containers do what their command line says in the terms of package program, without

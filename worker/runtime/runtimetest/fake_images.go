@@ -87,7 +87,7 @@ func (f *Fake) Import(ctx context.Context, archive io.Reader) ([]runtime.Image, 
 	if ref, err = canonical(ref); err != nil {
 		return nil, fmt.Errorf("import: %w", err)
 	}
-	image.created = time.Now()
+	image.created, image.loaded = time.Now(), true
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.images[ref] = image
@@ -148,7 +148,7 @@ func canonical(ref string) (string, error) {
 }
 
 func listed(ref string, image FakeImage) runtime.Image {
-	return runtime.Image{Name: ref, Digest: image.Digest, Size: image.size, CreatedAt: image.created}
+	return runtime.Image{Name: ref, Digest: image.Digest, Size: image.size, CreatedAt: image.created, Loaded: image.loaded}
 }
 
 func digestOf(body []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(body)) }

@@ -74,6 +74,9 @@ func imageCases() []testCase {
 		}},
 		{"Pull_PolicyNever_OnlyWhatIsHere", func(s *suite) {
 			loaded := s.load()
+			if !loaded.Loaded {
+				s.Errorf("a loaded image is not known as such: %+v", loaded)
+			}
 			never := swarmpb.PullPolicy_PULL_POLICY_NEVER
 			for _, policy := range []swarmpb.PullPolicy{never, swarmpb.PullPolicy_PULL_POLICY_MISSING} {
 				image, err := s.Runtime.Pull(s.ctx(), runtime.PullRequest{Image: ImageName, Policy: policy})
