@@ -45,41 +45,19 @@ type Config struct {
 	RegistryHosts string
 	// Hints of gossip for the leader's failure detector. Optional.
 	Hints dispatcher.Hints
-	// Transport is how it reaches other managers and knows who calls. Optional: mutual TLS by Credentials.
-	Transport Transport
 	// Tuning of the replica. Optional.
 	Tuning replica.Tuning
 	Logger *slog.Logger
 }
 
-// Transport is a manager's way to the others, and its word for who called.
-type Transport interface {
-	// DialRaft opens a connection to the Raft of the manager at the address.
-	DialRaft(ctx context.Context, address string) (net.Conn, error)
-	// DialManager returns a client of the manager at the address.
-	DialManager(address string) (*grpc.ClientConn, error)
-	// Peer tells who made the call that ctx belongs to.
-	Peer(ctx context.Context) (wire.PeerInfo, bool)
+// dialRaft opens a connection to the Raft of the manager at the address.
+func (c *Config) dialRaft(ctx context.Context, address string) (net.Conn, error) {
+	return wire.DialRaft(ctx, address, c.Credentials)
 }
 
-// tlsTransport is mutual TLS.
-type tlsTransport struct{ creds *wire.Credentials }
-
-func (t tlsTransport) DialRaft(ctx context.Context, address string) (net.Conn, error) {
-	return wire.DialRaft(ctx, address, t.creds)
-}
-
-func (t tlsTransport) DialManager(address string) (*grpc.ClientConn, error) {
-	return wire.Dial(address, t.creds)
-}
-
-func (tlsTransport) Peer(ctx context.Context) (wire.PeerInfo, bool) { return wire.Peer(ctx) }
-
-func (c *Config) transport() Transport {
-	if c.Transport != nil {
-		return c.Transport
-	}
-	return tlsTransport{c.Credentials}
+// dialManager returns a client of the manager at the address.
+func (c *Config) dialManager(address string) (*grpc.ClientConn, error) {
+	return wire.Dial(address, c.Credentials)
 }
 
 // Manager is one manager of a cluster.
@@ -87,7 +65,6 @@ type Manager struct {
 	cfg        Config
 	id         wire.Identity
 	log        *slog.Logger
-	transport  Transport
 	replica    *replica.Replica
 	control    *control.Server
 	dispatcher *dispatcher.Server
@@ -108,11 +85,11 @@ func New(cfg Config) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Manager{cfg: cfg, id: id, log: cfg.Logger, transport: cfg.transport()}
+	m := &Manager{cfg: cfg, id: id, log: cfg.Logger}
 	m.replica, err = replica.New(replica.Config{
 		Dir: raftDir(cfg.Dir), NodeID: id.NodeID, ClusterID: id.ClusterID, Address: cfg.Address, Key: key,
 		Listener: cfg.Raft,
-		Dial:     m.transport.DialRaft, DialManager: m.transport.DialManager, Peer: m.transport.Peer,
+		Dial:     m.cfg.dialRaft, DialManager: m.cfg.dialManager, Peer: wire.Peer,
 		Lead:   m.lead,
 		Tuning: cfg.Tuning,
 		Logger: cfg.Logger.With("part", "replica"),
@@ -149,7 +126,7 @@ func (m *Manager) services() error {
 	m.dispatcher, err = dispatcher.New(dispatcher.Config{
 		NodeID: m.id.NodeID, Store: m.replica.Store, Proposer: m.replica, ReadIndex: m.replica.ReadIndex,
 		Managers: m.peers, LeaderConn: m.replica.LeaderConn, Role: m.role, Health: m.health,
-		Hints: m.cfg.Hints, Peer: m.transport.Peer,
+		Hints: m.cfg.Hints, Peer: wire.Peer,
 		Logger: m.log.With("part", "dispatcher"),
 	})
 	if err != nil {
@@ -157,7 +134,7 @@ func (m *Manager) services() error {
 	}
 	m.relay, err = relay.New(relay.Config{
 		NodeID: m.id.NodeID, Store: m.replica.Store, ReadIndex: m.replica.ReadIndex,
-		Managers: m.peers, DialManager: m.transport.DialManager, Find: control.Find, Peer: m.transport.Peer,
+		Managers: m.peers, DialManager: m.cfg.dialManager, Find: control.Find, Peer: wire.Peer,
 		Logger: m.log.With("part", "relay"),
 	})
 	if err != nil {
@@ -165,7 +142,7 @@ func (m *Manager) services() error {
 	}
 	m.ca, err = ca.New(ca.Config{
 		Store: m.replica.Store, Proposer: m.replica, ReadIndex: m.replica.ReadIndex,
-		InRaft: m.inRaft, Peer: m.transport.Peer,
+		InRaft: m.inRaft, Peer: wire.Peer,
 		Logger: m.log.With("part", "ca"),
 	})
 	return err

@@ -50,9 +50,8 @@ func Rejoin(ctx context.Context, cfg Config) error {
 		return errors.New("rejoin: the node has no identity")
 	}
 	dir := raftDir(cfg.Dir)
-	transport := cfg.transport()
 	ask := func(ctx context.Context, address string) error {
-		conn, err := transport.DialManager(address)
+		conn, err := cfg.dialManager(address)
 		if err != nil {
 			return err
 		}
