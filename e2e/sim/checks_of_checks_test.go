@@ -256,7 +256,7 @@ func TestChecks_ContainersStarted(t *testing.T) {
 	run(w.machines[0], "t5", "single")
 	told(t, w.checks, "a service that may run once runs [w1/t5 w2/t4]")
 	run(w.machines[1], "t1", "web")
-	told(t, w.checks, "task t1 was started 2 times")
+	told(t, w.checks, "task t1 was started on 2 machines")
 	w.machines[0].weather.failing.Add(1)
 	if err := w.machines[0].before(context.Background(), runtimetest.OpStart, "t6"); err == nil {
 		t.Error("a container starts on a host where none does")

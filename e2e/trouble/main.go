@@ -29,9 +29,7 @@ func main() {
 	case "deaf":
 		signal.Ignore(syscall.SIGTERM)
 		fmt.Println("deaf")
-		select {
-		case <-time.After(24 * time.Hour):
-		}
+		time.Sleep(24 * time.Hour)
 	case "exit":
 		code, err := strconv.Atoi(args[1])
 		if err != nil {

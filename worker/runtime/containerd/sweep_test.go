@@ -57,25 +57,22 @@ func TestRun_StartsWithLeftovers_RemovesOursAndTouchesNothingElse(t *testing.T) 
 		}
 	}
 	for _, ctx := range []context.Context{ours, others} {
-		label := snapshots.WithLabels(map[string]string{"made.by": "somebody"})
-		if ctx == others {
-			label = snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "x"})
-		}
-		if _, err := snapshotter.Prepare(ctx, "foreign", "", label); err != nil {
+		label := snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "x"}) // or containerd itself collects it
+		if _, err := snapshotter.Prepare(ctx, "foreign/1", "", label); err != nil {
 			t.Fatal(err)
 		}
 		defer func() {
-			if err := snapshotter.Remove(ctx, "foreign"); err != nil {
+			if err := snapshotter.Remove(ctx, "foreign/1"); err != nil {
 				t.Error(err)
 			}
 		}()
 	}
 	again, _ := open(t, config)
 	h.eventually("what is left is removed", func() bool {
-		return slices.Equal(actives(t, ours, snapshotter), append(slices.Clone(before), "foreign", "stays"))
+		return slices.Equal(actives(t, ours, snapshotter), append(slices.Clone(before), "foreign/1", "stays"))
 	})
 	h.eventually("the process without a task is gone", func() bool { return zombie(pid) })
-	if got := actives(t, others, snapshotter); !slices.Equal(got, []string{"foreign"}) {
+	if got := actives(t, others, snapshotter); !slices.Equal(got, []string{"foreign/1"}) {
 		t.Errorf("another namespace has %q", got)
 	}
 	list, err := again.List(h.ctx)
