@@ -47,10 +47,10 @@ const (
 	// maxWrites bounds a proposal of the leader's part.
 	maxWrites = 500
 
-	maxMessageBytes  = 1 << 10
-	maxNameBytes     = 255
+	maxMessageBytes = 1 << 10
+	maxNameBytes    = 255
 	// maxLocalExits are the exit codes of a worker's own restarts that a status may have.
-	maxLocalExits = 10
+	maxLocalExits    = 10
 	maxLabels        = 64
 	maxLabelBytes    = 512
 	maxHostPorts     = 256
