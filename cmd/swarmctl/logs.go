@@ -160,7 +160,7 @@ func logNames(ctx context.Context, c *client) ([]cobra.Completion, error) {
 }
 
 func (a *app) logs(ctx context.Context, c *client, target string, flags *logFlags) error {
-	req := &swarmpb.StreamLogsRequest{Target: target, Follow: flags.follow, Tail: flags.tail.lines, Since: flags.since.nanoseconds(a.now())}
+	req := &swarmpb.LogsStreamRequest{Target: target, Follow: flags.follow, Tail: flags.tail.lines, Since: flags.since.nanoseconds(a.now())}
 	stream, err := swarmpb.NewLogsClient(&link{conn: c.conn, app: a}).Stream(ctx, req)
 	if err != nil {
 		return err
@@ -212,7 +212,7 @@ func newLogPrinter(a *app, flags *logFlags) *logPrinter {
 	}
 }
 
-func (p *logPrinter) print(m *swarmpb.StreamLogsResponse) error {
+func (p *logPrinter) print(m *swarmpb.LogsStreamResponse) error {
 	switch {
 	case m.GetSource() != nil:
 		s := &shownSource{LogSource: m.GetSource()}

@@ -15,11 +15,11 @@ import (
 // fakeLogs answers with messages, and remembers what it was asked.
 type fakeLogs struct {
 	swarmpb.UnimplementedLogsServer
-	messages []*swarmpb.StreamLogsResponse
-	asked    *swarmpb.StreamLogsRequest
+	messages []*swarmpb.LogsStreamResponse
+	asked    *swarmpb.LogsStreamRequest
 }
 
-func (l *fakeLogs) Stream(req *swarmpb.StreamLogsRequest, stream grpc.ServerStreamingServer[swarmpb.StreamLogsResponse]) error {
+func (l *fakeLogs) Stream(req *swarmpb.LogsStreamRequest, stream grpc.ServerStreamingServer[swarmpb.LogsStreamResponse]) error {
 	l.asked = req
 	if req.GetTarget() == "nope" {
 		return wire.Errorf(wire.CodeNotFound, "%q: there is no such service and no such task; `swarmctl service ls` shows what there is", req.GetTarget())
@@ -32,14 +32,14 @@ func (l *fakeLogs) Stream(req *swarmpb.StreamLogsRequest, stream grpc.ServerStre
 	return nil
 }
 
-func sourceMessage(number uint32, task, node string) *swarmpb.StreamLogsResponse {
-	return &swarmpb.StreamLogsResponse{Message: &swarmpb.StreamLogsResponse_Source{Source: &swarmpb.LogSource{
+func sourceMessage(number uint32, task, node string) *swarmpb.LogsStreamResponse {
+	return &swarmpb.LogsStreamResponse{Message: &swarmpb.LogsStreamResponse_Source{Source: &swarmpb.LogSource{
 		Number: number, TaskId: fmt.Sprintf("web%d10000000000000000task", number), TaskName: task, ServiceName: "web", Attempt: 1, NodeId: n1ID, NodeHostname: node,
 	}}}
 }
 
-func batchMessage(records ...*swarmpb.LogRecords) *swarmpb.StreamLogsResponse {
-	return &swarmpb.StreamLogsResponse{Message: &swarmpb.StreamLogsResponse_Batch{Batch: &swarmpb.LogBatch{Records: records}}}
+func batchMessage(records ...*swarmpb.LogRecords) *swarmpb.LogsStreamResponse {
+	return &swarmpb.LogsStreamResponse{Message: &swarmpb.LogsStreamResponse_Batch{Batch: &swarmpb.LogBatch{Records: records}}}
 }
 
 func logRecords(source uint32, lines ...string) *swarmpb.LogRecords {
@@ -50,8 +50,8 @@ func logRecords(source uint32, lines ...string) *swarmpb.LogRecords {
 	return &swarmpb.LogRecords{Source: source, Records: []byte(text.String())}
 }
 
-func logMessages() []*swarmpb.StreamLogsResponse {
-	return []*swarmpb.StreamLogsResponse{
+func logMessages() []*swarmpb.LogsStreamResponse {
+	return []*swarmpb.LogsStreamResponse{
 		sourceMessage(1, "web.1", "n1"),
 		batchMessage(logRecords(1, "stdout F listening on :80", "stderr F cannot open /etc/app.conf")),
 		sourceMessage(2, "web.10", "node-2"),
@@ -68,7 +68,7 @@ func startLogs(t *testing.T, notices ...*swarmpb.LogNotice) (*fake, *fakeLogs) {
 	f := start(t, false)
 	f.logs.messages = logMessages()
 	for _, n := range notices {
-		f.logs.messages = append(f.logs.messages, &swarmpb.StreamLogsResponse{Message: &swarmpb.StreamLogsResponse_Notice{Notice: n}})
+		f.logs.messages = append(f.logs.messages, &swarmpb.LogsStreamResponse{Message: &swarmpb.LogsStreamResponse_Notice{Notice: n}})
 	}
 	return f, f.logs
 }
@@ -91,7 +91,7 @@ func TestLogs_SomethingIsMissing_FailsUnlessItFollows(t *testing.T) {
 
 func TestLogs_Flags_MakeTheRequest(t *testing.T) {
 	f, l := startLogs(t)
-	for line, want := range map[string]*swarmpb.StreamLogsRequest{
+	for line, want := range map[string]*swarmpb.LogsStreamRequest{
 		"web":                              {},
 		"-f -n 5 web":                      {Follow: true, Tail: new(uint64(5))},
 		"--tail 0 web":                     {Tail: new(uint64(0))},

@@ -59,12 +59,12 @@ func BenchmarkReport_Keeper(b *testing.B) {
 // wired answers a keeper as the leader would over the wire, without a network.
 type wired struct{ leader *Server }
 
-func (w wired) Report(_ context.Context, in *swarmpb.KeeperReport, _ ...grpc.CallOption) (*swarmpb.KeeperVerdict, error) {
+func (w wired) Report(_ context.Context, in *swarmpb.KeeperReportRequest, _ ...grpc.CallOption) (*swarmpb.KeeperReportResponse, error) {
 	data, err := proto.Marshal(in)
 	if err != nil {
 		return nil, err
 	}
-	out := &swarmpb.KeeperReport{}
+	out := &swarmpb.KeeperReportRequest{}
 	if err := proto.Unmarshal(data, out); err != nil {
 		return nil, err
 	}

@@ -273,7 +273,7 @@ func TestKeepers_LeaderWokenFromSleep_TakesNothingBeforeItIsConfirmed(t *testing
 		time.Sleep(1100 * time.Millisecond) // between two confirmations
 		server := f.managers["m1"].server
 		report := func() error {
-			_, err := server.Report(incoming("m2"), &swarmpb.KeeperReport{})
+			_, err := server.Report(incoming("m2"), &swarmpb.KeeperReportRequest{})
 			return err
 		}
 		if err := report(); err != nil {
@@ -292,20 +292,20 @@ func TestKeeper_Reports_BoundedAndOfMembersAlone(t *testing.T) {
 	inFleet(t, []string{"m1", "m2"}, []string{"n1", "n2"}, nil, func(t *testing.T, f *fleet) {
 		server := f.managers["m1"].server
 		time.Sleep(time.Second)
-		_, err := f.managers["m2"].server.Report(incoming("m1"), &swarmpb.KeeperReport{})
+		_, err := f.managers["m2"].server.Report(incoming("m1"), &swarmpb.KeeperReportRequest{})
 		if wire.CodeOf(err) != wire.CodeNotLeader {
 			t.Errorf("a follower takes a report: %v", err)
 		}
-		for _, req := range []*swarmpb.KeeperReport{
+		for _, req := range []*swarmpb.KeeperReportRequest{
 			{Sessions: make([]*swarmpb.KeptSession, maxReported+1)}, {Refused: make([]string, maxReported+1)},
 		} {
 			_, err = server.Report(incoming("m3"), req)
 			expectCode(t, err, wire.CodeInvalid, "at most 2000")
 		}
-		_, err = server.Report(context.Background(), &swarmpb.KeeperReport{})
+		_, err = server.Report(context.Background(), &swarmpb.KeeperReportRequest{})
 		expectCode(t, err, wire.CodeUnauthenticated, "no node")
 		long := strings.Repeat("x", maxIDBytes+1)
-		req := &swarmpb.KeeperReport{Refused: []string{"stranger", ""}, Sessions: []*swarmpb.KeptSession{
+		req := &swarmpb.KeeperReportRequest{Refused: []string{"stranger", ""}, Sessions: []*swarmpb.KeptSession{
 			nil, {}, {NodeId: "n1", SessionId: long}, {NodeId: "n1", BootId: long},
 			{NodeId: "n2", SessionId: "s", Age: -1 << 63, Facts: &swarmpb.SessionFacts{Address: "\x00" + strings.Repeat("a", 5000), ListenAddress: "a\nb"}},
 		}}
@@ -325,7 +325,7 @@ func TestKeeper_Reports_BoundedAndOfMembersAlone(t *testing.T) {
 		}
 		leading.mu.Unlock()
 		for i := range 3 * maxManagers {
-			if _, err := server.Report(incoming(fmt.Sprint("x", i)), &swarmpb.KeeperReport{Health: &swarmpb.ManagerHealth{}}); err != nil {
+			if _, err := server.Report(incoming(fmt.Sprint("x", i)), &swarmpb.KeeperReportRequest{Health: &swarmpb.ManagerHealth{}}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -356,16 +356,16 @@ func TestKeeper_Register_OnlyManagersReport(t *testing.T) {
 
 // keeperCalls is a leader that notes what it is told, and fails from some call on.
 type keeperCalls struct {
-	calls []*swarmpb.KeeperReport
+	calls []*swarmpb.KeeperReportRequest
 	fail  int
 }
 
-func (k *keeperCalls) Report(_ context.Context, in *swarmpb.KeeperReport, _ ...grpc.CallOption) (*swarmpb.KeeperVerdict, error) {
+func (k *keeperCalls) Report(_ context.Context, in *swarmpb.KeeperReportRequest, _ ...grpc.CallOption) (*swarmpb.KeeperReportResponse, error) {
 	if k.fail > 0 && len(k.calls)+1 >= k.fail {
 		return nil, status.Error(codes.Unavailable, "gone")
 	}
 	k.calls = append(k.calls, in)
-	return &swarmpb.KeeperVerdict{End: map[string]string{fmt.Sprint("s", len(k.calls)): "refused"}}, nil
+	return &swarmpb.KeeperReportResponse{End: map[string]string{fmt.Sprint("s", len(k.calls)): "refused"}}, nil
 }
 
 func TestSendParts_ManySessions_FirstHasTheRestAndVerdictsMerge(t *testing.T) {

@@ -148,7 +148,7 @@ func (s *Server) confirm(ctx context.Context) error {
 // sendParts reports in calls of bounded size. The first has what concerns the manager itself.
 func sendParts(ctx context.Context, leader swarmpb.KeeperClient, report *Report) (*Verdict, error) {
 	var verdict *Verdict
-	part := &swarmpb.KeeperReport{Refused: report.Refused, Health: report.Health}
+	part := &swarmpb.KeeperReportRequest{Refused: report.Refused, Health: report.Health}
 	for beats := report.Beats; ; {
 		n := fitting(beats, maxReported, func(b Beat) int { return b.Facts.size() })
 		part.Sessions = kept(beats[:n])
@@ -163,7 +163,7 @@ func sendParts(ctx context.Context, leader swarmpb.KeeperClient, report *Report)
 		if beats = beats[n:]; len(beats) == 0 {
 			return verdict, nil
 		}
-		part = &swarmpb.KeeperReport{}
+		part = &swarmpb.KeeperReportRequest{}
 	}
 }
 
@@ -254,7 +254,7 @@ func (f *Facts) recorded(row *swarmpb.NodeStatus, role swarmpb.NodeRole) bool {
 
 // Report takes what another manager knows of the sessions that it keeps. It is refused while this manager does not
 // lead, or cannot be certain that it does.
-func (s *Server) Report(ctx context.Context, req *swarmpb.KeeperReport) (*swarmpb.KeeperVerdict, error) {
+func (s *Server) Report(ctx context.Context, req *swarmpb.KeeperReportRequest) (*swarmpb.KeeperReportResponse, error) {
 	peer, err := s.peer(ctx)
 	if err != nil {
 		return nil, err
@@ -270,12 +270,12 @@ func (s *Server) Report(ctx context.Context, req *swarmpb.KeeperReport) (*swarmp
 		return nil, errLeaderless()
 	}
 	verdict := leading.report(now, s.readReport(peer.NodeID, req))
-	return &swarmpb.KeeperVerdict{End: verdict.End}, nil
+	return &swarmpb.KeeperReportResponse{End: verdict.End}, nil
 }
 
 // readReport is the report as the lease table takes it: of members of the cluster alone, with nothing longer than
 // this manager would let a worker say.
-func (s *Server) readReport(keeper string, req *swarmpb.KeeperReport) *Report {
+func (s *Server) readReport(keeper string, req *swarmpb.KeeperReportRequest) *Report {
 	view := s.view()
 	report := &Report{Keeper: keeper, Beats: make([]Beat, 0, len(req.GetSessions())), Health: cleanHealth(req.GetHealth())}
 	for _, k := range req.GetSessions() {

@@ -45,7 +45,7 @@ func BenchmarkFollow(b *testing.B) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = w.at("m1").Stream(&swarmpb.StreamLogsRequest{Target: id, Follow: true}, &countingStream{ctx: ctx, got: got})
+		_ = w.at("m1").Stream(&swarmpb.LogsStreamRequest{Target: id, Follow: true}, &countingStream{ctx: ctx, got: got})
 	}()
 	for b.Loop() {
 		<-got
@@ -59,14 +59,14 @@ func BenchmarkFollow(b *testing.B) {
 
 // countingStream hands out a token for each batch.
 type countingStream struct {
-	grpc.ServerStreamingServer[swarmpb.StreamLogsResponse]
+	grpc.ServerStreamingServer[swarmpb.LogsStreamResponse]
 	ctx context.Context
 	got chan struct{}
 }
 
 func (s *countingStream) Context() context.Context { return s.ctx }
 
-func (s *countingStream) Send(m *swarmpb.StreamLogsResponse) error {
+func (s *countingStream) Send(m *swarmpb.LogsStreamResponse) error {
 	if m.GetBatch() == nil {
 		return nil
 	}

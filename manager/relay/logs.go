@@ -32,7 +32,7 @@ const (
 )
 
 // Stream implements swarmpb.LogsServer.
-func (s *Server) Stream(req *swarmpb.StreamLogsRequest, stream grpc.ServerStreamingServer[swarmpb.StreamLogsResponse]) error {
+func (s *Server) Stream(req *swarmpb.LogsStreamRequest, stream grpc.ServerStreamingServer[swarmpb.LogsStreamResponse]) error {
 	ctx, cancel := s.within(stream.Context())
 	defer cancel()
 	select {
@@ -48,7 +48,7 @@ func (s *Server) Stream(req *swarmpb.StreamLogsRequest, stream grpc.ServerStream
 	return err
 }
 
-func (s *Server) stream(ctx context.Context, req *swarmpb.StreamLogsRequest, send func(*swarmpb.StreamLogsResponse) error) error {
+func (s *Server) stream(ctx context.Context, req *swarmpb.LogsStreamRequest, send func(*swarmpb.LogsStreamResponse) error) error {
 	if len(req.GetTarget()) > maxTarget {
 		return wire.Errorf(wire.CodeInvalid, "read logs: the name is longer than any; `swarmctl service ls` shows what there is")
 	}
@@ -114,11 +114,11 @@ type source struct {
 // call is one user's.
 type call struct {
 	server                         *Server
-	req                            *swarmpb.StreamLogsRequest
+	req                            *swarmpb.LogsStreamRequest
 	serviceID, serviceName, taskID string
 
 	mu      sync.Mutex // held while sending, so that a slow user slows all down
-	send    func(*swarmpb.StreamLogsResponse) error
+	send    func(*swarmpb.LogsStreamResponse) error
 	sources map[string]*source // by task ID
 	// numbers are the sources' too; those of tasks that are forgotten are given again, after telling so.
 	numbers map[uint32]*source
@@ -134,7 +134,7 @@ func (c *call) notice(missing bool, text string) error {
 
 func (c *call) noticeLocked(missing bool, text string) error {
 	n := &swarmpb.LogNotice{Text: text, Missing: missing}
-	return c.send(&swarmpb.StreamLogsResponse{Message: &swarmpb.StreamLogsResponse_Notice{Notice: n}})
+	return c.send(&swarmpb.LogsStreamResponse{Message: &swarmpb.LogsStreamResponse_Notice{Notice: n}})
 }
 
 // batch sends lines, after saying whose they are.
@@ -147,11 +147,11 @@ func (c *call) batch(records ...*swarmpb.LogRecords) error {
 			continue
 		}
 		src.told = true
-		if err := c.send(&swarmpb.StreamLogsResponse{Message: &swarmpb.StreamLogsResponse_Source{Source: src.info}}); err != nil {
+		if err := c.send(&swarmpb.LogsStreamResponse{Message: &swarmpb.LogsStreamResponse_Source{Source: src.info}}); err != nil {
 			return err
 		}
 	}
-	return c.send(&swarmpb.StreamLogsResponse{Message: &swarmpb.StreamLogsResponse_Batch{Batch: &swarmpb.LogBatch{Records: records}}})
+	return c.send(&swarmpb.LogsStreamResponse{Message: &swarmpb.LogsStreamResponse_Batch{Batch: &swarmpb.LogBatch{Records: records}}})
 }
 
 // find makes sources of the tasks that are new since the last call: those that live, and of those that have ended as many

@@ -28,7 +28,7 @@ func TestStream_TasksOnNodesOfSeveralManagers_ComeByTimeAndEnd(t *testing.T) {
 		}
 		old := w.task(1, 0, "node-3", failed)
 		nodes[2].write(old, record(0, "ended"))
-		u := w.read("m1", &swarmpb.StreamLogsRequest{Target: "web"})
+		u := w.read("m1", &swarmpb.LogsStreamRequest{Target: "web"})
 		<-u.done
 		lines, notices := u.has()
 		if u.err != nil || len(notices) > 0 || len(lines) != 301 {
@@ -40,7 +40,7 @@ func TestStream_TasksOnNodesOfSeveralManagers_ComeByTimeAndEnd(t *testing.T) {
 				t.Fatalf("line %d is %q, want %q", i, line, want)
 			}
 		}
-		if one := w.read("m2", &swarmpb.StreamLogsRequest{Target: old}); true {
+		if one := w.read("m2", &swarmpb.LogsStreamRequest{Target: old}); true {
 			<-one.done
 			if lines, _ := one.has(); len(lines) != 1 || one.err != nil {
 				t.Errorf("one task: %q, %v", lines, one.err)
@@ -59,7 +59,7 @@ func TestStream_NodeIsSilent_NoticeWithinSecondsAndTheOthersComplete(t *testing.
 		bad.write(w.task(2, 1, "node-2", running), record(1, "x"))
 		bad.set(func() { bad.silent = true })
 		began := time.Now()
-		u := w.read("m1", &swarmpb.StreamLogsRequest{Target: "web"})
+		u := w.read("m1", &swarmpb.LogsStreamRequest{Target: "web"})
 		<-u.done
 		lines, notices := u.has()
 		if u.err != nil || !slices.Equal(lines, []string{"web.1@node-1: a", "web.1@node-1: b"}) {
@@ -75,7 +75,7 @@ func TestStream_NodeIsSilent_NoticeWithinSecondsAndTheOthersComplete(t *testing.
 		w.node("node-3")
 		w.task(3, 1, "node-3", running)
 		bad.set(func() { bad.silent = false })
-		u = w.read("m1", &swarmpb.StreamLogsRequest{Target: "web"})
+		u = w.read("m1", &swarmpb.LogsStreamRequest{Target: "web"})
 		<-u.done
 		if lines, notices := u.has(); len(lines) != 3 || len(notices) != 1 || !strings.Contains(notices[0], "node-3: no answer") {
 			t.Errorf("%q %q", lines, notices)
@@ -100,7 +100,7 @@ func TestFollow_NodeFallsSilentOrLosesItsManager_GoesOnWhereItWas(t *testing.T) 
 			bad.write(two, record(written, fmt.Sprint(written)))
 			written++
 		}
-		u := w.read("m1", &swarmpb.StreamLogsRequest{Target: "web", Follow: true})
+		u := w.read("m1", &swarmpb.LogsStreamRequest{Target: "web", Follow: true})
 		of := func(name string) (out []string) {
 			lines, _ := u.has()
 			for _, l := range lines {
@@ -159,8 +159,8 @@ func TestFollow_TasksComeAndGo_NewOnesAppearAndItEndsWithTheService(t *testing.T
 		defer n.disconnect()
 		first := w.task(1, 1, "node-1", running)
 		n.write(first, record(1, "old"))
-		u := w.read("m1", &swarmpb.StreamLogsRequest{Target: "web", Follow: true})
-		alone := w.read("m1", &swarmpb.StreamLogsRequest{Target: first, Follow: true})
+		u := w.read("m1", &swarmpb.LogsStreamRequest{Target: "web", Follow: true})
+		alone := w.read("m1", &swarmpb.LogsStreamRequest{Target: first, Follow: true})
 		until(t, func() bool { l, _ := u.has(); return len(l) == 1 })
 		second := w.task(1, 2, "node-1", running)
 		n.write(second, record(2, "new"))
@@ -199,7 +199,7 @@ func TestFollow_SlowUser_HoldsTheNodesUpAndNothingPilesUp(t *testing.T) {
 			n.write(id, record(i, fmt.Sprint(i)))
 		}
 		gate := make(chan struct{})
-		u := w.readGated("m1", &swarmpb.StreamLogsRequest{Target: "web", Follow: true}, gate)
+		u := w.readGated("m1", &swarmpb.LogsStreamRequest{Target: "web", Follow: true}, gate)
 		time.Sleep(30 * time.Second)
 		n.set(func() {
 			if n.sent > window {
@@ -231,7 +231,7 @@ func TestAnswer_NotAskedOfTheNode_IsRefused(t *testing.T) {
 			requests <- req.GetId()
 			<-ctx.Done()
 		}
-		u := w.read("m1", &swarmpb.StreamLogsRequest{Target: id, Follow: true})
+		u := w.read("m1", &swarmpb.LogsStreamRequest{Target: id, Follow: true})
 		request := <-requests
 		conn, err := w.dial("m1", "node-2")
 		if err != nil {
@@ -304,7 +304,7 @@ func TestAnswer_HostileFrames_CostANoticeAlone(t *testing.T) {
 					_, _ = stream.Recv()
 					_, _ = stream.Recv()
 				}
-				u := w.read("m1", &swarmpb.StreamLogsRequest{Target: "web"})
+				u := w.read("m1", &swarmpb.LogsStreamRequest{Target: "web"})
 				<-u.done
 				lines, notices := u.has()
 				if u.err != nil || len(lines) > 0 || len(notices) == 0 || len(notices) > maxNotices+1 {
@@ -329,7 +329,7 @@ func TestStream_MoreThanIsRead_SaysSo(t *testing.T) {
 			id := w.task(1, attempt+1, "node-1", failed)
 			n.write(id, record(int(attempt), fmt.Sprint(attempt)))
 		}
-		u := w.read("m1", &swarmpb.StreamLogsRequest{Target: "web"})
+		u := w.read("m1", &swarmpb.LogsStreamRequest{Target: "web"})
 		<-u.done
 		lines, notices := u.has()
 		if u.err != nil || len(lines) != maxTasks || lines[0] != "web.1@node-1: 50" {
@@ -342,14 +342,14 @@ func TestStream_MoreThanIsRead_SaysSo(t *testing.T) {
 			w.task(slot+2, 1, "node-1", running)
 		}
 		for _, follow := range []bool{false, true} {
-			u = w.read("m1", &swarmpb.StreamLogsRequest{Target: "web", Follow: follow})
+			u = w.read("m1", &swarmpb.LogsStreamRequest{Target: "web", Follow: follow})
 			<-u.done
 			if wire.CodeOf(u.err) != wire.CodeResourceExhausted || !strings.Contains(u.err.Error(), "name a task, such as web.1") {
 				t.Errorf("follow %v: %v", follow, u.err)
 			}
 		}
 		for _, target := range []string{"nope", "", strings.Repeat("x", 10_000)} {
-			u = w.read("m1", &swarmpb.StreamLogsRequest{Target: target})
+			u = w.read("m1", &swarmpb.LogsStreamRequest{Target: target})
 			if <-u.done; u.err == nil {
 				t.Errorf("%.20q: no error", target)
 			}
@@ -363,7 +363,7 @@ func TestStream_ManagerStops_EndsSoon(t *testing.T) {
 		n := w.serve("node-1", "m1")
 		defer n.disconnect()
 		w.task(1, 1, "node-1", running)
-		u := w.read("m1", &swarmpb.StreamLogsRequest{Target: "web", Follow: true})
+		u := w.read("m1", &swarmpb.LogsStreamRequest{Target: "web", Follow: true})
 		time.Sleep(time.Second)
 		w.stop("m1")
 		<-u.done

@@ -348,11 +348,11 @@ type user struct {
 	gate chan struct{}
 }
 
-func (w *world) read(manager string, req *swarmpb.StreamLogsRequest) *user {
+func (w *world) read(manager string, req *swarmpb.LogsStreamRequest) *user {
 	return w.readGated(manager, req, nil)
 }
 
-func (w *world) readGated(manager string, req *swarmpb.StreamLogsRequest, gate chan struct{}) *user {
+func (w *world) readGated(manager string, req *swarmpb.LogsStreamRequest, gate chan struct{}) *user {
 	ctx, cancel := context.WithCancel(context.Background())
 	u := &user{cancel: cancel, done: make(chan struct{}), sources: map[uint32]*swarmpb.LogSource{}, gate: gate}
 	m := w.at(manager)
@@ -364,14 +364,14 @@ func (w *world) readGated(manager string, req *swarmpb.StreamLogsRequest, gate c
 }
 
 type userStream struct {
-	grpc.ServerStreamingServer[swarmpb.StreamLogsResponse]
+	grpc.ServerStreamingServer[swarmpb.LogsStreamResponse]
 	ctx  context.Context
 	user *user
 }
 
 func (s *userStream) Context() context.Context { return s.ctx }
 
-func (s *userStream) Send(m *swarmpb.StreamLogsResponse) error {
+func (s *userStream) Send(m *swarmpb.LogsStreamResponse) error {
 	u := s.user
 	if u.gate != nil {
 		select {

@@ -14,7 +14,7 @@ type logsSwitch struct {
 	control controlSwitch
 }
 
-func (l logsSwitch) Stream(r *swarmpb.StreamLogsRequest, stream grpc.ServerStreamingServer[swarmpb.StreamLogsResponse]) error {
+func (l logsSwitch) Stream(r *swarmpb.LogsStreamRequest, stream grpc.ServerStreamingServer[swarmpb.LogsStreamResponse]) error {
 	p, err := l.control.manager()
 	if err != nil {
 		return err
@@ -33,7 +33,7 @@ func (l logsSwitch) Stream(r *swarmpb.StreamLogsRequest, stream grpc.ServerStrea
 
 // logStream is a stream that ends with its manager.
 type logStream struct {
-	grpc.ServerStreamingServer[swarmpb.StreamLogsResponse]
+	grpc.ServerStreamingServer[swarmpb.LogsStreamResponse]
 	ctx context.Context
 }
 

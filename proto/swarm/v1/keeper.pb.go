@@ -23,7 +23,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-type KeeperReport struct {
+type KeeperReportRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Sessions that the manager holds, or held until lately.
 	Sessions []*KeptSession `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
@@ -35,20 +35,20 @@ type KeeperReport struct {
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *KeeperReport) Reset() {
-	*x = KeeperReport{}
+func (x *KeeperReportRequest) Reset() {
+	*x = KeeperReportRequest{}
 	mi := &file_swarm_v1_keeper_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *KeeperReport) String() string {
+func (x *KeeperReportRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*KeeperReport) ProtoMessage() {}
+func (*KeeperReportRequest) ProtoMessage() {}
 
-func (x *KeeperReport) ProtoReflect() protoreflect.Message {
+func (x *KeeperReportRequest) ProtoReflect() protoreflect.Message {
 	mi := &file_swarm_v1_keeper_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -60,26 +60,26 @@ func (x *KeeperReport) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use KeeperReport.ProtoReflect.Descriptor instead.
-func (*KeeperReport) Descriptor() ([]byte, []int) {
+// Deprecated: Use KeeperReportRequest.ProtoReflect.Descriptor instead.
+func (*KeeperReportRequest) Descriptor() ([]byte, []int) {
 	return file_swarm_v1_keeper_proto_rawDescGZIP(), []int{0}
 }
 
-func (x *KeeperReport) GetSessions() []*KeptSession {
+func (x *KeeperReportRequest) GetSessions() []*KeptSession {
 	if x != nil {
 		return x.Sessions
 	}
 	return nil
 }
 
-func (x *KeeperReport) GetRefused() []string {
+func (x *KeeperReportRequest) GetRefused() []string {
 	if x != nil {
 		return x.Refused
 	}
 	return nil
 }
 
-func (x *KeeperReport) GetHealth() *ManagerHealth {
+func (x *KeeperReportRequest) GetHealth() *ManagerHealth {
 	if x != nil {
 		return x.Health
 	}
@@ -306,7 +306,7 @@ func (x *ManagerHealth) GetStepDowns() uint32 {
 	return 0
 }
 
-type KeeperVerdict struct {
+type KeeperReportResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Sessions that the keeper must end, by ID, with the reason.
 	End           map[string]string `protobuf:"bytes,1,rep,name=end,proto3" json:"end,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -314,20 +314,20 @@ type KeeperVerdict struct {
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *KeeperVerdict) Reset() {
-	*x = KeeperVerdict{}
+func (x *KeeperReportResponse) Reset() {
+	*x = KeeperReportResponse{}
 	mi := &file_swarm_v1_keeper_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *KeeperVerdict) String() string {
+func (x *KeeperReportResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*KeeperVerdict) ProtoMessage() {}
+func (*KeeperReportResponse) ProtoMessage() {}
 
-func (x *KeeperVerdict) ProtoReflect() protoreflect.Message {
+func (x *KeeperReportResponse) ProtoReflect() protoreflect.Message {
 	mi := &file_swarm_v1_keeper_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -339,12 +339,12 @@ func (x *KeeperVerdict) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use KeeperVerdict.ProtoReflect.Descriptor instead.
-func (*KeeperVerdict) Descriptor() ([]byte, []int) {
+// Deprecated: Use KeeperReportResponse.ProtoReflect.Descriptor instead.
+func (*KeeperReportResponse) Descriptor() ([]byte, []int) {
 	return file_swarm_v1_keeper_proto_rawDescGZIP(), []int{4}
 }
 
-func (x *KeeperVerdict) GetEnd() map[string]string {
+func (x *KeeperReportResponse) GetEnd() map[string]string {
 	if x != nil {
 		return x.End
 	}
@@ -355,8 +355,8 @@ var File_swarm_v1_keeper_proto protoreflect.FileDescriptor
 
 const file_swarm_v1_keeper_proto_rawDesc = "" +
 	"\n" +
-	"\x15swarm/v1/keeper.proto\x12\bswarm.v1\x1a\x15swarm/v1/access.proto\x1a\x14swarm/v1/types.proto\"\x8c\x01\n" +
-	"\fKeeperReport\x121\n" +
+	"\x15swarm/v1/keeper.proto\x12\bswarm.v1\x1a\x15swarm/v1/access.proto\x1a\x14swarm/v1/types.proto\"\x93\x01\n" +
+	"\x13KeeperReportRequest\x121\n" +
 	"\bsessions\x18\x01 \x03(\v2\x15.swarm.v1.KeptSessionR\bsessions\x12\x18\n" +
 	"\arefused\x18\x02 \x03(\tR\arefused\x12/\n" +
 	"\x06health\x18\x03 \x01(\v2\x17.swarm.v1.ManagerHealthR\x06health\"\xce\x01\n" +
@@ -378,14 +378,14 @@ const file_swarm_v1_keeper_proto_rawDesc = "" +
 	"\n" +
 	"free_bytes\x18\x02 \x01(\x04R\tfreeBytes\x12\x1d\n" +
 	"\n" +
-	"step_downs\x18\x03 \x01(\rR\tstepDowns\"{\n" +
-	"\rKeeperVerdict\x122\n" +
-	"\x03end\x18\x01 \x03(\v2 .swarm.v1.KeeperVerdict.EndEntryR\x03end\x1a6\n" +
+	"step_downs\x18\x03 \x01(\rR\tstepDowns\"\x89\x01\n" +
+	"\x14KeeperReportResponse\x129\n" +
+	"\x03end\x18\x01 \x03(\v2'.swarm.v1.KeeperReportResponse.EndEntryR\x03end\x1a6\n" +
 	"\bEndEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x012L\n" +
-	"\x06Keeper\x12B\n" +
-	"\x06Report\x12\x16.swarm.v1.KeeperReport\x1a\x17.swarm.v1.KeeperVerdict\"\a\xea\xb9\x18\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x012Z\n" +
+	"\x06Keeper\x12P\n" +
+	"\x06Report\x12\x1d.swarm.v1.KeeperReportRequest\x1a\x1e.swarm.v1.KeeperReportResponse\"\a\xea\xb9\x18\x03\n" +
 	"\x01\x03B1Z/github.com/swarmd/swarmd/proto/swarm/v1;swarmpbb\x06proto3"
 
 var (
@@ -402,22 +402,22 @@ func file_swarm_v1_keeper_proto_rawDescGZIP() []byte {
 
 var file_swarm_v1_keeper_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_swarm_v1_keeper_proto_goTypes = []any{
-	(*KeeperReport)(nil),    // 0: swarm.v1.KeeperReport
-	(*KeptSession)(nil),     // 1: swarm.v1.KeptSession
-	(*SessionFacts)(nil),    // 2: swarm.v1.SessionFacts
-	(*ManagerHealth)(nil),   // 3: swarm.v1.ManagerHealth
-	(*KeeperVerdict)(nil),   // 4: swarm.v1.KeeperVerdict
-	nil,                     // 5: swarm.v1.KeeperVerdict.EndEntry
-	(*NodeDescription)(nil), // 6: swarm.v1.NodeDescription
+	(*KeeperReportRequest)(nil),  // 0: swarm.v1.KeeperReportRequest
+	(*KeptSession)(nil),          // 1: swarm.v1.KeptSession
+	(*SessionFacts)(nil),         // 2: swarm.v1.SessionFacts
+	(*ManagerHealth)(nil),        // 3: swarm.v1.ManagerHealth
+	(*KeeperReportResponse)(nil), // 4: swarm.v1.KeeperReportResponse
+	nil,                          // 5: swarm.v1.KeeperReportResponse.EndEntry
+	(*NodeDescription)(nil),      // 6: swarm.v1.NodeDescription
 }
 var file_swarm_v1_keeper_proto_depIdxs = []int32{
-	1, // 0: swarm.v1.KeeperReport.sessions:type_name -> swarm.v1.KeptSession
-	3, // 1: swarm.v1.KeeperReport.health:type_name -> swarm.v1.ManagerHealth
+	1, // 0: swarm.v1.KeeperReportRequest.sessions:type_name -> swarm.v1.KeptSession
+	3, // 1: swarm.v1.KeeperReportRequest.health:type_name -> swarm.v1.ManagerHealth
 	2, // 2: swarm.v1.KeptSession.facts:type_name -> swarm.v1.SessionFacts
 	6, // 3: swarm.v1.SessionFacts.description:type_name -> swarm.v1.NodeDescription
-	5, // 4: swarm.v1.KeeperVerdict.end:type_name -> swarm.v1.KeeperVerdict.EndEntry
-	0, // 5: swarm.v1.Keeper.Report:input_type -> swarm.v1.KeeperReport
-	4, // 6: swarm.v1.Keeper.Report:output_type -> swarm.v1.KeeperVerdict
+	5, // 4: swarm.v1.KeeperReportResponse.end:type_name -> swarm.v1.KeeperReportResponse.EndEntry
+	0, // 5: swarm.v1.Keeper.Report:input_type -> swarm.v1.KeeperReportRequest
+	4, // 6: swarm.v1.Keeper.Report:output_type -> swarm.v1.KeeperReportResponse
 	6, // [6:7] is the sub-list for method output_type
 	5, // [5:6] is the sub-list for method input_type
 	5, // [5:5] is the sub-list for extension type_name

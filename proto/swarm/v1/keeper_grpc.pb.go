@@ -30,7 +30,7 @@ const (
 type KeeperClient interface {
 	// Report tells the leader what a manager knows of the sessions that it keeps. A manager with many sessions
 	// reports in several calls, each of at most 2,000 beats.
-	Report(ctx context.Context, in *KeeperReport, opts ...grpc.CallOption) (*KeeperVerdict, error)
+	Report(ctx context.Context, in *KeeperReportRequest, opts ...grpc.CallOption) (*KeeperReportResponse, error)
 }
 
 type keeperClient struct {
@@ -41,9 +41,9 @@ func NewKeeperClient(cc grpc.ClientConnInterface) KeeperClient {
 	return &keeperClient{cc}
 }
 
-func (c *keeperClient) Report(ctx context.Context, in *KeeperReport, opts ...grpc.CallOption) (*KeeperVerdict, error) {
+func (c *keeperClient) Report(ctx context.Context, in *KeeperReportRequest, opts ...grpc.CallOption) (*KeeperReportResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(KeeperVerdict)
+	out := new(KeeperReportResponse)
 	err := c.cc.Invoke(ctx, Keeper_Report_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
@@ -57,7 +57,7 @@ func (c *keeperClient) Report(ctx context.Context, in *KeeperReport, opts ...grp
 type KeeperServer interface {
 	// Report tells the leader what a manager knows of the sessions that it keeps. A manager with many sessions
 	// reports in several calls, each of at most 2,000 beats.
-	Report(context.Context, *KeeperReport) (*KeeperVerdict, error)
+	Report(context.Context, *KeeperReportRequest) (*KeeperReportResponse, error)
 	mustEmbedUnimplementedKeeperServer()
 }
 
@@ -68,7 +68,7 @@ type KeeperServer interface {
 // pointer dereference when methods are called.
 type UnimplementedKeeperServer struct{}
 
-func (UnimplementedKeeperServer) Report(context.Context, *KeeperReport) (*KeeperVerdict, error) {
+func (UnimplementedKeeperServer) Report(context.Context, *KeeperReportRequest) (*KeeperReportResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Report not implemented")
 }
 func (UnimplementedKeeperServer) mustEmbedUnimplementedKeeperServer() {}
@@ -93,7 +93,7 @@ func RegisterKeeperServer(s grpc.ServiceRegistrar, srv KeeperServer) {
 }
 
 func _Keeper_Report_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(KeeperReport)
+	in := new(KeeperReportRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
@@ -105,7 +105,7 @@ func _Keeper_Report_Handler(srv interface{}, ctx context.Context, dec func(inter
 		FullMethod: Keeper_Report_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(KeeperServer).Report(ctx, req.(*KeeperReport))
+		return srv.(KeeperServer).Report(ctx, req.(*KeeperReportRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }

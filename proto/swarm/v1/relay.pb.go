@@ -23,7 +23,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-type StreamLogsRequest struct {
+type LogsStreamRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A service or a task, by full ID, name or a unique prefix of the ID.
 	Target string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
@@ -36,20 +36,20 @@ type StreamLogsRequest struct {
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *StreamLogsRequest) Reset() {
-	*x = StreamLogsRequest{}
+func (x *LogsStreamRequest) Reset() {
+	*x = LogsStreamRequest{}
 	mi := &file_swarm_v1_relay_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *StreamLogsRequest) String() string {
+func (x *LogsStreamRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*StreamLogsRequest) ProtoMessage() {}
+func (*LogsStreamRequest) ProtoMessage() {}
 
-func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
+func (x *LogsStreamRequest) ProtoReflect() protoreflect.Message {
 	mi := &file_swarm_v1_relay_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -61,65 +61,65 @@ func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use StreamLogsRequest.ProtoReflect.Descriptor instead.
-func (*StreamLogsRequest) Descriptor() ([]byte, []int) {
+// Deprecated: Use LogsStreamRequest.ProtoReflect.Descriptor instead.
+func (*LogsStreamRequest) Descriptor() ([]byte, []int) {
 	return file_swarm_v1_relay_proto_rawDescGZIP(), []int{0}
 }
 
-func (x *StreamLogsRequest) GetTarget() string {
+func (x *LogsStreamRequest) GetTarget() string {
 	if x != nil {
 		return x.Target
 	}
 	return ""
 }
 
-func (x *StreamLogsRequest) GetFollow() bool {
+func (x *LogsStreamRequest) GetFollow() bool {
 	if x != nil {
 		return x.Follow
 	}
 	return false
 }
 
-func (x *StreamLogsRequest) GetTail() uint64 {
+func (x *LogsStreamRequest) GetTail() uint64 {
 	if x != nil && x.Tail != nil {
 		return *x.Tail
 	}
 	return 0
 }
 
-func (x *StreamLogsRequest) GetSince() int64 {
+func (x *LogsStreamRequest) GetSince() int64 {
 	if x != nil {
 		return x.Since
 	}
 	return 0
 }
 
-type StreamLogsResponse struct {
+type LogsStreamResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
 	//
-	//	*StreamLogsResponse_Source
-	//	*StreamLogsResponse_Batch
-	//	*StreamLogsResponse_Notice
-	Message       isStreamLogsResponse_Message `protobuf_oneof:"message"`
+	//	*LogsStreamResponse_Source
+	//	*LogsStreamResponse_Batch
+	//	*LogsStreamResponse_Notice
+	Message       isLogsStreamResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *StreamLogsResponse) Reset() {
-	*x = StreamLogsResponse{}
+func (x *LogsStreamResponse) Reset() {
+	*x = LogsStreamResponse{}
 	mi := &file_swarm_v1_relay_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *StreamLogsResponse) String() string {
+func (x *LogsStreamResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*StreamLogsResponse) ProtoMessage() {}
+func (*LogsStreamResponse) ProtoMessage() {}
 
-func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
+func (x *LogsStreamResponse) ProtoReflect() protoreflect.Message {
 	mi := &file_swarm_v1_relay_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -131,68 +131,68 @@ func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use StreamLogsResponse.ProtoReflect.Descriptor instead.
-func (*StreamLogsResponse) Descriptor() ([]byte, []int) {
+// Deprecated: Use LogsStreamResponse.ProtoReflect.Descriptor instead.
+func (*LogsStreamResponse) Descriptor() ([]byte, []int) {
 	return file_swarm_v1_relay_proto_rawDescGZIP(), []int{1}
 }
 
-func (x *StreamLogsResponse) GetMessage() isStreamLogsResponse_Message {
+func (x *LogsStreamResponse) GetMessage() isLogsStreamResponse_Message {
 	if x != nil {
 		return x.Message
 	}
 	return nil
 }
 
-func (x *StreamLogsResponse) GetSource() *LogSource {
+func (x *LogsStreamResponse) GetSource() *LogSource {
 	if x != nil {
-		if x, ok := x.Message.(*StreamLogsResponse_Source); ok {
+		if x, ok := x.Message.(*LogsStreamResponse_Source); ok {
 			return x.Source
 		}
 	}
 	return nil
 }
 
-func (x *StreamLogsResponse) GetBatch() *LogBatch {
+func (x *LogsStreamResponse) GetBatch() *LogBatch {
 	if x != nil {
-		if x, ok := x.Message.(*StreamLogsResponse_Batch); ok {
+		if x, ok := x.Message.(*LogsStreamResponse_Batch); ok {
 			return x.Batch
 		}
 	}
 	return nil
 }
 
-func (x *StreamLogsResponse) GetNotice() *LogNotice {
+func (x *LogsStreamResponse) GetNotice() *LogNotice {
 	if x != nil {
-		if x, ok := x.Message.(*StreamLogsResponse_Notice); ok {
+		if x, ok := x.Message.(*LogsStreamResponse_Notice); ok {
 			return x.Notice
 		}
 	}
 	return nil
 }
 
-type isStreamLogsResponse_Message interface {
-	isStreamLogsResponse_Message()
+type isLogsStreamResponse_Message interface {
+	isLogsStreamResponse_Message()
 }
 
-type StreamLogsResponse_Source struct {
+type LogsStreamResponse_Source struct {
 	// Before the first of its records.
 	Source *LogSource `protobuf:"bytes,1,opt,name=source,proto3,oneof"`
 }
 
-type StreamLogsResponse_Batch struct {
+type LogsStreamResponse_Batch struct {
 	Batch *LogBatch `protobuf:"bytes,2,opt,name=batch,proto3,oneof"`
 }
 
-type StreamLogsResponse_Notice struct {
+type LogsStreamResponse_Notice struct {
 	// For the user: what is missing, or comes again.
 	Notice *LogNotice `protobuf:"bytes,3,opt,name=notice,proto3,oneof"`
 }
 
-func (*StreamLogsResponse_Source) isStreamLogsResponse_Message() {}
+func (*LogsStreamResponse_Source) isLogsStreamResponse_Message() {}
 
-func (*StreamLogsResponse_Batch) isStreamLogsResponse_Message() {}
+func (*LogsStreamResponse_Batch) isLogsStreamResponse_Message() {}
 
-func (*StreamLogsResponse_Notice) isStreamLogsResponse_Message() {}
+func (*LogsStreamResponse_Notice) isLogsStreamResponse_Message() {}
 
 // LogSource is a task whose records follow.
 type LogSource struct {
@@ -941,13 +941,13 @@ var File_swarm_v1_relay_proto protoreflect.FileDescriptor
 const file_swarm_v1_relay_proto_rawDesc = "" +
 	"\n" +
 	"\x14swarm/v1/relay.proto\x12\bswarm.v1\x1a\x15swarm/v1/access.proto\"{\n" +
-	"\x11StreamLogsRequest\x12\x16\n" +
+	"\x11LogsStreamRequest\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x17\n" +
 	"\x04tail\x18\x03 \x01(\x04H\x00R\x04tail\x88\x01\x01\x12\x14\n" +
 	"\x05since\x18\x04 \x01(\x03R\x05sinceB\a\n" +
 	"\x05_tail\"\xa9\x01\n" +
-	"\x12StreamLogsResponse\x12-\n" +
+	"\x12LogsStreamResponse\x12-\n" +
 	"\x06source\x18\x01 \x01(\v2\x13.swarm.v1.LogSourceH\x00R\x06source\x12*\n" +
 	"\x05batch\x18\x02 \x01(\v2\x12.swarm.v1.LogBatchH\x00R\x05batch\x12-\n" +
 	"\x06notice\x18\x03 \x01(\v2\x13.swarm.v1.LogNoticeH\x00R\x06noticeB\t\n" +
@@ -1002,7 +1002,7 @@ const file_swarm_v1_relay_proto_rawDesc = "" +
 	"\x04file\x18\x01 \x01(\tR\x04file\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x04R\x06offset2W\n" +
 	"\x04Logs\x12O\n" +
-	"\x06Stream\x12\x1b.swarm.v1.StreamLogsRequest\x1a\x1c.swarm.v1.StreamLogsResponse\"\b\xea\xb9\x18\x04\n" +
+	"\x06Stream\x12\x1b.swarm.v1.LogsStreamRequest\x1a\x1c.swarm.v1.LogsStreamResponse\"\b\xea\xb9\x18\x04\n" +
 	"\x02\x04\x030\x012\xe3\x01\n" +
 	"\x05Relay\x12H\n" +
 	"\x05Serve\x12\x1b.swarm.v1.RelayServeRequest\x1a\x16.swarm.v1.RelayRequest\"\b\xea\xb9\x18\x04\n" +
@@ -1026,8 +1026,8 @@ func file_swarm_v1_relay_proto_rawDescGZIP() []byte {
 
 var file_swarm_v1_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_swarm_v1_relay_proto_goTypes = []any{
-	(*StreamLogsRequest)(nil),   // 0: swarm.v1.StreamLogsRequest
-	(*StreamLogsResponse)(nil),  // 1: swarm.v1.StreamLogsResponse
+	(*LogsStreamRequest)(nil),   // 0: swarm.v1.LogsStreamRequest
+	(*LogsStreamResponse)(nil),  // 1: swarm.v1.LogsStreamResponse
 	(*LogSource)(nil),           // 2: swarm.v1.LogSource
 	(*LogBatch)(nil),            // 3: swarm.v1.LogBatch
 	(*LogRecords)(nil),          // 4: swarm.v1.LogRecords
@@ -1042,9 +1042,9 @@ var file_swarm_v1_relay_proto_goTypes = []any{
 	(*LogPosition)(nil),         // 13: swarm.v1.LogPosition
 }
 var file_swarm_v1_relay_proto_depIdxs = []int32{
-	2,  // 0: swarm.v1.StreamLogsResponse.source:type_name -> swarm.v1.LogSource
-	3,  // 1: swarm.v1.StreamLogsResponse.batch:type_name -> swarm.v1.LogBatch
-	5,  // 2: swarm.v1.StreamLogsResponse.notice:type_name -> swarm.v1.LogNotice
+	2,  // 0: swarm.v1.LogsStreamResponse.source:type_name -> swarm.v1.LogSource
+	3,  // 1: swarm.v1.LogsStreamResponse.batch:type_name -> swarm.v1.LogBatch
+	5,  // 2: swarm.v1.LogsStreamResponse.notice:type_name -> swarm.v1.LogNotice
 	4,  // 3: swarm.v1.LogBatch.records:type_name -> swarm.v1.LogRecords
 	11, // 4: swarm.v1.RelayRequest.logs:type_name -> swarm.v1.LogQuery
 	7,  // 5: swarm.v1.RelayForwardRequest.request:type_name -> swarm.v1.RelayRequest
@@ -1052,11 +1052,11 @@ var file_swarm_v1_relay_proto_depIdxs = []int32{
 	12, // 7: swarm.v1.RelayFrame.logs:type_name -> swarm.v1.LogFrame
 	13, // 8: swarm.v1.LogQuery.after:type_name -> swarm.v1.LogPosition
 	13, // 9: swarm.v1.LogFrame.position:type_name -> swarm.v1.LogPosition
-	0,  // 10: swarm.v1.Logs.Stream:input_type -> swarm.v1.StreamLogsRequest
+	0,  // 10: swarm.v1.Logs.Stream:input_type -> swarm.v1.LogsStreamRequest
 	6,  // 11: swarm.v1.Relay.Serve:input_type -> swarm.v1.RelayServeRequest
 	10, // 12: swarm.v1.Relay.Answer:input_type -> swarm.v1.RelayFrame
 	8,  // 13: swarm.v1.Relay.Forward:input_type -> swarm.v1.RelayForwardRequest
-	1,  // 14: swarm.v1.Logs.Stream:output_type -> swarm.v1.StreamLogsResponse
+	1,  // 14: swarm.v1.Logs.Stream:output_type -> swarm.v1.LogsStreamResponse
 	7,  // 15: swarm.v1.Relay.Serve:output_type -> swarm.v1.RelayRequest
 	9,  // 16: swarm.v1.Relay.Answer:output_type -> swarm.v1.RelayCredit
 	10, // 17: swarm.v1.Relay.Forward:output_type -> swarm.v1.RelayFrame
@@ -1075,9 +1075,9 @@ func file_swarm_v1_relay_proto_init() {
 	file_swarm_v1_access_proto_init()
 	file_swarm_v1_relay_proto_msgTypes[0].OneofWrappers = []any{}
 	file_swarm_v1_relay_proto_msgTypes[1].OneofWrappers = []any{
-		(*StreamLogsResponse_Source)(nil),
-		(*StreamLogsResponse_Batch)(nil),
-		(*StreamLogsResponse_Notice)(nil),
+		(*LogsStreamResponse_Source)(nil),
+		(*LogsStreamResponse_Batch)(nil),
+		(*LogsStreamResponse_Notice)(nil),
 	}
 	file_swarm_v1_relay_proto_msgTypes[7].OneofWrappers = []any{
 		(*RelayRequest_Logs)(nil),

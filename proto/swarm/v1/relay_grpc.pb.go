@@ -33,7 +33,7 @@ type LogsClient interface {
 	// Stream sends the logs of a service's tasks, or of one task, on whichever nodes they run or ran. Without follow the
 	// lines come by their time and the stream ends; with it they come as they are written, until the caller goes, the task
 	// has ended or the service is gone.
-	Stream(ctx context.Context, in *StreamLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StreamLogsResponse], error)
+	Stream(ctx context.Context, in *LogsStreamRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogsStreamResponse], error)
 }
 
 type logsClient struct {
@@ -44,13 +44,13 @@ func NewLogsClient(cc grpc.ClientConnInterface) LogsClient {
 	return &logsClient{cc}
 }
 
-func (c *logsClient) Stream(ctx context.Context, in *StreamLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StreamLogsResponse], error) {
+func (c *logsClient) Stream(ctx context.Context, in *LogsStreamRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogsStreamResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Logs_ServiceDesc.Streams[0], Logs_Stream_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
-	x := &grpc.GenericClientStream[StreamLogsRequest, StreamLogsResponse]{ClientStream: stream}
+	x := &grpc.GenericClientStream[LogsStreamRequest, LogsStreamResponse]{ClientStream: stream}
 	if err := x.ClientStream.SendMsg(in); err != nil {
 		return nil, err
 	}
@@ -61,7 +61,7 @@ func (c *logsClient) Stream(ctx context.Context, in *StreamLogsRequest, opts ...
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Logs_StreamClient = grpc.ServerStreamingClient[StreamLogsResponse]
+type Logs_StreamClient = grpc.ServerStreamingClient[LogsStreamResponse]
 
 // LogsServer is the server API for Logs service.
 // All implementations must embed UnimplementedLogsServer
@@ -72,7 +72,7 @@ type LogsServer interface {
 	// Stream sends the logs of a service's tasks, or of one task, on whichever nodes they run or ran. Without follow the
 	// lines come by their time and the stream ends; with it they come as they are written, until the caller goes, the task
 	// has ended or the service is gone.
-	Stream(*StreamLogsRequest, grpc.ServerStreamingServer[StreamLogsResponse]) error
+	Stream(*LogsStreamRequest, grpc.ServerStreamingServer[LogsStreamResponse]) error
 	mustEmbedUnimplementedLogsServer()
 }
 
@@ -83,7 +83,7 @@ type LogsServer interface {
 // pointer dereference when methods are called.
 type UnimplementedLogsServer struct{}
 
-func (UnimplementedLogsServer) Stream(*StreamLogsRequest, grpc.ServerStreamingServer[StreamLogsResponse]) error {
+func (UnimplementedLogsServer) Stream(*LogsStreamRequest, grpc.ServerStreamingServer[LogsStreamResponse]) error {
 	return status.Error(codes.Unimplemented, "method Stream not implemented")
 }
 func (UnimplementedLogsServer) mustEmbedUnimplementedLogsServer() {}
@@ -108,15 +108,15 @@ func RegisterLogsServer(s grpc.ServiceRegistrar, srv LogsServer) {
 }
 
 func _Logs_Stream_Handler(srv interface{}, stream grpc.ServerStream) error {
-	m := new(StreamLogsRequest)
+	m := new(LogsStreamRequest)
 	if err := stream.RecvMsg(m); err != nil {
 		return err
 	}
-	return srv.(LogsServer).Stream(m, &grpc.GenericServerStream[StreamLogsRequest, StreamLogsResponse]{ServerStream: stream})
+	return srv.(LogsServer).Stream(m, &grpc.GenericServerStream[LogsStreamRequest, LogsStreamResponse]{ServerStream: stream})
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Logs_StreamServer = grpc.ServerStreamingServer[StreamLogsResponse]
+type Logs_StreamServer = grpc.ServerStreamingServer[LogsStreamResponse]
 
 // Logs_ServiceDesc is the grpc.ServiceDesc for Logs service.
 // It's only intended for direct use with grpc.RegisterService,
@@ -149,11 +149,17 @@ const (
 // has a session with; a manager that is asked for another's node forwards.
 type RelayClient interface {
 	// Serve gives a node the requests for it.
+	// buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
 	Serve(ctx context.Context, in *RelayServeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RelayRequest], error)
 	// Answer is one call a request: the first frame names it. The node sends no more frames than it has credit for; the
 	// manager ends the call when nobody wants the rest.
+	// buf:lint:ignore RPC_REQUEST_STANDARD_NAME
+	// buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+	// buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
 	Answer(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RelayFrame, RelayCredit], error)
 	// Forward asks the node on behalf of another manager: NotFound when it does not serve this one.
+	// buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+	// buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
 	Forward(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RelayForwardRequest, RelayFrame], error)
 }
 
@@ -218,11 +224,17 @@ type Relay_ForwardClient = grpc.BidiStreamingClient[RelayForwardRequest, RelayFr
 // has a session with; a manager that is asked for another's node forwards.
 type RelayServer interface {
 	// Serve gives a node the requests for it.
+	// buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
 	Serve(*RelayServeRequest, grpc.ServerStreamingServer[RelayRequest]) error
 	// Answer is one call a request: the first frame names it. The node sends no more frames than it has credit for; the
 	// manager ends the call when nobody wants the rest.
+	// buf:lint:ignore RPC_REQUEST_STANDARD_NAME
+	// buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+	// buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
 	Answer(grpc.BidiStreamingServer[RelayFrame, RelayCredit]) error
 	// Forward asks the node on behalf of another manager: NotFound when it does not serve this one.
+	// buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+	// buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
 	Forward(grpc.BidiStreamingServer[RelayForwardRequest, RelayFrame]) error
 	mustEmbedUnimplementedRelayServer()
 }
