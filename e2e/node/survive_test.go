@@ -354,7 +354,7 @@ func TestNode_DiskFull_TakesNoTasksUntilThereIsRoom(t *testing.T) {
 	t.Parallel()
 	c := newBareHosts(t, 2)
 	if err := c.host(2).OwnDisk(512); err != nil {
-		t.Skip("no disk of its own:", err)
+		t.Fatal(err)
 	}
 	for _, h := range c.lab.Hosts() {
 		c.start(h)
