@@ -118,24 +118,14 @@ func label(x task) string { return x.Name + "@" + x.Node }
 
 func TestLogs_OfTasksOnAllHosts(t *testing.T) {
 	t.Parallel()
-	c := newManagers(t, 3, 1, nil)
-	tasks := c.create(t, "web", 4)
-	on := map[string]task{}
-	for _, x := range tasks {
-		on[x.Node] = x
-	}
-	if len(on) != 4 {
-		t.Fatalf("replicas are not one on each host:\n%s", describe(tasks))
-	}
-	said := map[string][]string{}
-	say := func(t *testing.T, x task, text string) {
-		t.Helper()
-		c.say(t, x, 1, text)
-		said[label(x)] = append(said[label(x)], text)
-	}
+	c := newManagers(t, 3, 2, nil)
+	tasks := c.create(t, "web", 5)
+	on := onePerHost(t, c, tasks)
 	t.Run("FromAnyManager_EachTaskIsThere_ByTime", func(t *testing.T) {
-		for i := range 8 {
-			say(t, tasks[i%4], fmt.Sprintf("line %d", i))
+		var want []string
+		for i := range 10 {
+			want = append(want, fmt.Sprintf("line %d", i))
+			c.say(t, tasks[i%5], 1, want[i])
 			time.Sleep(20 * time.Millisecond) // the loggers take the time; this orders them
 		}
 		for host := 1; host <= 3; host++ {
@@ -146,11 +136,11 @@ func TestLogs_OfTasksOnAllHosts(t *testing.T) {
 					_, text, _ := strings.Cut(strings.TrimSpace(line), "| ")
 					texts = append(texts, text)
 				}
-				if want := []string{"line 0", "line 1", "line 2", "line 3", "line 4", "line 5", "line 6", "line 7"}; code != 0 || !slices.Equal(texts, want) {
+				if code != 0 || !slices.Equal(texts, want) {
 					return fmt.Errorf("through %s: exit %d\n%s%s", c.host(host).Name, code, out, errs)
 				}
-				if n := strings.Count(errs, "listens on"); n != 4 {
-					return fmt.Errorf("%d tasks wrote that they listen, want 4:\n%s", n, errs)
+				if n := strings.Count(errs, "listens on"); n != 5 {
+					return fmt.Errorf("%d tasks wrote that they listen, want 5:\n%s", n, errs)
 				}
 				return nil
 			})
@@ -158,7 +148,7 @@ func TestLogs_OfTasksOnAllHosts(t *testing.T) {
 	})
 	t.Run("TailSinceRawAndTask_GiveWhatIsAsked", func(t *testing.T) {
 		x := tasks[0]
-		if out := c.ok(t, 2, "service", "logs", "--raw", "--tail", "1", x.Name); out != "line 4\n" {
+		if out := c.ok(t, 2, "service", "logs", "--raw", "--tail", "1", x.Name); out != "line 5\n" {
 			t.Errorf("the last line is %q", out)
 		}
 		if out := c.ok(t, 2, "service", "logs", "--since", "1h", "-t", x.ID); strings.Count(out, "\n") != 2 || !strings.HasPrefix(out, "20") {
@@ -175,7 +165,7 @@ func TestLogs_OfTasksOnAllHosts(t *testing.T) {
 		x := on["node-2"]
 		c.signal(t, c.pid(t, x), syscall.SIGKILL)
 		until(t, func() error {
-			if now := c.running(t, "web"); len(now) != 4 || slices.ContainsFunc(now, func(y task) bool { return y.ID == x.ID }) {
+			if now := c.running(t, "web"); len(now) != 5 || slices.ContainsFunc(now, func(y task) bool { return y.ID == x.ID }) {
 				return errors.New("it has not been replaced:\n" + describe(c.tasks(t, "web")))
 			}
 			return nil
@@ -187,41 +177,63 @@ func TestLogs_OfTasksOnAllHosts(t *testing.T) {
 	t.Run("Followed_HostsAreLostAndComeBack_NothingIsMissedOrTwice", func(t *testing.T) { logsFollowed(t, c) })
 }
 
-func logsFollowed(t *testing.T, c *cluster) {
-	tasks := c.create(t, "talk", 4)
+// onePerHost wants a task on each host, and returns them by the host's name.
+func onePerHost(t *testing.T, c *cluster, tasks []task) map[string]task {
+	t.Helper()
 	on := map[string]task{}
 	for _, x := range tasks {
 		on[x.Node] = x
 	}
-	if len(on) != 4 {
+	if len(tasks) != len(c.lab.Hosts()) || len(on) != len(tasks) {
 		t.Fatalf("replicas are not one on each host:\n%s", describe(tasks))
+	}
+	return on
+}
+
+// logsFollowed follows 30 tasks on 5 hosts, of which one's swarmd is killed, one is paused and one is powered off.
+func logsFollowed(t *testing.T, c *cluster) {
+	const replicas = 30
+	on := map[string][]task{}
+	for _, x := range c.create(t, "talk", replicas) {
+		on[x.Node] = append(on[x.Node], x)
+	}
+	if len(on) != 5 {
+		t.Fatalf("replicas are on %d hosts, want 5:\n%s", len(on), describe(c.tasks(t, "talk")))
 	}
 	followed := c.tap(t, 1, "service", "logs", "-f", "talk")
 	said := map[string][]string{}
+	write := func(host string) {
+		t.Helper()
+		for _, x := range on[host] {
+			name := label(x)
+			text := fmt.Sprintf("%s says %d", name, len(said[name]))
+			c.say(t, x, 1, text)
+			said[name] = append(said[name], text)
+		}
+	}
 	say := func(hosts ...string) {
 		t.Helper()
 		for _, h := range hosts {
-			text := fmt.Sprintf("%s says %d", h, len(said[h]))
-			c.say(t, on[h], 1, text)
-			said[h] = append(said[h], text)
+			write(h)
 		}
 		for _, h := range hosts {
-			followed.wants(t, label(on[h]), said[h])
+			for _, x := range on[h] {
+				followed.wants(t, label(x), said[label(x)])
+			}
 		}
 	}
-	say("node-1", "node-2", "node-3", "node-4")
+	say("node-1", "node-2", "node-3", "node-4", "node-5")
 
 	// What is written while a host's swarmd is gone is there when it is back.
 	if err := c.host(2).KillSwarmd(); err != nil {
 		t.Fatal(err)
 	}
-	c.say(t, on["node-2"], 1, "alone")
-	said["node-2"] = append(said["node-2"], "alone")
+	write("node-2")
 	followed.tells(t, "node-2", "no answer")
 	if err := c.restart(2); err != nil {
 		t.Fatal(err)
 	}
-	say("node-1", "node-2")
+	say("node-1", "node-2", "node-5")
 
 	if err := c.host(3).Pause(); err != nil {
 		t.Fatal(err)
@@ -232,7 +244,7 @@ func logsFollowed(t *testing.T, c *cluster) {
 	say("node-1")
 	followed.tells(t, "node-3", "no answer", "missing from here on")
 	followed.tells(t, "node-4", "no answer", "missing from here on")
-	say("node-1", "node-2")
+	say("node-1", "node-2", "node-5")
 	// What the lost replicas are replaced by appears by itself.
 	until(t, func() error {
 		n := 0
@@ -241,8 +253,8 @@ func logsFollowed(t *testing.T, c *cluster) {
 				n++
 			}
 		}
-		if n < 5 {
-			return fmt.Errorf("%d tasks have said that they listen, want one more than 4: %q", n, followed.printed(true))
+		if want := replicas + len(on["node-3"]) + len(on["node-4"]); n < want {
+			return fmt.Errorf("%d tasks have said that they listen, want %d: %q", n, want, followed.printed(true))
 		}
 		return nil
 	})
@@ -250,7 +262,7 @@ func logsFollowed(t *testing.T, c *cluster) {
 		t.Fatal(err)
 	}
 	followed.tells(t, "node-3", "answers again")
-	say("node-1", "node-2")
+	say("node-1", "node-2", "node-5")
 	select {
 	case <-followed.done:
 		t.Errorf("it has ended: %q", followed.printed(true))
