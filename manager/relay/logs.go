@@ -61,7 +61,7 @@ func (s *Server) stream(ctx context.Context, req *swarmpb.LogsStreamRequest, sen
 	if err != nil {
 		return err
 	}
-	c := &call{server: s, req: req, send: send, sources: map[string]*source{}, numbers: map[uint32]*source{}, quiet: map[string]bool{}}
+	c := &call{server: s, req: req, send: send, sources: map[string]*source{}, numbers: map[uint32]*source{}, quiet: map[string]bool{}, gone: map[string]bool{}}
 	if !fresh {
 		if err := c.notice(false, "no leader answers: tasks may be missing that this manager has not heard of"); err != nil {
 			return err
@@ -122,8 +122,8 @@ type call struct {
 	sources map[string]*source // by task ID
 	// numbers are the sources' too; those of tasks that are forgotten are given again, after telling so.
 	numbers map[uint32]*source
-	// quiet are nodes that do not answer, by ID.
-	quiet map[string]bool
+	// quiet are nodes that do not answer, gone those that the user knows to have been removed, by ID.
+	quiet, gone map[string]bool
 }
 
 func (c *call) notice(missing bool, text string) error {

@@ -21,8 +21,8 @@ const (
 	triesOnce = 2
 	// maxNotices bounds what is told of one frame.
 	maxNotices = 8
-	// recordHead is the least that a record has: time, stream and tag; stampLen is the time's part.
-	recordHead, stampLen = 41, 30
+	// recordHead is what stands before a record's text, which may be empty: time, stream and tag; stampLen is the time's part.
+	recordHead, stampLen = 40, 30
 )
 
 // errSaid is what a node answered with instead of a log.
@@ -32,6 +32,9 @@ func (e *errSaid) Error() string { return e.text }
 
 // run reads the log of a task to its end, and tells the user when it cannot. An error is the user's: it has gone.
 func (c *call) run(ctx context.Context, src *source, emit func(context.Context, *swarmpb.LogFrame) error) error {
+	if c.server.cfg.Store().View().Node(src.info.GetNodeId()) == nil {
+		return c.removed(src)
+	}
 	query := &swarmpb.LogQuery{TaskId: src.info.GetTaskId(), Follow: c.req.GetFollow(), Tail: c.req.Tail, Since: c.req.GetSince()}
 	pause := retryMin
 	for try := 1; ; try++ {
@@ -53,7 +56,7 @@ func (c *call) run(ctx context.Context, src *source, emit func(context.Context, 
 			return c.notice(false, fmt.Sprintf("%s on %s: %s", src.info.GetTaskName(), src.info.GetNodeHostname(), said.text))
 		}
 		if c.server.cfg.Store().View().Node(src.info.GetNodeId()) == nil {
-			return c.notice(false, fmt.Sprintf("%s: it is no node of the cluster any more, and its logs went with it", src.info.GetNodeHostname()))
+			return c.removed(src)
 		}
 		if query.GetAfter() != before {
 			pause = retryMin
@@ -98,6 +101,18 @@ func (c *call) lost(src *source, err error, what string) error {
 		why = printable(err.Error())
 	}
 	return c.noticeLocked(true, fmt.Sprintf("%s: %s; %s", src.info.GetNodeHostname(), why, what))
+}
+
+// removed tells the user once that a node is none any more.
+func (c *call) removed(src *source) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	id := src.info.GetNodeId()
+	if c.gone[id] {
+		return nil
+	}
+	c.gone[id] = true
+	return c.noticeLocked(false, fmt.Sprintf("%s: it is no node of the cluster any more, and its logs went with it", src.info.GetNodeHostname()))
 }
 
 // found tells the user that a node answers again.
@@ -151,6 +166,8 @@ func (c *call) once(ctx context.Context, src *source, query *swarmpb.LogQuery, e
 		if at := logs.GetPosition(); at.GetFile() != "" && len(at.GetFile()) <= 2*stampLen {
 			query.After = at
 		}
+		// Whatever comes from here on is wanted, also where there was nothing to begin with.
+		query.Tail = nil
 		f.grant(1)
 	}
 }
@@ -177,16 +194,31 @@ func (c *call) pass(ctx context.Context, src *source, logs *swarmpb.LogFrame, em
 	return nil
 }
 
-// wellFormed says whether all lines have the head of a record.
+// wellFormed says whether all lines have the head of a record: `2026-01-02T15:04:05.000000000Z stdout F text`. Users'
+// terminals are shown it.
 func wellFormed(records []byte) bool {
 	for len(records) > 0 {
 		i := bytes.IndexByte(records, '\n')
-		if i < recordHead {
+		if i < recordHead || !isHead(records[:recordHead]) {
 			return false
 		}
 		records = records[i+1:]
 	}
 	return true
+}
+
+func isHead(head []byte) bool {
+	for i, c := range head[:stampLen] {
+		switch want := "0000-00-00T00:00:00.000000000Z"[i]; {
+		case want == '0' && (c < '0' || c > '9'), want != '0' && c != want:
+			return false
+		}
+	}
+	switch string(head[stampLen:]) {
+	case " stdout F ", " stdout P ", " stderr F ", " stderr P ":
+		return true
+	}
+	return false
 }
 
 // printable is a node's text as one short line.

@@ -391,7 +391,7 @@ func (s *userStream) Send(m *swarmpb.LogsStreamResponse) error {
 	for _, r := range m.GetBatch().GetRecords() {
 		src := u.sources[r.GetSource()]
 		for line := range strings.Lines(string(r.GetRecords())) {
-			u.lines = append(u.lines, fmt.Sprintf("%s@%s: %s", src.GetTaskName(), src.GetNodeHostname(), strings.TrimSpace(line[recordHead-1:])))
+			u.lines = append(u.lines, fmt.Sprintf("%s@%s: %s", src.GetTaskName(), src.GetNodeHostname(), strings.TrimSpace(line[recordHead:])))
 		}
 	}
 	return nil
