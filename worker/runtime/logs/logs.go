@@ -31,6 +31,8 @@ const (
 	blockSize = 64 << 10
 	// maxRecord bounds a record in the file: a longer one is not the logger's.
 	maxRecord = 32 << 10
+	// maxBack is how far before the place that reading begins at the parts of a line are looked for that is open there.
+	maxBack = 1 << 20
 	// maxFiles is the highest number of a rotated file that is looked for after a gap.
 	maxFiles = 1000
 	// maxHeld bounds the files that are held open, of which some may have been removed already.

@@ -1,6 +1,7 @@
 package logs
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -65,12 +66,12 @@ func NewReader(dir string, o Options) (*Reader, error) {
 	r.files = files
 	switch {
 	case o.After.File != "":
-		r.resume(o.After)
+		err = r.resume(o.After)
 	case o.Tail != nil:
 		err = r.tail(*o.Tail)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("find the last lines of the log: %w", err), r.Close())
+		return nil, errors.Join(fmt.Errorf("find where to begin in the log: %w", err), r.Close())
 	}
 	r.skipOld()
 	return r, nil
@@ -83,21 +84,78 @@ func (r *Reader) Close() error {
 	return nil
 }
 
-func (r *Reader) resume(after Position) {
+func (r *Reader) resume(after Position) error {
 	for i, f := range r.files {
 		if f.name() != after.File {
 			continue
 		}
-		closeAll(r.files[:i])
-		r.files = r.files[i:]
-		if info, err := f.Stat(); err == nil && after.Offset >= 0 && after.Offset <= info.Size() {
-			r.offset = after.Offset
+		info, err := f.Stat()
+		if err != nil {
+			return err
 		}
-		return
+		// A file that has become shorter has lost what a full disk cut short: nothing before its end is new.
+		return r.begin(i, min(max(0, after.Offset), info.Size()))
 	}
 	r.former = after
 	if len(r.files) > 0 {
 		r.gap(after.File)
+	}
+	return nil
+}
+
+// begin has reading start at an offset of one of the files, which is the beginning of a record. The parts before it of
+// lines that end after it are taken up, as far as they are among the maxBack bytes before it.
+func (r *Reader) begin(file int, offset int64) error {
+	back, from, start := int64(maxBack), file, max(0, offset-maxBack)
+	for back -= offset; back > 0 && from > 0; back -= r.files[from].info.Size() {
+		from--
+		info, err := r.files[from].Stat()
+		if err != nil {
+			return err
+		}
+		r.files[from].info = info
+		start = max(0, info.Size()-back)
+	}
+	buffer := bufio.NewReaderSize(nil, maxRecord)
+	for ; from <= file; from++ {
+		end := offset
+		if from < file {
+			end = r.files[from].info.Size()
+		}
+		if err := r.takeUp(buffer, r.files[from], start, end); err != nil {
+			return err
+		}
+		start = 0
+	}
+	r.corrupt, r.skipping = 0, false // they are before what is read
+	closeAll(r.files[:file])
+	r.files, r.offset = r.files[file:], offset
+	return nil
+}
+
+// takeUp reads a stretch of a file for the parts of open lines alone.
+func (r *Reader) takeUp(buffer *bufio.Reader, f *file, start, end int64) error {
+	within := start > 0
+	if within {
+		start-- // the newline there says that a record begins
+	}
+	buffer.Reset(io.NewSectionReader(f, start, end-start))
+	var given []byte
+	for {
+		record, err := buffer.ReadSlice('\n')
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case errors.Is(err, bufio.ErrBufferFull):
+			within = true // no record of the logger's is so long
+			continue
+		case err != nil:
+			return err
+		}
+		if !within {
+			given = r.take(given[:0], record)
+		}
+		within = false
 	}
 }
 
@@ -108,9 +166,7 @@ func (r *Reader) tail(n uint64) error {
 			return err
 		}
 		if start > 0 || lines >= n && i == 0 {
-			closeAll(r.files[:i])
-			r.files, r.offset = r.files[i:], start
-			return nil
+			return r.begin(i, start)
 		}
 		n -= lines
 	}
