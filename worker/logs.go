@@ -50,6 +50,9 @@ func (f *fleet) streamLogs(ctx context.Context, q *swarmpb.LogQuery, s *answerSt
 		return err
 	}
 	if q.GetFollow() {
+		if err := p.begun(ctx); err != nil {
+			return err
+		}
 		if err := f.followLogs(ctx, q.GetTaskId(), &p); err != nil {
 			return err
 		}
@@ -124,6 +127,20 @@ func (p *logPump) put(ctx context.Context, records []byte) error {
 		return nil
 	}
 	frame := &swarmpb.LogFrame{Records: records, Notices: notices}
+	if at := p.reader.Position(); at.File != "" {
+		frame.Position = &swarmpb.LogPosition{File: at.File, Offset: uint64(at.Offset)}
+	}
+	p.sent++
+	p.beaten = time.Now()
+	return p.stream.put(ctx, &swarmpb.RelayFrame{Kind: &swarmpb.RelayFrame_Logs{Logs: frame}})
+}
+
+// begun tells where the lines to come begin when there was none yet: who loses this answer asks from there on.
+func (p *logPump) begun(ctx context.Context) error {
+	if p.sent > 0 {
+		return nil
+	}
+	frame := &swarmpb.LogFrame{}
 	if at := p.reader.Position(); at.File != "" {
 		frame.Position = &swarmpb.LogPosition{File: at.File, Offset: uint64(at.Offset)}
 	}

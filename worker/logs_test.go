@@ -37,6 +37,7 @@ type answered struct {
 	records, failed string
 	frames, beats   int
 	ended           bool
+	position        *swarmpb.LogPosition
 	credit          chan uint32
 	hangUp          chan struct{}
 }
@@ -79,6 +80,7 @@ func (a *asker) Answer(stream grpc.BidiStreamingServer[swarmpb.RelayFrame, swarm
 				x.beats++
 			default:
 				x.frames++
+				x.position = frame.GetLogs().GetPosition()
 				x.records += string(frame.GetLogs().GetRecords())
 			}
 			a.mu.Unlock()
@@ -232,6 +234,26 @@ func TestRelay_LogFollowed_BeatsAndEndsAfterTheTask(t *testing.T) {
 		want += h.write(id, "last words")
 		if got := h.after(5 * time.Second)("r1"); got.records != want || !got.ended || got.failed != "" {
 			t.Errorf("%q, ended %v, %q", got.records, got.ended, got.failed)
+		}
+	})
+}
+
+func TestRelay_LastLinesOfNoneFollowed_ThePlaceIsToldAtOnce(t *testing.T) {
+	withRelay(t, func(h *relayHost) {
+		id := h.task(swarmpb.TaskState_TASK_STATE_RUNNING)
+		h.write(id, "old")
+		h.ask("r1", &swarmpb.LogQuery{TaskId: id, Follow: true, Tail: new(uint64(0))})
+		h.of("r1").credit <- 100
+		got := h.after(time.Second)("r1")
+		if got.records != "" || got.position.GetFile() == "" {
+			t.Fatalf("%q at %v", got.records, got.position)
+		}
+		close(h.of("r1").hangUp) // and while nobody reads, a line comes
+		want := h.write(id, "meanwhile")
+		h.ask("r2", &swarmpb.LogQuery{TaskId: id, Follow: true, After: got.position})
+		h.of("r2").credit <- 100
+		if got := h.after(time.Second)("r2"); got.records != want {
+			t.Errorf("%q, want %q", got.records, want)
 		}
 	})
 }
