@@ -10,7 +10,7 @@
 //	plain_http = true                     # no TLS at all
 //
 // It promises that a file with a mistake is refused as a whole, with the file's line, and that what it writes for
-// containerd (WriteHosts) says the same as the file.
+// containerd (WriteHosts) says the same as the file. The file may change at any time (Watcher).
 package registries
 
 import (
@@ -130,6 +130,7 @@ func (r Registry) Pool() (*x509.CertPool, error) {
 
 // WriteHosts writes the set in the form that containerd reads, a hosts.toml below a directory for each registry, and
 // removes what else is below root. A file that says the right thing is left alone: a full disk is no reason not to start.
+// Pulls may be under way: whoever reads a file sees all of it, the old or the new one.
 func (s *Set) WriteHosts(root string) error {
 	there, err := os.ReadDir(root)
 	if err != nil {
@@ -152,7 +153,11 @@ func (s *Set) WriteHosts(root string) error {
 		if there, err := os.ReadFile(file); err == nil && bytes.Equal(there, body) {
 			continue
 		}
-		if err := os.WriteFile(file, body, 0o644); err != nil {
+		whole := file + ".new"
+		if err := os.WriteFile(whole, body, 0o644); err != nil {
+			return fmt.Errorf("write registries: %w", err)
+		}
+		if err := os.Rename(whole, file); err != nil {
 			return fmt.Errorf("write registries: %w", err)
 		}
 	}

@@ -94,6 +94,22 @@ func (c controlSwitch) ListServices(ctx context.Context, r *swarmpb.ListServices
 	return call(c, ctx, r, swarmpb.ControlServer.ListServices)
 }
 
+func (c controlSwitch) CreateNetwork(ctx context.Context, r *swarmpb.CreateNetworkRequest) (*swarmpb.CreateNetworkResponse, error) {
+	return call(c, ctx, r, swarmpb.ControlServer.CreateNetwork)
+}
+
+func (c controlSwitch) RemoveNetwork(ctx context.Context, r *swarmpb.RemoveNetworkRequest) (*swarmpb.RemoveNetworkResponse, error) {
+	return call(c, ctx, r, swarmpb.ControlServer.RemoveNetwork)
+}
+
+func (c controlSwitch) GetNetwork(ctx context.Context, r *swarmpb.GetNetworkRequest) (*swarmpb.GetNetworkResponse, error) {
+	return call(c, ctx, r, swarmpb.ControlServer.GetNetwork)
+}
+
+func (c controlSwitch) ListNetworks(ctx context.Context, r *swarmpb.ListNetworksRequest) (*swarmpb.ListNetworksResponse, error) {
+	return call(c, ctx, r, swarmpb.ControlServer.ListNetworks)
+}
+
 func (c controlSwitch) GetTask(ctx context.Context, r *swarmpb.GetTaskRequest) (*swarmpb.GetTaskResponse, error) {
 	return call(c, ctx, r, swarmpb.ControlServer.GetTask)
 }

@@ -1294,8 +1294,11 @@ type ServiceInfo struct {
 	Service  *Service               `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
 	Progress *ServiceProgress       `protobuf:"bytes,2,opt,name=progress,proto3" json:"progress,omitempty"`
 	// Tasks in RUNNING, and tasks that there should be.
-	Running       uint64 `protobuf:"varint,3,opt,name=running,proto3" json:"running,omitempty"`
-	Desired       uint64 `protobuf:"varint,4,opt,name=desired,proto3" json:"desired,omitempty"`
+	Running  uint64           `protobuf:"varint,3,opt,name=running,proto3" json:"running,omitempty"`
+	Desired  uint64           `protobuf:"varint,4,opt,name=desired,proto3" json:"desired,omitempty"`
+	Endpoint *ServiceEndpoint `protobuf:"bytes,5,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	// Nodes on which something else has a port that the service publishes.
+	Conflicts     []*NodePortConflict `protobuf:"bytes,6,rep,name=conflicts,proto3" json:"conflicts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1358,6 +1361,80 @@ func (x *ServiceInfo) GetDesired() uint64 {
 	return 0
 }
 
+func (x *ServiceInfo) GetEndpoint() *ServiceEndpoint {
+	if x != nil {
+		return x.Endpoint
+	}
+	return nil
+}
+
+func (x *ServiceInfo) GetConflicts() []*NodePortConflict {
+	if x != nil {
+		return x.Conflicts
+	}
+	return nil
+}
+
+type NodePortConflict struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Hostname      string                 `protobuf:"bytes,2,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	Conflict      *PortConflict          `protobuf:"bytes,3,opt,name=conflict,proto3" json:"conflict,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodePortConflict) Reset() {
+	*x = NodePortConflict{}
+	mi := &file_swarm_v1_control_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodePortConflict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodePortConflict) ProtoMessage() {}
+
+func (x *NodePortConflict) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodePortConflict.ProtoReflect.Descriptor instead.
+func (*NodePortConflict) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *NodePortConflict) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *NodePortConflict) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *NodePortConflict) GetConflict() *PortConflict {
+	if x != nil {
+		return x.Conflict
+	}
+	return nil
+}
+
 type GetServiceRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
@@ -1367,7 +1444,7 @@ type GetServiceRequest struct {
 
 func (x *GetServiceRequest) Reset() {
 	*x = GetServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[23]
+	mi := &file_swarm_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1379,7 +1456,7 @@ func (x *GetServiceRequest) String() string {
 func (*GetServiceRequest) ProtoMessage() {}
 
 func (x *GetServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[23]
+	mi := &file_swarm_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1392,7 +1469,7 @@ func (x *GetServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceRequest.ProtoReflect.Descriptor instead.
 func (*GetServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetServiceRequest) GetService() string {
@@ -1411,7 +1488,7 @@ type GetServiceResponse struct {
 
 func (x *GetServiceResponse) Reset() {
 	*x = GetServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[24]
+	mi := &file_swarm_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1423,7 +1500,7 @@ func (x *GetServiceResponse) String() string {
 func (*GetServiceResponse) ProtoMessage() {}
 
 func (x *GetServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[24]
+	mi := &file_swarm_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1436,7 +1513,7 @@ func (x *GetServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceResponse.ProtoReflect.Descriptor instead.
 func (*GetServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetServiceResponse) GetService() *ServiceInfo {
@@ -1444,6 +1521,453 @@ func (x *GetServiceResponse) GetService() *ServiceInfo {
 		return x.Service
 	}
 	return nil
+}
+
+type CreateNetworkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Spec          *NetworkSpec           `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
+	RequestId     string                 `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateNetworkRequest) Reset() {
+	*x = CreateNetworkRequest{}
+	mi := &file_swarm_v1_control_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateNetworkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateNetworkRequest) ProtoMessage() {}
+
+func (x *CreateNetworkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateNetworkRequest.ProtoReflect.Descriptor instead.
+func (*CreateNetworkRequest) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *CreateNetworkRequest) GetSpec() *NetworkSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *CreateNetworkRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type CreateNetworkResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Warnings      []string               `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateNetworkResponse) Reset() {
+	*x = CreateNetworkResponse{}
+	mi := &file_swarm_v1_control_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateNetworkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateNetworkResponse) ProtoMessage() {}
+
+func (x *CreateNetworkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateNetworkResponse.ProtoReflect.Descriptor instead.
+func (*CreateNetworkResponse) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *CreateNetworkResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CreateNetworkResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+type RemoveNetworkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       string                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNetworkRequest) Reset() {
+	*x = RemoveNetworkRequest{}
+	mi := &file_swarm_v1_control_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNetworkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNetworkRequest) ProtoMessage() {}
+
+func (x *RemoveNetworkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNetworkRequest.ProtoReflect.Descriptor instead.
+func (*RemoveNetworkRequest) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *RemoveNetworkRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+type RemoveNetworkResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNetworkResponse) Reset() {
+	*x = RemoveNetworkResponse{}
+	mi := &file_swarm_v1_control_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNetworkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNetworkResponse) ProtoMessage() {}
+
+func (x *RemoveNetworkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNetworkResponse.ProtoReflect.Descriptor instead.
+func (*RemoveNetworkResponse) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *RemoveNetworkResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type GetNetworkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       string                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetNetworkRequest) Reset() {
+	*x = GetNetworkRequest{}
+	mi := &file_swarm_v1_control_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetNetworkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetNetworkRequest) ProtoMessage() {}
+
+func (x *GetNetworkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetNetworkRequest.ProtoReflect.Descriptor instead.
+func (*GetNetworkRequest) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *GetNetworkRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+type GetNetworkResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       *NetworkInfo           `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetNetworkResponse) Reset() {
+	*x = GetNetworkResponse{}
+	mi := &file_swarm_v1_control_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetNetworkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetNetworkResponse) ProtoMessage() {}
+
+func (x *GetNetworkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetNetworkResponse.ProtoReflect.Descriptor instead.
+func (*GetNetworkResponse) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *GetNetworkResponse) GetNetwork() *NetworkInfo {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+type ListNetworksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNetworksRequest) Reset() {
+	*x = ListNetworksRequest{}
+	mi := &file_swarm_v1_control_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNetworksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNetworksRequest) ProtoMessage() {}
+
+func (x *ListNetworksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNetworksRequest.ProtoReflect.Descriptor instead.
+func (*ListNetworksRequest) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{32}
+}
+
+type ListNetworksResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Networks      []*NetworkInfo         `protobuf:"bytes,1,rep,name=networks,proto3" json:"networks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNetworksResponse) Reset() {
+	*x = ListNetworksResponse{}
+	mi := &file_swarm_v1_control_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNetworksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNetworksResponse) ProtoMessage() {}
+
+func (x *ListNetworksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNetworksResponse.ProtoReflect.Descriptor instead.
+func (*ListNetworksResponse) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ListNetworksResponse) GetNetworks() []*NetworkInfo {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+// NetworkInfo is a network with what it was given and who uses it.
+type NetworkInfo struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Network  *Network               `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	Progress *NetworkProgress       `protobuf:"bytes,2,opt,name=progress,proto3" json:"progress,omitempty"`
+	// Names of the services that are attached to it, and its live tasks.
+	Services []string `protobuf:"bytes,3,rep,name=services,proto3" json:"services,omitempty"`
+	Tasks    uint32   `protobuf:"varint,4,opt,name=tasks,proto3" json:"tasks,omitempty"`
+	// Addresses given, and the most that can be.
+	AddressesUsed  uint64 `protobuf:"varint,5,opt,name=addresses_used,json=addressesUsed,proto3" json:"addresses_used,omitempty"`
+	AddressesTotal uint64 `protobuf:"varint,6,opt,name=addresses_total,json=addressesTotal,proto3" json:"addresses_total,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *NetworkInfo) Reset() {
+	*x = NetworkInfo{}
+	mi := &file_swarm_v1_control_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkInfo) ProtoMessage() {}
+
+func (x *NetworkInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkInfo.ProtoReflect.Descriptor instead.
+func (*NetworkInfo) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *NetworkInfo) GetNetwork() *Network {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *NetworkInfo) GetProgress() *NetworkProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+func (x *NetworkInfo) GetServices() []string {
+	if x != nil {
+		return x.Services
+	}
+	return nil
+}
+
+func (x *NetworkInfo) GetTasks() uint32 {
+	if x != nil {
+		return x.Tasks
+	}
+	return 0
+}
+
+func (x *NetworkInfo) GetAddressesUsed() uint64 {
+	if x != nil {
+		return x.AddressesUsed
+	}
+	return 0
+}
+
+func (x *NetworkInfo) GetAddressesTotal() uint64 {
+	if x != nil {
+		return x.AddressesTotal
+	}
+	return 0
 }
 
 type ListServicesRequest struct {
@@ -1454,7 +1978,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[25]
+	mi := &file_swarm_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1466,7 +1990,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[25]
+	mi := &file_swarm_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1479,7 +2003,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 type ListServicesResponse struct {
@@ -1491,7 +2015,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[26]
+	mi := &file_swarm_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1503,7 +2027,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[26]
+	mi := &file_swarm_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1516,7 +2040,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListServicesResponse) GetServices() []*ServiceInfo {
@@ -1552,7 +2076,7 @@ type TaskInfo struct {
 
 func (x *TaskInfo) Reset() {
 	*x = TaskInfo{}
-	mi := &file_swarm_v1_control_proto_msgTypes[27]
+	mi := &file_swarm_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1564,7 +2088,7 @@ func (x *TaskInfo) String() string {
 func (*TaskInfo) ProtoMessage() {}
 
 func (x *TaskInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[27]
+	mi := &file_swarm_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1577,7 +2101,7 @@ func (x *TaskInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskInfo.ProtoReflect.Descriptor instead.
 func (*TaskInfo) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *TaskInfo) GetTask() *Task {
@@ -1673,7 +2197,7 @@ type GetTaskRequest struct {
 
 func (x *GetTaskRequest) Reset() {
 	*x = GetTaskRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[28]
+	mi := &file_swarm_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1685,7 +2209,7 @@ func (x *GetTaskRequest) String() string {
 func (*GetTaskRequest) ProtoMessage() {}
 
 func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[28]
+	mi := &file_swarm_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1698,7 +2222,7 @@ func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskRequest.ProtoReflect.Descriptor instead.
 func (*GetTaskRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetTaskRequest) GetTask() string {
@@ -1718,7 +2242,7 @@ type GetTaskResponse struct {
 
 func (x *GetTaskResponse) Reset() {
 	*x = GetTaskResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[29]
+	mi := &file_swarm_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1730,7 +2254,7 @@ func (x *GetTaskResponse) String() string {
 func (*GetTaskResponse) ProtoMessage() {}
 
 func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[29]
+	mi := &file_swarm_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1743,7 +2267,7 @@ func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskResponse.ProtoReflect.Descriptor instead.
 func (*GetTaskResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GetTaskResponse) GetTask() *TaskInfo {
@@ -1775,7 +2299,7 @@ type ListTasksRequest struct {
 
 func (x *ListTasksRequest) Reset() {
 	*x = ListTasksRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[30]
+	mi := &file_swarm_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1787,7 +2311,7 @@ func (x *ListTasksRequest) String() string {
 func (*ListTasksRequest) ProtoMessage() {}
 
 func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[30]
+	mi := &file_swarm_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1800,7 +2324,7 @@ func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
 func (*ListTasksRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListTasksRequest) GetService() string {
@@ -1841,7 +2365,7 @@ type ListTasksResponse struct {
 
 func (x *ListTasksResponse) Reset() {
 	*x = ListTasksResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[31]
+	mi := &file_swarm_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1853,7 +2377,7 @@ func (x *ListTasksResponse) String() string {
 func (*ListTasksResponse) ProtoMessage() {}
 
 func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[31]
+	mi := &file_swarm_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1866,7 +2390,7 @@ func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
 func (*ListTasksResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListTasksResponse) GetTasks() []*TaskInfo {
@@ -1892,7 +2416,7 @@ type WatchServiceRequest struct {
 
 func (x *WatchServiceRequest) Reset() {
 	*x = WatchServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[32]
+	mi := &file_swarm_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1904,7 +2428,7 @@ func (x *WatchServiceRequest) String() string {
 func (*WatchServiceRequest) ProtoMessage() {}
 
 func (x *WatchServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[32]
+	mi := &file_swarm_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1917,7 +2441,7 @@ func (x *WatchServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchServiceRequest.ProtoReflect.Descriptor instead.
 func (*WatchServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *WatchServiceRequest) GetService() string {
@@ -1943,7 +2467,7 @@ type WatchServiceResponse struct {
 
 func (x *WatchServiceResponse) Reset() {
 	*x = WatchServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[33]
+	mi := &file_swarm_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1955,7 +2479,7 @@ func (x *WatchServiceResponse) String() string {
 func (*WatchServiceResponse) ProtoMessage() {}
 
 func (x *WatchServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[33]
+	mi := &file_swarm_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1968,7 +2492,7 @@ func (x *WatchServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchServiceResponse.ProtoReflect.Descriptor instead.
 func (*WatchServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *WatchServiceResponse) GetService() *ServiceInfo {
@@ -2090,16 +2614,47 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x02 \x01(\tR\trequestId\"'\n" +
 	"\x15RemoveServiceResponse\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xa5\x01\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x96\x02\n" +
 	"\vServiceInfo\x12+\n" +
 	"\aservice\x18\x01 \x01(\v2\x11.swarm.v1.ServiceR\aservice\x125\n" +
 	"\bprogress\x18\x02 \x01(\v2\x19.swarm.v1.ServiceProgressR\bprogress\x12\x18\n" +
 	"\arunning\x18\x03 \x01(\x04R\arunning\x12\x18\n" +
-	"\adesired\x18\x04 \x01(\x04R\adesired\"-\n" +
+	"\adesired\x18\x04 \x01(\x04R\adesired\x125\n" +
+	"\bendpoint\x18\x05 \x01(\v2\x19.swarm.v1.ServiceEndpointR\bendpoint\x128\n" +
+	"\tconflicts\x18\x06 \x03(\v2\x1a.swarm.v1.NodePortConflictR\tconflicts\"{\n" +
+	"\x10NodePortConflict\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1a\n" +
+	"\bhostname\x18\x02 \x01(\tR\bhostname\x122\n" +
+	"\bconflict\x18\x03 \x01(\v2\x16.swarm.v1.PortConflictR\bconflict\"-\n" +
 	"\x11GetServiceRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\"E\n" +
 	"\x12GetServiceResponse\x12/\n" +
-	"\aservice\x18\x01 \x01(\v2\x15.swarm.v1.ServiceInfoR\aservice\"\x15\n" +
+	"\aservice\x18\x01 \x01(\v2\x15.swarm.v1.ServiceInfoR\aservice\"`\n" +
+	"\x14CreateNetworkRequest\x12)\n" +
+	"\x04spec\x18\x01 \x01(\v2\x15.swarm.v1.NetworkSpecR\x04spec\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x02 \x01(\tR\trequestId\"C\n" +
+	"\x15CreateNetworkResponse\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"0\n" +
+	"\x14RemoveNetworkRequest\x12\x18\n" +
+	"\anetwork\x18\x01 \x01(\tR\anetwork\"'\n" +
+	"\x15RemoveNetworkResponse\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"-\n" +
+	"\x11GetNetworkRequest\x12\x18\n" +
+	"\anetwork\x18\x01 \x01(\tR\anetwork\"E\n" +
+	"\x12GetNetworkResponse\x12/\n" +
+	"\anetwork\x18\x01 \x01(\v2\x15.swarm.v1.NetworkInfoR\anetwork\"\x15\n" +
+	"\x13ListNetworksRequest\"I\n" +
+	"\x14ListNetworksResponse\x121\n" +
+	"\bnetworks\x18\x01 \x03(\v2\x15.swarm.v1.NetworkInfoR\bnetworks\"\xf3\x01\n" +
+	"\vNetworkInfo\x12+\n" +
+	"\anetwork\x18\x01 \x01(\v2\x11.swarm.v1.NetworkR\anetwork\x125\n" +
+	"\bprogress\x18\x02 \x01(\v2\x19.swarm.v1.NetworkProgressR\bprogress\x12\x1a\n" +
+	"\bservices\x18\x03 \x03(\tR\bservices\x12\x14\n" +
+	"\x05tasks\x18\x04 \x01(\rR\x05tasks\x12%\n" +
+	"\x0eaddresses_used\x18\x05 \x01(\x04R\raddressesUsed\x12'\n" +
+	"\x0faddresses_total\x18\x06 \x01(\x04R\x0eaddressesTotal\"\x15\n" +
 	"\x13ListServicesRequest\"I\n" +
 	"\x14ListServicesResponse\x121\n" +
 	"\bservices\x18\x01 \x03(\v2\x15.swarm.v1.ServiceInfoR\bservices\"\x8f\x03\n" +
@@ -2137,8 +2692,7 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\aservice\x18\x01 \x01(\v2\x15.swarm.v1.ServiceInfoR\aservice\x12(\n" +
 	"\x05tasks\x18\x02 \x03(\v2\x12.swarm.v1.TaskInfoR\x05tasks\x12\x18\n" +
 	"\aremoved\x18\x03 \x03(\tR\aremoved\x12\x12\n" +
-	"\x04more\x18\x04 \x01(\bR\x04more2\x8f\n" +
-	"\n" +
+	"\x04more\x18\x04 \x01(\bR\x04more2\xf3\f\n" +
 	"\aControl\x12Q\n" +
 	"\n" +
 	"GetCluster\x12\x1b.swarm.v1.GetClusterRequest\x1a\x1c.swarm.v1.GetClusterResponse\"\b\xea\xb9\x18\x04\n" +
@@ -2167,6 +2721,15 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"GetService\x12\x1b.swarm.v1.GetServiceRequest\x1a\x1c.swarm.v1.GetServiceResponse\"\b\xea\xb9\x18\x04\n" +
 	"\x02\x04\x03\x12W\n" +
 	"\fListServices\x12\x1d.swarm.v1.ListServicesRequest\x1a\x1e.swarm.v1.ListServicesResponse\"\b\xea\xb9\x18\x04\n" +
+	"\x02\x04\x03\x12Z\n" +
+	"\rCreateNetwork\x12\x1e.swarm.v1.CreateNetworkRequest\x1a\x1f.swarm.v1.CreateNetworkResponse\"\b\xea\xb9\x18\x04\n" +
+	"\x02\x04\x03\x12Z\n" +
+	"\rRemoveNetwork\x12\x1e.swarm.v1.RemoveNetworkRequest\x1a\x1f.swarm.v1.RemoveNetworkResponse\"\b\xea\xb9\x18\x04\n" +
+	"\x02\x04\x03\x12Q\n" +
+	"\n" +
+	"GetNetwork\x12\x1b.swarm.v1.GetNetworkRequest\x1a\x1c.swarm.v1.GetNetworkResponse\"\b\xea\xb9\x18\x04\n" +
+	"\x02\x04\x03\x12W\n" +
+	"\fListNetworks\x12\x1d.swarm.v1.ListNetworksRequest\x1a\x1e.swarm.v1.ListNetworksResponse\"\b\xea\xb9\x18\x04\n" +
 	"\x02\x04\x03\x12H\n" +
 	"\aGetTask\x12\x18.swarm.v1.GetTaskRequest\x1a\x19.swarm.v1.GetTaskResponse\"\b\xea\xb9\x18\x04\n" +
 	"\x02\x04\x03\x12N\n" +
@@ -2187,7 +2750,7 @@ func file_swarm_v1_control_proto_rawDescGZIP() []byte {
 	return file_swarm_v1_control_proto_rawDescData
 }
 
-var file_swarm_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_swarm_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_swarm_v1_control_proto_goTypes = []any{
 	(*GetClusterRequest)(nil),       // 0: swarm.v1.GetClusterRequest
 	(*GetClusterResponse)(nil),      // 1: swarm.v1.GetClusterResponse
@@ -2212,103 +2775,134 @@ var file_swarm_v1_control_proto_goTypes = []any{
 	(*RemoveServiceRequest)(nil),    // 20: swarm.v1.RemoveServiceRequest
 	(*RemoveServiceResponse)(nil),   // 21: swarm.v1.RemoveServiceResponse
 	(*ServiceInfo)(nil),             // 22: swarm.v1.ServiceInfo
-	(*GetServiceRequest)(nil),       // 23: swarm.v1.GetServiceRequest
-	(*GetServiceResponse)(nil),      // 24: swarm.v1.GetServiceResponse
-	(*ListServicesRequest)(nil),     // 25: swarm.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),    // 26: swarm.v1.ListServicesResponse
-	(*TaskInfo)(nil),                // 27: swarm.v1.TaskInfo
-	(*GetTaskRequest)(nil),          // 28: swarm.v1.GetTaskRequest
-	(*GetTaskResponse)(nil),         // 29: swarm.v1.GetTaskResponse
-	(*ListTasksRequest)(nil),        // 30: swarm.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),       // 31: swarm.v1.ListTasksResponse
-	(*WatchServiceRequest)(nil),     // 32: swarm.v1.WatchServiceRequest
-	(*WatchServiceResponse)(nil),    // 33: swarm.v1.WatchServiceResponse
-	(*Meta)(nil),                    // 34: swarm.v1.Meta
-	(*ClusterSpec)(nil),             // 35: swarm.v1.ClusterSpec
-	(*Alarm)(nil),                   // 36: swarm.v1.Alarm
-	(*JoinTokens)(nil),              // 37: swarm.v1.JoinTokens
-	(NodeRole)(0),                   // 38: swarm.v1.NodeRole
-	(*Node)(nil),                    // 39: swarm.v1.Node
-	(*NodeStatus)(nil),              // 40: swarm.v1.NodeStatus
-	(*Resources)(nil),               // 41: swarm.v1.Resources
-	(*NodeSpec)(nil),                // 42: swarm.v1.NodeSpec
-	(*ServiceSpec)(nil),             // 43: swarm.v1.ServiceSpec
-	(*RegistryAuth)(nil),            // 44: swarm.v1.RegistryAuth
-	(*Service)(nil),                 // 45: swarm.v1.Service
-	(*ServiceProgress)(nil),         // 46: swarm.v1.ServiceProgress
-	(*Task)(nil),                    // 47: swarm.v1.Task
-	(TaskState)(0),                  // 48: swarm.v1.TaskState
-	(*TaskPlacement)(nil),           // 49: swarm.v1.TaskPlacement
-	(*TaskStatus)(nil),              // 50: swarm.v1.TaskStatus
-	(*TaskSpec)(nil),                // 51: swarm.v1.TaskSpec
+	(*NodePortConflict)(nil),        // 23: swarm.v1.NodePortConflict
+	(*GetServiceRequest)(nil),       // 24: swarm.v1.GetServiceRequest
+	(*GetServiceResponse)(nil),      // 25: swarm.v1.GetServiceResponse
+	(*CreateNetworkRequest)(nil),    // 26: swarm.v1.CreateNetworkRequest
+	(*CreateNetworkResponse)(nil),   // 27: swarm.v1.CreateNetworkResponse
+	(*RemoveNetworkRequest)(nil),    // 28: swarm.v1.RemoveNetworkRequest
+	(*RemoveNetworkResponse)(nil),   // 29: swarm.v1.RemoveNetworkResponse
+	(*GetNetworkRequest)(nil),       // 30: swarm.v1.GetNetworkRequest
+	(*GetNetworkResponse)(nil),      // 31: swarm.v1.GetNetworkResponse
+	(*ListNetworksRequest)(nil),     // 32: swarm.v1.ListNetworksRequest
+	(*ListNetworksResponse)(nil),    // 33: swarm.v1.ListNetworksResponse
+	(*NetworkInfo)(nil),             // 34: swarm.v1.NetworkInfo
+	(*ListServicesRequest)(nil),     // 35: swarm.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),    // 36: swarm.v1.ListServicesResponse
+	(*TaskInfo)(nil),                // 37: swarm.v1.TaskInfo
+	(*GetTaskRequest)(nil),          // 38: swarm.v1.GetTaskRequest
+	(*GetTaskResponse)(nil),         // 39: swarm.v1.GetTaskResponse
+	(*ListTasksRequest)(nil),        // 40: swarm.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),       // 41: swarm.v1.ListTasksResponse
+	(*WatchServiceRequest)(nil),     // 42: swarm.v1.WatchServiceRequest
+	(*WatchServiceResponse)(nil),    // 43: swarm.v1.WatchServiceResponse
+	(*Meta)(nil),                    // 44: swarm.v1.Meta
+	(*ClusterSpec)(nil),             // 45: swarm.v1.ClusterSpec
+	(*Alarm)(nil),                   // 46: swarm.v1.Alarm
+	(*JoinTokens)(nil),              // 47: swarm.v1.JoinTokens
+	(NodeRole)(0),                   // 48: swarm.v1.NodeRole
+	(*Node)(nil),                    // 49: swarm.v1.Node
+	(*NodeStatus)(nil),              // 50: swarm.v1.NodeStatus
+	(*Resources)(nil),               // 51: swarm.v1.Resources
+	(*NodeSpec)(nil),                // 52: swarm.v1.NodeSpec
+	(*ServiceSpec)(nil),             // 53: swarm.v1.ServiceSpec
+	(*RegistryAuth)(nil),            // 54: swarm.v1.RegistryAuth
+	(*Service)(nil),                 // 55: swarm.v1.Service
+	(*ServiceProgress)(nil),         // 56: swarm.v1.ServiceProgress
+	(*ServiceEndpoint)(nil),         // 57: swarm.v1.ServiceEndpoint
+	(*PortConflict)(nil),            // 58: swarm.v1.PortConflict
+	(*NetworkSpec)(nil),             // 59: swarm.v1.NetworkSpec
+	(*Network)(nil),                 // 60: swarm.v1.Network
+	(*NetworkProgress)(nil),         // 61: swarm.v1.NetworkProgress
+	(*Task)(nil),                    // 62: swarm.v1.Task
+	(TaskState)(0),                  // 63: swarm.v1.TaskState
+	(*TaskPlacement)(nil),           // 64: swarm.v1.TaskPlacement
+	(*TaskStatus)(nil),              // 65: swarm.v1.TaskStatus
+	(*TaskSpec)(nil),                // 66: swarm.v1.TaskSpec
 }
 var file_swarm_v1_control_proto_depIdxs = []int32{
-	34, // 0: swarm.v1.GetClusterResponse.meta:type_name -> swarm.v1.Meta
-	35, // 1: swarm.v1.GetClusterResponse.spec:type_name -> swarm.v1.ClusterSpec
-	36, // 2: swarm.v1.GetClusterResponse.alarms:type_name -> swarm.v1.Alarm
-	37, // 3: swarm.v1.GetJoinTokensResponse.tokens:type_name -> swarm.v1.JoinTokens
-	38, // 4: swarm.v1.RotateJoinTokenRequest.role:type_name -> swarm.v1.NodeRole
-	37, // 5: swarm.v1.RotateJoinTokenResponse.tokens:type_name -> swarm.v1.JoinTokens
-	39, // 6: swarm.v1.NodeInfo.node:type_name -> swarm.v1.Node
-	40, // 7: swarm.v1.NodeInfo.status:type_name -> swarm.v1.NodeStatus
-	41, // 8: swarm.v1.NodeInfo.reserved:type_name -> swarm.v1.Resources
+	44, // 0: swarm.v1.GetClusterResponse.meta:type_name -> swarm.v1.Meta
+	45, // 1: swarm.v1.GetClusterResponse.spec:type_name -> swarm.v1.ClusterSpec
+	46, // 2: swarm.v1.GetClusterResponse.alarms:type_name -> swarm.v1.Alarm
+	47, // 3: swarm.v1.GetJoinTokensResponse.tokens:type_name -> swarm.v1.JoinTokens
+	48, // 4: swarm.v1.RotateJoinTokenRequest.role:type_name -> swarm.v1.NodeRole
+	47, // 5: swarm.v1.RotateJoinTokenResponse.tokens:type_name -> swarm.v1.JoinTokens
+	49, // 6: swarm.v1.NodeInfo.node:type_name -> swarm.v1.Node
+	50, // 7: swarm.v1.NodeInfo.status:type_name -> swarm.v1.NodeStatus
+	51, // 8: swarm.v1.NodeInfo.reserved:type_name -> swarm.v1.Resources
 	7,  // 9: swarm.v1.NodeInfo.manager:type_name -> swarm.v1.ManagerStatus
 	6,  // 10: swarm.v1.ListNodesResponse.nodes:type_name -> swarm.v1.NodeInfo
 	6,  // 11: swarm.v1.GetNodeResponse.node:type_name -> swarm.v1.NodeInfo
-	42, // 12: swarm.v1.UpdateNodeRequest.spec:type_name -> swarm.v1.NodeSpec
+	52, // 12: swarm.v1.UpdateNodeRequest.spec:type_name -> swarm.v1.NodeSpec
 	6,  // 13: swarm.v1.UpdateNodeResponse.node:type_name -> swarm.v1.NodeInfo
-	43, // 14: swarm.v1.CreateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
-	44, // 15: swarm.v1.CreateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
-	43, // 16: swarm.v1.UpdateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
-	44, // 17: swarm.v1.UpdateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
-	45, // 18: swarm.v1.ServiceInfo.service:type_name -> swarm.v1.Service
-	46, // 19: swarm.v1.ServiceInfo.progress:type_name -> swarm.v1.ServiceProgress
-	22, // 20: swarm.v1.GetServiceResponse.service:type_name -> swarm.v1.ServiceInfo
-	22, // 21: swarm.v1.ListServicesResponse.services:type_name -> swarm.v1.ServiceInfo
-	47, // 22: swarm.v1.TaskInfo.task:type_name -> swarm.v1.Task
-	48, // 23: swarm.v1.TaskInfo.state:type_name -> swarm.v1.TaskState
-	49, // 24: swarm.v1.TaskInfo.placement:type_name -> swarm.v1.TaskPlacement
-	50, // 25: swarm.v1.TaskInfo.status:type_name -> swarm.v1.TaskStatus
-	27, // 26: swarm.v1.GetTaskResponse.task:type_name -> swarm.v1.TaskInfo
-	51, // 27: swarm.v1.GetTaskResponse.spec:type_name -> swarm.v1.TaskSpec
-	27, // 28: swarm.v1.ListTasksResponse.tasks:type_name -> swarm.v1.TaskInfo
-	22, // 29: swarm.v1.WatchServiceResponse.service:type_name -> swarm.v1.ServiceInfo
-	27, // 30: swarm.v1.WatchServiceResponse.tasks:type_name -> swarm.v1.TaskInfo
-	0,  // 31: swarm.v1.Control.GetCluster:input_type -> swarm.v1.GetClusterRequest
-	2,  // 32: swarm.v1.Control.GetJoinTokens:input_type -> swarm.v1.GetJoinTokensRequest
-	4,  // 33: swarm.v1.Control.RotateJoinToken:input_type -> swarm.v1.RotateJoinTokenRequest
-	8,  // 34: swarm.v1.Control.ListNodes:input_type -> swarm.v1.ListNodesRequest
-	10, // 35: swarm.v1.Control.GetNode:input_type -> swarm.v1.GetNodeRequest
-	12, // 36: swarm.v1.Control.UpdateNode:input_type -> swarm.v1.UpdateNodeRequest
-	14, // 37: swarm.v1.Control.RemoveNode:input_type -> swarm.v1.RemoveNodeRequest
-	16, // 38: swarm.v1.Control.CreateService:input_type -> swarm.v1.CreateServiceRequest
-	18, // 39: swarm.v1.Control.UpdateService:input_type -> swarm.v1.UpdateServiceRequest
-	20, // 40: swarm.v1.Control.RemoveService:input_type -> swarm.v1.RemoveServiceRequest
-	23, // 41: swarm.v1.Control.GetService:input_type -> swarm.v1.GetServiceRequest
-	25, // 42: swarm.v1.Control.ListServices:input_type -> swarm.v1.ListServicesRequest
-	28, // 43: swarm.v1.Control.GetTask:input_type -> swarm.v1.GetTaskRequest
-	30, // 44: swarm.v1.Control.ListTasks:input_type -> swarm.v1.ListTasksRequest
-	32, // 45: swarm.v1.Control.WatchService:input_type -> swarm.v1.WatchServiceRequest
-	1,  // 46: swarm.v1.Control.GetCluster:output_type -> swarm.v1.GetClusterResponse
-	3,  // 47: swarm.v1.Control.GetJoinTokens:output_type -> swarm.v1.GetJoinTokensResponse
-	5,  // 48: swarm.v1.Control.RotateJoinToken:output_type -> swarm.v1.RotateJoinTokenResponse
-	9,  // 49: swarm.v1.Control.ListNodes:output_type -> swarm.v1.ListNodesResponse
-	11, // 50: swarm.v1.Control.GetNode:output_type -> swarm.v1.GetNodeResponse
-	13, // 51: swarm.v1.Control.UpdateNode:output_type -> swarm.v1.UpdateNodeResponse
-	15, // 52: swarm.v1.Control.RemoveNode:output_type -> swarm.v1.RemoveNodeResponse
-	17, // 53: swarm.v1.Control.CreateService:output_type -> swarm.v1.CreateServiceResponse
-	19, // 54: swarm.v1.Control.UpdateService:output_type -> swarm.v1.UpdateServiceResponse
-	21, // 55: swarm.v1.Control.RemoveService:output_type -> swarm.v1.RemoveServiceResponse
-	24, // 56: swarm.v1.Control.GetService:output_type -> swarm.v1.GetServiceResponse
-	26, // 57: swarm.v1.Control.ListServices:output_type -> swarm.v1.ListServicesResponse
-	29, // 58: swarm.v1.Control.GetTask:output_type -> swarm.v1.GetTaskResponse
-	31, // 59: swarm.v1.Control.ListTasks:output_type -> swarm.v1.ListTasksResponse
-	33, // 60: swarm.v1.Control.WatchService:output_type -> swarm.v1.WatchServiceResponse
-	46, // [46:61] is the sub-list for method output_type
-	31, // [31:46] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	53, // 14: swarm.v1.CreateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
+	54, // 15: swarm.v1.CreateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
+	53, // 16: swarm.v1.UpdateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
+	54, // 17: swarm.v1.UpdateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
+	55, // 18: swarm.v1.ServiceInfo.service:type_name -> swarm.v1.Service
+	56, // 19: swarm.v1.ServiceInfo.progress:type_name -> swarm.v1.ServiceProgress
+	57, // 20: swarm.v1.ServiceInfo.endpoint:type_name -> swarm.v1.ServiceEndpoint
+	23, // 21: swarm.v1.ServiceInfo.conflicts:type_name -> swarm.v1.NodePortConflict
+	58, // 22: swarm.v1.NodePortConflict.conflict:type_name -> swarm.v1.PortConflict
+	22, // 23: swarm.v1.GetServiceResponse.service:type_name -> swarm.v1.ServiceInfo
+	59, // 24: swarm.v1.CreateNetworkRequest.spec:type_name -> swarm.v1.NetworkSpec
+	34, // 25: swarm.v1.GetNetworkResponse.network:type_name -> swarm.v1.NetworkInfo
+	34, // 26: swarm.v1.ListNetworksResponse.networks:type_name -> swarm.v1.NetworkInfo
+	60, // 27: swarm.v1.NetworkInfo.network:type_name -> swarm.v1.Network
+	61, // 28: swarm.v1.NetworkInfo.progress:type_name -> swarm.v1.NetworkProgress
+	22, // 29: swarm.v1.ListServicesResponse.services:type_name -> swarm.v1.ServiceInfo
+	62, // 30: swarm.v1.TaskInfo.task:type_name -> swarm.v1.Task
+	63, // 31: swarm.v1.TaskInfo.state:type_name -> swarm.v1.TaskState
+	64, // 32: swarm.v1.TaskInfo.placement:type_name -> swarm.v1.TaskPlacement
+	65, // 33: swarm.v1.TaskInfo.status:type_name -> swarm.v1.TaskStatus
+	37, // 34: swarm.v1.GetTaskResponse.task:type_name -> swarm.v1.TaskInfo
+	66, // 35: swarm.v1.GetTaskResponse.spec:type_name -> swarm.v1.TaskSpec
+	37, // 36: swarm.v1.ListTasksResponse.tasks:type_name -> swarm.v1.TaskInfo
+	22, // 37: swarm.v1.WatchServiceResponse.service:type_name -> swarm.v1.ServiceInfo
+	37, // 38: swarm.v1.WatchServiceResponse.tasks:type_name -> swarm.v1.TaskInfo
+	0,  // 39: swarm.v1.Control.GetCluster:input_type -> swarm.v1.GetClusterRequest
+	2,  // 40: swarm.v1.Control.GetJoinTokens:input_type -> swarm.v1.GetJoinTokensRequest
+	4,  // 41: swarm.v1.Control.RotateJoinToken:input_type -> swarm.v1.RotateJoinTokenRequest
+	8,  // 42: swarm.v1.Control.ListNodes:input_type -> swarm.v1.ListNodesRequest
+	10, // 43: swarm.v1.Control.GetNode:input_type -> swarm.v1.GetNodeRequest
+	12, // 44: swarm.v1.Control.UpdateNode:input_type -> swarm.v1.UpdateNodeRequest
+	14, // 45: swarm.v1.Control.RemoveNode:input_type -> swarm.v1.RemoveNodeRequest
+	16, // 46: swarm.v1.Control.CreateService:input_type -> swarm.v1.CreateServiceRequest
+	18, // 47: swarm.v1.Control.UpdateService:input_type -> swarm.v1.UpdateServiceRequest
+	20, // 48: swarm.v1.Control.RemoveService:input_type -> swarm.v1.RemoveServiceRequest
+	24, // 49: swarm.v1.Control.GetService:input_type -> swarm.v1.GetServiceRequest
+	35, // 50: swarm.v1.Control.ListServices:input_type -> swarm.v1.ListServicesRequest
+	26, // 51: swarm.v1.Control.CreateNetwork:input_type -> swarm.v1.CreateNetworkRequest
+	28, // 52: swarm.v1.Control.RemoveNetwork:input_type -> swarm.v1.RemoveNetworkRequest
+	30, // 53: swarm.v1.Control.GetNetwork:input_type -> swarm.v1.GetNetworkRequest
+	32, // 54: swarm.v1.Control.ListNetworks:input_type -> swarm.v1.ListNetworksRequest
+	38, // 55: swarm.v1.Control.GetTask:input_type -> swarm.v1.GetTaskRequest
+	40, // 56: swarm.v1.Control.ListTasks:input_type -> swarm.v1.ListTasksRequest
+	42, // 57: swarm.v1.Control.WatchService:input_type -> swarm.v1.WatchServiceRequest
+	1,  // 58: swarm.v1.Control.GetCluster:output_type -> swarm.v1.GetClusterResponse
+	3,  // 59: swarm.v1.Control.GetJoinTokens:output_type -> swarm.v1.GetJoinTokensResponse
+	5,  // 60: swarm.v1.Control.RotateJoinToken:output_type -> swarm.v1.RotateJoinTokenResponse
+	9,  // 61: swarm.v1.Control.ListNodes:output_type -> swarm.v1.ListNodesResponse
+	11, // 62: swarm.v1.Control.GetNode:output_type -> swarm.v1.GetNodeResponse
+	13, // 63: swarm.v1.Control.UpdateNode:output_type -> swarm.v1.UpdateNodeResponse
+	15, // 64: swarm.v1.Control.RemoveNode:output_type -> swarm.v1.RemoveNodeResponse
+	17, // 65: swarm.v1.Control.CreateService:output_type -> swarm.v1.CreateServiceResponse
+	19, // 66: swarm.v1.Control.UpdateService:output_type -> swarm.v1.UpdateServiceResponse
+	21, // 67: swarm.v1.Control.RemoveService:output_type -> swarm.v1.RemoveServiceResponse
+	25, // 68: swarm.v1.Control.GetService:output_type -> swarm.v1.GetServiceResponse
+	36, // 69: swarm.v1.Control.ListServices:output_type -> swarm.v1.ListServicesResponse
+	27, // 70: swarm.v1.Control.CreateNetwork:output_type -> swarm.v1.CreateNetworkResponse
+	29, // 71: swarm.v1.Control.RemoveNetwork:output_type -> swarm.v1.RemoveNetworkResponse
+	31, // 72: swarm.v1.Control.GetNetwork:output_type -> swarm.v1.GetNetworkResponse
+	33, // 73: swarm.v1.Control.ListNetworks:output_type -> swarm.v1.ListNetworksResponse
+	39, // 74: swarm.v1.Control.GetTask:output_type -> swarm.v1.GetTaskResponse
+	41, // 75: swarm.v1.Control.ListTasks:output_type -> swarm.v1.ListTasksResponse
+	43, // 76: swarm.v1.Control.WatchService:output_type -> swarm.v1.WatchServiceResponse
+	58, // [58:77] is the sub-list for method output_type
+	39, // [39:58] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_control_proto_init() }
@@ -2325,7 +2919,7 @@ func file_swarm_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_control_proto_rawDesc), len(file_swarm_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   34,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,6 +23,61 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type EndpointState int32
+
+const (
+	EndpointState_ENDPOINT_STATE_UNSPECIFIED EndpointState = 0
+	// Has addresses, gets no connections from balancers and names yet.
+	EndpointState_ENDPOINT_STATE_STARTING EndpointState = 1
+	// Gets connections.
+	EndpointState_ENDPOINT_STATE_ACTIVE EndpointState = 2
+	// Gets no new connections; those that are established go on.
+	EndpointState_ENDPOINT_STATE_DRAINING EndpointState = 3
+)
+
+// Enum value maps for EndpointState.
+var (
+	EndpointState_name = map[int32]string{
+		0: "ENDPOINT_STATE_UNSPECIFIED",
+		1: "ENDPOINT_STATE_STARTING",
+		2: "ENDPOINT_STATE_ACTIVE",
+		3: "ENDPOINT_STATE_DRAINING",
+	}
+	EndpointState_value = map[string]int32{
+		"ENDPOINT_STATE_UNSPECIFIED": 0,
+		"ENDPOINT_STATE_STARTING":    1,
+		"ENDPOINT_STATE_ACTIVE":      2,
+		"ENDPOINT_STATE_DRAINING":    3,
+	}
+)
+
+func (x EndpointState) Enum() *EndpointState {
+	p := new(EndpointState)
+	*p = x
+	return p
+}
+
+func (x EndpointState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EndpointState) Descriptor() protoreflect.EnumDescriptor {
+	return file_swarm_v1_dispatcher_proto_enumTypes[0].Descriptor()
+}
+
+func (EndpointState) Type() protoreflect.EnumType {
+	return &file_swarm_v1_dispatcher_proto_enumTypes[0]
+}
+
+func (x EndpointState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EndpointState.Descriptor instead.
+func (EndpointState) EnumDescriptor() ([]byte, []int) {
+	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{0}
+}
+
 type SessionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
@@ -499,6 +554,14 @@ type AssignmentChange struct {
 	//	*AssignmentChange_NodeConfig
 	//	*AssignmentChange_RemoveTask
 	//	*AssignmentChange_RemoveTemplate
+	//	*AssignmentChange_Peer
+	//	*AssignmentChange_RemovePeer
+	//	*AssignmentChange_Network
+	//	*AssignmentChange_RemoveNetwork
+	//	*AssignmentChange_Service
+	//	*AssignmentChange_RemoveService
+	//	*AssignmentChange_Endpoint
+	//	*AssignmentChange_RemoveEndpoint
 	Change        isAssignmentChange_Change `protobuf_oneof:"change"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -586,6 +649,78 @@ func (x *AssignmentChange) GetRemoveTemplate() *TemplateKey {
 	return nil
 }
 
+func (x *AssignmentChange) GetPeer() *Peer {
+	if x != nil {
+		if x, ok := x.Change.(*AssignmentChange_Peer); ok {
+			return x.Peer
+		}
+	}
+	return nil
+}
+
+func (x *AssignmentChange) GetRemovePeer() string {
+	if x != nil {
+		if x, ok := x.Change.(*AssignmentChange_RemovePeer); ok {
+			return x.RemovePeer
+		}
+	}
+	return ""
+}
+
+func (x *AssignmentChange) GetNetwork() *AssignedNetwork {
+	if x != nil {
+		if x, ok := x.Change.(*AssignmentChange_Network); ok {
+			return x.Network
+		}
+	}
+	return nil
+}
+
+func (x *AssignmentChange) GetRemoveNetwork() string {
+	if x != nil {
+		if x, ok := x.Change.(*AssignmentChange_RemoveNetwork); ok {
+			return x.RemoveNetwork
+		}
+	}
+	return ""
+}
+
+func (x *AssignmentChange) GetService() *AssignedService {
+	if x != nil {
+		if x, ok := x.Change.(*AssignmentChange_Service); ok {
+			return x.Service
+		}
+	}
+	return nil
+}
+
+func (x *AssignmentChange) GetRemoveService() string {
+	if x != nil {
+		if x, ok := x.Change.(*AssignmentChange_RemoveService); ok {
+			return x.RemoveService
+		}
+	}
+	return ""
+}
+
+func (x *AssignmentChange) GetEndpoint() *Endpoint {
+	if x != nil {
+		if x, ok := x.Change.(*AssignmentChange_Endpoint); ok {
+			return x.Endpoint
+		}
+	}
+	return nil
+}
+
+func (x *AssignmentChange) GetRemoveEndpoint() *RemoveEndpoint {
+	if x != nil {
+		if x, ok := x.Change.(*AssignmentChange_RemoveEndpoint); ok {
+			return x.RemoveEndpoint
+		}
+	}
+	return nil
+}
+
 type isAssignmentChange_Change interface {
 	isAssignmentChange_Change()
 }
@@ -613,6 +748,42 @@ type AssignmentChange_RemoveTemplate struct {
 	RemoveTemplate *TemplateKey `protobuf:"bytes,5,opt,name=remove_template,json=removeTemplate,proto3,oneof"`
 }
 
+type AssignmentChange_Peer struct {
+	// The rest says how tasks are reached; docs/design-network.md.
+	Peer *Peer `protobuf:"bytes,6,opt,name=peer,proto3,oneof"`
+}
+
+type AssignmentChange_RemovePeer struct {
+	// Node ID.
+	RemovePeer string `protobuf:"bytes,7,opt,name=remove_peer,json=removePeer,proto3,oneof"`
+}
+
+type AssignmentChange_Network struct {
+	Network *AssignedNetwork `protobuf:"bytes,8,opt,name=network,proto3,oneof"`
+}
+
+type AssignmentChange_RemoveNetwork struct {
+	// Network ID.
+	RemoveNetwork string `protobuf:"bytes,9,opt,name=remove_network,json=removeNetwork,proto3,oneof"`
+}
+
+type AssignmentChange_Service struct {
+	Service *AssignedService `protobuf:"bytes,10,opt,name=service,proto3,oneof"`
+}
+
+type AssignmentChange_RemoveService struct {
+	// Service ID; its endpoints go with it.
+	RemoveService string `protobuf:"bytes,11,opt,name=remove_service,json=removeService,proto3,oneof"`
+}
+
+type AssignmentChange_Endpoint struct {
+	Endpoint *Endpoint `protobuf:"bytes,12,opt,name=endpoint,proto3,oneof"`
+}
+
+type AssignmentChange_RemoveEndpoint struct {
+	RemoveEndpoint *RemoveEndpoint `protobuf:"bytes,13,opt,name=remove_endpoint,json=removeEndpoint,proto3,oneof"`
+}
+
 func (*AssignmentChange_Task) isAssignmentChange_Change() {}
 
 func (*AssignmentChange_Template) isAssignmentChange_Change() {}
@@ -622,6 +793,398 @@ func (*AssignmentChange_NodeConfig) isAssignmentChange_Change() {}
 func (*AssignmentChange_RemoveTask) isAssignmentChange_Change() {}
 
 func (*AssignmentChange_RemoveTemplate) isAssignmentChange_Change() {}
+
+func (*AssignmentChange_Peer) isAssignmentChange_Change() {}
+
+func (*AssignmentChange_RemovePeer) isAssignmentChange_Change() {}
+
+func (*AssignmentChange_Network) isAssignmentChange_Change() {}
+
+func (*AssignmentChange_RemoveNetwork) isAssignmentChange_Change() {}
+
+func (*AssignmentChange_Service) isAssignmentChange_Change() {}
+
+func (*AssignmentChange_RemoveService) isAssignmentChange_Change() {}
+
+func (*AssignmentChange_Endpoint) isAssignmentChange_Change() {}
+
+func (*AssignmentChange_RemoveEndpoint) isAssignmentChange_Change() {}
+
+// Peer is another node, or this one.
+type Peer struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	NodeId string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// Number of the node on the wire, 1 to 65535: that of its uplink block in the fabric pool, plus 1.
+	Number uint32 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
+	// IP address that packets between nodes go to.
+	Address       string `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	UplinkBlock   string `protobuf:"bytes,4,opt,name=uplink_block,json=uplinkBlock,proto3" json:"uplink_block,omitempty"`
+	WireguardKey  []byte `protobuf:"bytes,5,opt,name=wireguard_key,json=wireguardKey,proto3" json:"wireguard_key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Peer) Reset() {
+	*x = Peer{}
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Peer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Peer) ProtoMessage() {}
+
+func (x *Peer) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Peer.ProtoReflect.Descriptor instead.
+func (*Peer) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Peer) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *Peer) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Peer) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Peer) GetUplinkBlock() string {
+	if x != nil {
+		return x.UplinkBlock
+	}
+	return ""
+}
+
+func (x *Peer) GetWireguardKey() []byte {
+	if x != nil {
+		return x.WireguardKey
+	}
+	return nil
+}
+
+// AssignedNetwork is a network that a task of this node is attached to.
+type AssignedNetwork struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Spec          *NetworkSpec           `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
+	Progress      *NetworkProgress       `protobuf:"bytes,3,opt,name=progress,proto3" json:"progress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AssignedNetwork) Reset() {
+	*x = AssignedNetwork{}
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AssignedNetwork) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AssignedNetwork) ProtoMessage() {}
+
+func (x *AssignedNetwork) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AssignedNetwork.ProtoReflect.Descriptor instead.
+func (*AssignedNetwork) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *AssignedNetwork) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *AssignedNetwork) GetSpec() *NetworkSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *AssignedNetwork) GetProgress() *NetworkProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+// AssignedService is a service that this node must be able to reach: it publishes ingress ports, or shares a network
+// with a task of this node.
+type AssignedService struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Mode  EndpointMode           `protobuf:"varint,3,opt,name=mode,proto3,enum=swarm.v1.EndpointMode" json:"mode,omitempty"`
+	// Ingress ports, with their published ports.
+	Ports []*PortConfig `protobuf:"bytes,4,rep,name=ports,proto3" json:"ports,omitempty"`
+	// In the networks that this node has tasks on.
+	Vips []*NetworkAddress `protobuf:"bytes,5,rep,name=vips,proto3" json:"vips,omitempty"`
+	// Networks and aliases.
+	Networks      []*NetworkAttachment `protobuf:"bytes,6,rep,name=networks,proto3" json:"networks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AssignedService) Reset() {
+	*x = AssignedService{}
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AssignedService) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AssignedService) ProtoMessage() {}
+
+func (x *AssignedService) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AssignedService.ProtoReflect.Descriptor instead.
+func (*AssignedService) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *AssignedService) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *AssignedService) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AssignedService) GetMode() EndpointMode {
+	if x != nil {
+		return x.Mode
+	}
+	return EndpointMode_ENDPOINT_MODE_UNSPECIFIED
+}
+
+func (x *AssignedService) GetPorts() []*PortConfig {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *AssignedService) GetVips() []*NetworkAddress {
+	if x != nil {
+		return x.Vips
+	}
+	return nil
+}
+
+func (x *AssignedService) GetNetworks() []*NetworkAttachment {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+// Endpoint is a task of such a service, from when it has a node until it has ended.
+type Endpoint struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	TaskId    string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	ServiceId string                 `protobuf:"bytes,2,opt,name=service_id,json=serviceId,proto3" json:"service_id,omitempty"`
+	Slot      uint64                 `protobuf:"varint,3,opt,name=slot,proto3" json:"slot,omitempty"`
+	NodeId    string                 `protobuf:"bytes,4,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	State     EndpointState          `protobuf:"varint,5,opt,name=state,proto3,enum=swarm.v1.EndpointState" json:"state,omitempty"`
+	// On the uplink; empty until the node has given it one.
+	Address  string            `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
+	Networks []*NetworkAddress `protobuf:"bytes,7,rep,name=networks,proto3" json:"networks,omitempty"`
+	// Share of new connections in proportion to the other endpoints'; 0 = 100.
+	Weight        uint32 `protobuf:"varint,8,opt,name=weight,proto3" json:"weight,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Endpoint) Reset() {
+	*x = Endpoint{}
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Endpoint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Endpoint) ProtoMessage() {}
+
+func (x *Endpoint) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
+func (*Endpoint) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Endpoint) GetTaskId() string {
+	if x != nil {
+		return x.TaskId
+	}
+	return ""
+}
+
+func (x *Endpoint) GetServiceId() string {
+	if x != nil {
+		return x.ServiceId
+	}
+	return ""
+}
+
+func (x *Endpoint) GetSlot() uint64 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
+func (x *Endpoint) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *Endpoint) GetState() EndpointState {
+	if x != nil {
+		return x.State
+	}
+	return EndpointState_ENDPOINT_STATE_UNSPECIFIED
+}
+
+func (x *Endpoint) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Endpoint) GetNetworks() []*NetworkAddress {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+func (x *Endpoint) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+type RemoveEndpoint struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TaskId        string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveEndpoint) Reset() {
+	*x = RemoveEndpoint{}
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveEndpoint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveEndpoint) ProtoMessage() {}
+
+func (x *RemoveEndpoint) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveEndpoint.ProtoReflect.Descriptor instead.
+func (*RemoveEndpoint) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RemoveEndpoint) GetTaskId() string {
+	if x != nil {
+		return x.TaskId
+	}
+	return ""
+}
 
 type TemplateKey struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -633,7 +1196,7 @@ type TemplateKey struct {
 
 func (x *TemplateKey) Reset() {
 	*x = TemplateKey{}
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[8]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -645,7 +1208,7 @@ func (x *TemplateKey) String() string {
 func (*TemplateKey) ProtoMessage() {}
 
 func (x *TemplateKey) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[8]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -658,7 +1221,7 @@ func (x *TemplateKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TemplateKey.ProtoReflect.Descriptor instead.
 func (*TemplateKey) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{8}
+	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TemplateKey) GetServiceId() string {
@@ -690,13 +1253,18 @@ type AssignedTask struct {
 	// What the managers hold of its status: a worker without a local record of the task must not start it
 	// again when this is past STARTING.
 	ObservedState TaskState `protobuf:"varint,10,opt,name=observed_state,json=observedState,proto3,enum=swarm.v1.TaskState" json:"observed_state,omitempty"`
+	// Addresses in the networks of its template.
+	Networks []*NetworkAddress `protobuf:"bytes,11,rep,name=networks,proto3" json:"networks,omitempty"`
+	// No node sends it new connections any more (TaskStatus.drained_at), or it never got any: a task that is to stop stops
+	// now, once what is established has ended or its drain time is over.
+	Drained       bool `protobuf:"varint,12,opt,name=drained,proto3" json:"drained,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AssignedTask) Reset() {
 	*x = AssignedTask{}
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[9]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -708,7 +1276,7 @@ func (x *AssignedTask) String() string {
 func (*AssignedTask) ProtoMessage() {}
 
 func (x *AssignedTask) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[9]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -721,7 +1289,7 @@ func (x *AssignedTask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedTask.ProtoReflect.Descriptor instead.
 func (*AssignedTask) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{9}
+	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AssignedTask) GetId() string {
@@ -794,6 +1362,20 @@ func (x *AssignedTask) GetObservedState() TaskState {
 	return TaskState_TASK_STATE_UNSPECIFIED
 }
 
+func (x *AssignedTask) GetNetworks() []*NetworkAddress {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+func (x *AssignedTask) GetDrained() bool {
+	if x != nil {
+		return x.Drained
+	}
+	return false
+}
+
 type AssignedTemplate struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	ServiceId string                 `protobuf:"bytes,1,opt,name=service_id,json=serviceId,proto3" json:"service_id,omitempty"`
@@ -808,7 +1390,7 @@ type AssignedTemplate struct {
 
 func (x *AssignedTemplate) Reset() {
 	*x = AssignedTemplate{}
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[10]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -820,7 +1402,7 @@ func (x *AssignedTemplate) String() string {
 func (*AssignedTemplate) ProtoMessage() {}
 
 func (x *AssignedTemplate) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[10]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -833,7 +1415,7 @@ func (x *AssignedTemplate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedTemplate.ProtoReflect.Descriptor instead.
 func (*AssignedTemplate) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{10}
+	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AssignedTemplate) GetServiceId() string {
@@ -882,14 +1464,20 @@ type NodeConfig struct {
 	// The role that the node is to have; another one than its certificate's makes it ask for a new certificate.
 	Role NodeRole `protobuf:"varint,3,opt,name=role,proto3,enum=swarm.v1.NodeRole" json:"role,omitempty"`
 	// Keys of gossip, the primary one first; empty = no gossip.
-	GossipKeys    [][]byte `protobuf:"bytes,4,rep,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"`
+	GossipKeys [][]byte `protobuf:"bytes,4,rep,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"`
+	// The node's number on the wire, 1 to 65535; 0 until it is allocated.
+	Number uint32 `protobuf:"varint,5,opt,name=number,proto3" json:"number,omitempty"`
+	// IPv6 prefix of 96 bits: a task's uplink address of IPv6 is this with its IPv4 address behind.
+	FabricPrefix6 string `protobuf:"bytes,6,opt,name=fabric_prefix6,json=fabricPrefix6,proto3" json:"fabric_prefix6,omitempty"`
+	// UDP port of VXLAN.
+	DataPathPort  uint32 `protobuf:"varint,7,opt,name=data_path_port,json=dataPathPort,proto3" json:"data_path_port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeConfig) Reset() {
 	*x = NodeConfig{}
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[11]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -901,7 +1489,7 @@ func (x *NodeConfig) String() string {
 func (*NodeConfig) ProtoMessage() {}
 
 func (x *NodeConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[11]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -914,7 +1502,7 @@ func (x *NodeConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeConfig.ProtoReflect.Descriptor instead.
 func (*NodeConfig) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{11}
+	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NodeConfig) GetUplinkBlock() string {
@@ -945,6 +1533,27 @@ func (x *NodeConfig) GetGossipKeys() [][]byte {
 	return nil
 }
 
+func (x *NodeConfig) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *NodeConfig) GetFabricPrefix6() string {
+	if x != nil {
+		return x.FabricPrefix6
+	}
+	return ""
+}
+
+func (x *NodeConfig) GetDataPathPort() uint32 {
+	if x != nil {
+		return x.DataPathPort
+	}
+	return 0
+}
+
 type UpdateStatusRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	SessionId string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
@@ -956,7 +1565,7 @@ type UpdateStatusRequest struct {
 
 func (x *UpdateStatusRequest) Reset() {
 	*x = UpdateStatusRequest{}
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[12]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -968,7 +1577,7 @@ func (x *UpdateStatusRequest) String() string {
 func (*UpdateStatusRequest) ProtoMessage() {}
 
 func (x *UpdateStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[12]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -981,7 +1590,7 @@ func (x *UpdateStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateStatusRequest.ProtoReflect.Descriptor instead.
 func (*UpdateStatusRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{12}
+	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UpdateStatusRequest) GetSessionId() string {
@@ -1006,7 +1615,7 @@ type UpdateStatusResponse struct {
 
 func (x *UpdateStatusResponse) Reset() {
 	*x = UpdateStatusResponse{}
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[13]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1018,7 +1627,7 @@ func (x *UpdateStatusResponse) String() string {
 func (*UpdateStatusResponse) ProtoMessage() {}
 
 func (x *UpdateStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[13]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1031,7 +1640,7 @@ func (x *UpdateStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateStatusResponse.ProtoReflect.Descriptor instead.
 func (*UpdateStatusResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{13}
+	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{18}
 }
 
 var File_swarm_v1_dispatcher_proto protoreflect.FileDescriptor
@@ -1069,7 +1678,7 @@ const file_swarm_v1_dispatcher_proto_rawDesc = "" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x1d\n" +
 	"\n" +
 	"last_chunk\x18\x03 \x01(\bR\tlastChunk\x124\n" +
-	"\achanges\x18\x04 \x03(\v2\x1a.swarm.v1.AssignmentChangeR\achanges\"\xa2\x02\n" +
+	"\achanges\x18\x04 \x03(\v2\x1a.swarm.v1.AssignmentChangeR\achanges\"\xa2\x05\n" +
 	"\x10AssignmentChange\x12,\n" +
 	"\x04task\x18\x01 \x01(\v2\x16.swarm.v1.AssignedTaskH\x00R\x04task\x128\n" +
 	"\btemplate\x18\x02 \x01(\v2\x1a.swarm.v1.AssignedTemplateH\x00R\btemplate\x127\n" +
@@ -1077,12 +1686,51 @@ const file_swarm_v1_dispatcher_proto_rawDesc = "" +
 	"nodeConfig\x12!\n" +
 	"\vremove_task\x18\x04 \x01(\tH\x00R\n" +
 	"removeTask\x12@\n" +
-	"\x0fremove_template\x18\x05 \x01(\v2\x15.swarm.v1.TemplateKeyH\x00R\x0eremoveTemplateB\b\n" +
-	"\x06change\"F\n" +
+	"\x0fremove_template\x18\x05 \x01(\v2\x15.swarm.v1.TemplateKeyH\x00R\x0eremoveTemplate\x12$\n" +
+	"\x04peer\x18\x06 \x01(\v2\x0e.swarm.v1.PeerH\x00R\x04peer\x12!\n" +
+	"\vremove_peer\x18\a \x01(\tH\x00R\n" +
+	"removePeer\x125\n" +
+	"\anetwork\x18\b \x01(\v2\x19.swarm.v1.AssignedNetworkH\x00R\anetwork\x12'\n" +
+	"\x0eremove_network\x18\t \x01(\tH\x00R\rremoveNetwork\x125\n" +
+	"\aservice\x18\n" +
+	" \x01(\v2\x19.swarm.v1.AssignedServiceH\x00R\aservice\x12'\n" +
+	"\x0eremove_service\x18\v \x01(\tH\x00R\rremoveService\x120\n" +
+	"\bendpoint\x18\f \x01(\v2\x12.swarm.v1.EndpointH\x00R\bendpoint\x12C\n" +
+	"\x0fremove_endpoint\x18\r \x01(\v2\x18.swarm.v1.RemoveEndpointH\x00R\x0eremoveEndpointB\b\n" +
+	"\x06change\"\x99\x01\n" +
+	"\x04Peer\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\rR\x06number\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\x12!\n" +
+	"\fuplink_block\x18\x04 \x01(\tR\vuplinkBlock\x12#\n" +
+	"\rwireguard_key\x18\x05 \x01(\fR\fwireguardKey\"\x83\x01\n" +
+	"\x0fAssignedNetwork\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12)\n" +
+	"\x04spec\x18\x02 \x01(\v2\x15.swarm.v1.NetworkSpecR\x04spec\x125\n" +
+	"\bprogress\x18\x03 \x01(\v2\x19.swarm.v1.NetworkProgressR\bprogress\"\xf4\x01\n" +
+	"\x0fAssignedService\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12*\n" +
+	"\x04mode\x18\x03 \x01(\x0e2\x16.swarm.v1.EndpointModeR\x04mode\x12*\n" +
+	"\x05ports\x18\x04 \x03(\v2\x14.swarm.v1.PortConfigR\x05ports\x12,\n" +
+	"\x04vips\x18\x05 \x03(\v2\x18.swarm.v1.NetworkAddressR\x04vips\x127\n" +
+	"\bnetworks\x18\x06 \x03(\v2\x1b.swarm.v1.NetworkAttachmentR\bnetworks\"\x86\x02\n" +
+	"\bEndpoint\x12\x17\n" +
+	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x1d\n" +
+	"\n" +
+	"service_id\x18\x02 \x01(\tR\tserviceId\x12\x12\n" +
+	"\x04slot\x18\x03 \x01(\x04R\x04slot\x12\x17\n" +
+	"\anode_id\x18\x04 \x01(\tR\x06nodeId\x12-\n" +
+	"\x05state\x18\x05 \x01(\x0e2\x17.swarm.v1.EndpointStateR\x05state\x12\x18\n" +
+	"\aaddress\x18\x06 \x01(\tR\aaddress\x124\n" +
+	"\bnetworks\x18\a \x03(\v2\x18.swarm.v1.NetworkAddressR\bnetworks\x12\x16\n" +
+	"\x06weight\x18\b \x01(\rR\x06weight\")\n" +
+	"\x0eRemoveEndpoint\x12\x17\n" +
+	"\atask_id\x18\x01 \x01(\tR\x06taskId\"F\n" +
 	"\vTemplateKey\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\x04R\aversion\"\xf7\x02\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\"\xc7\x03\n" +
 	"\fAssignedTask\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1095,7 +1743,9 @@ const file_swarm_v1_dispatcher_proto_rawDesc = "" +
 	"\breplaces\x18\b \x01(\tR\breplaces\x12\x1a\n" +
 	"\bdraining\x18\t \x01(\bR\bdraining\x12:\n" +
 	"\x0eobserved_state\x18\n" +
-	" \x01(\x0e2\x13.swarm.v1.TaskStateR\robservedState\"\xe5\x01\n" +
+	" \x01(\x0e2\x13.swarm.v1.TaskStateR\robservedState\x124\n" +
+	"\bnetworks\x18\v \x03(\v2\x18.swarm.v1.NetworkAddressR\bnetworks\x12\x18\n" +
+	"\adrained\x18\f \x01(\bR\adrained\"\xe5\x01\n" +
 	"\x10AssignedTemplate\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x18\n" +
@@ -1103,7 +1753,7 @@ const file_swarm_v1_dispatcher_proto_rawDesc = "" +
 	"\x04spec\x18\x03 \x01(\v2\x12.swarm.v1.TaskSpecR\x04spec\x123\n" +
 	"\n" +
 	"host_ports\x18\x04 \x03(\v2\x14.swarm.v1.PortConfigR\thostPorts\x12;\n" +
-	"\rregistry_auth\x18\x05 \x01(\v2\x16.swarm.v1.RegistryAuthR\fregistryAuth\"\x99\x01\n" +
+	"\rregistry_auth\x18\x05 \x01(\v2\x16.swarm.v1.RegistryAuthR\fregistryAuth\"\xfe\x01\n" +
 	"\n" +
 	"NodeConfig\x12!\n" +
 	"\fuplink_block\x18\x01 \x01(\tR\vuplinkBlock\x12\x1f\n" +
@@ -1111,12 +1761,20 @@ const file_swarm_v1_dispatcher_proto_rawDesc = "" +
 	"fabricPool\x12&\n" +
 	"\x04role\x18\x03 \x01(\x0e2\x12.swarm.v1.NodeRoleR\x04role\x12\x1f\n" +
 	"\vgossip_keys\x18\x04 \x03(\fR\n" +
-	"gossipKeys\"f\n" +
+	"gossipKeys\x12\x16\n" +
+	"\x06number\x18\x05 \x01(\rR\x06number\x12%\n" +
+	"\x0efabric_prefix6\x18\x06 \x01(\tR\rfabricPrefix6\x12$\n" +
+	"\x0edata_path_port\x18\a \x01(\rR\fdataPathPort\"f\n" +
 	"\x13UpdateStatusRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x120\n" +
 	"\bstatuses\x18\x02 \x03(\v2\x14.swarm.v1.TaskStatusR\bstatuses\"\x16\n" +
-	"\x14UpdateStatusResponse2\x8b\x02\n" +
+	"\x14UpdateStatusResponse*\x84\x01\n" +
+	"\rEndpointState\x12\x1e\n" +
+	"\x1aENDPOINT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17ENDPOINT_STATE_STARTING\x10\x01\x12\x19\n" +
+	"\x15ENDPOINT_STATE_ACTIVE\x10\x02\x12\x1b\n" +
+	"\x17ENDPOINT_STATE_DRAINING\x10\x032\x8b\x02\n" +
 	"\n" +
 	"Dispatcher\x12L\n" +
 	"\aSession\x12\x18.swarm.v1.SessionRequest\x1a\x19.swarm.v1.SessionResponse\"\b\xea\xb9\x18\x04\n" +
@@ -1138,59 +1796,85 @@ func file_swarm_v1_dispatcher_proto_rawDescGZIP() []byte {
 	return file_swarm_v1_dispatcher_proto_rawDescData
 }
 
-var file_swarm_v1_dispatcher_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_swarm_v1_dispatcher_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_swarm_v1_dispatcher_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_swarm_v1_dispatcher_proto_goTypes = []any{
-	(*SessionRequest)(nil),       // 0: swarm.v1.SessionRequest
-	(*SessionHello)(nil),         // 1: swarm.v1.SessionHello
-	(*SessionBeat)(nil),          // 2: swarm.v1.SessionBeat
-	(*SessionResponse)(nil),      // 3: swarm.v1.SessionResponse
-	(*ManagerPeer)(nil),          // 4: swarm.v1.ManagerPeer
-	(*AssignmentsRequest)(nil),   // 5: swarm.v1.AssignmentsRequest
-	(*AssignmentsResponse)(nil),  // 6: swarm.v1.AssignmentsResponse
-	(*AssignmentChange)(nil),     // 7: swarm.v1.AssignmentChange
-	(*TemplateKey)(nil),          // 8: swarm.v1.TemplateKey
-	(*AssignedTask)(nil),         // 9: swarm.v1.AssignedTask
-	(*AssignedTemplate)(nil),     // 10: swarm.v1.AssignedTemplate
-	(*NodeConfig)(nil),           // 11: swarm.v1.NodeConfig
-	(*UpdateStatusRequest)(nil),  // 12: swarm.v1.UpdateStatusRequest
-	(*UpdateStatusResponse)(nil), // 13: swarm.v1.UpdateStatusResponse
-	(*NodeDescription)(nil),      // 14: swarm.v1.NodeDescription
-	(TaskState)(0),               // 15: swarm.v1.TaskState
-	(*TaskSpec)(nil),             // 16: swarm.v1.TaskSpec
-	(*PortConfig)(nil),           // 17: swarm.v1.PortConfig
-	(*RegistryAuth)(nil),         // 18: swarm.v1.RegistryAuth
-	(NodeRole)(0),                // 19: swarm.v1.NodeRole
-	(*TaskStatus)(nil),           // 20: swarm.v1.TaskStatus
+	(EndpointState)(0),           // 0: swarm.v1.EndpointState
+	(*SessionRequest)(nil),       // 1: swarm.v1.SessionRequest
+	(*SessionHello)(nil),         // 2: swarm.v1.SessionHello
+	(*SessionBeat)(nil),          // 3: swarm.v1.SessionBeat
+	(*SessionResponse)(nil),      // 4: swarm.v1.SessionResponse
+	(*ManagerPeer)(nil),          // 5: swarm.v1.ManagerPeer
+	(*AssignmentsRequest)(nil),   // 6: swarm.v1.AssignmentsRequest
+	(*AssignmentsResponse)(nil),  // 7: swarm.v1.AssignmentsResponse
+	(*AssignmentChange)(nil),     // 8: swarm.v1.AssignmentChange
+	(*Peer)(nil),                 // 9: swarm.v1.Peer
+	(*AssignedNetwork)(nil),      // 10: swarm.v1.AssignedNetwork
+	(*AssignedService)(nil),      // 11: swarm.v1.AssignedService
+	(*Endpoint)(nil),             // 12: swarm.v1.Endpoint
+	(*RemoveEndpoint)(nil),       // 13: swarm.v1.RemoveEndpoint
+	(*TemplateKey)(nil),          // 14: swarm.v1.TemplateKey
+	(*AssignedTask)(nil),         // 15: swarm.v1.AssignedTask
+	(*AssignedTemplate)(nil),     // 16: swarm.v1.AssignedTemplate
+	(*NodeConfig)(nil),           // 17: swarm.v1.NodeConfig
+	(*UpdateStatusRequest)(nil),  // 18: swarm.v1.UpdateStatusRequest
+	(*UpdateStatusResponse)(nil), // 19: swarm.v1.UpdateStatusResponse
+	(*NodeDescription)(nil),      // 20: swarm.v1.NodeDescription
+	(*NetworkSpec)(nil),          // 21: swarm.v1.NetworkSpec
+	(*NetworkProgress)(nil),      // 22: swarm.v1.NetworkProgress
+	(EndpointMode)(0),            // 23: swarm.v1.EndpointMode
+	(*PortConfig)(nil),           // 24: swarm.v1.PortConfig
+	(*NetworkAddress)(nil),       // 25: swarm.v1.NetworkAddress
+	(*NetworkAttachment)(nil),    // 26: swarm.v1.NetworkAttachment
+	(TaskState)(0),               // 27: swarm.v1.TaskState
+	(*TaskSpec)(nil),             // 28: swarm.v1.TaskSpec
+	(*RegistryAuth)(nil),         // 29: swarm.v1.RegistryAuth
+	(NodeRole)(0),                // 30: swarm.v1.NodeRole
+	(*TaskStatus)(nil),           // 31: swarm.v1.TaskStatus
 }
 var file_swarm_v1_dispatcher_proto_depIdxs = []int32{
-	1,  // 0: swarm.v1.SessionRequest.hello:type_name -> swarm.v1.SessionHello
-	2,  // 1: swarm.v1.SessionRequest.beat:type_name -> swarm.v1.SessionBeat
-	14, // 2: swarm.v1.SessionRequest.description:type_name -> swarm.v1.NodeDescription
-	14, // 3: swarm.v1.SessionHello.description:type_name -> swarm.v1.NodeDescription
-	4,  // 4: swarm.v1.SessionResponse.managers:type_name -> swarm.v1.ManagerPeer
-	7,  // 5: swarm.v1.AssignmentsResponse.changes:type_name -> swarm.v1.AssignmentChange
-	9,  // 6: swarm.v1.AssignmentChange.task:type_name -> swarm.v1.AssignedTask
-	10, // 7: swarm.v1.AssignmentChange.template:type_name -> swarm.v1.AssignedTemplate
-	11, // 8: swarm.v1.AssignmentChange.node_config:type_name -> swarm.v1.NodeConfig
-	8,  // 9: swarm.v1.AssignmentChange.remove_template:type_name -> swarm.v1.TemplateKey
-	15, // 10: swarm.v1.AssignedTask.desired_state:type_name -> swarm.v1.TaskState
-	15, // 11: swarm.v1.AssignedTask.observed_state:type_name -> swarm.v1.TaskState
-	16, // 12: swarm.v1.AssignedTemplate.spec:type_name -> swarm.v1.TaskSpec
-	17, // 13: swarm.v1.AssignedTemplate.host_ports:type_name -> swarm.v1.PortConfig
-	18, // 14: swarm.v1.AssignedTemplate.registry_auth:type_name -> swarm.v1.RegistryAuth
-	19, // 15: swarm.v1.NodeConfig.role:type_name -> swarm.v1.NodeRole
-	20, // 16: swarm.v1.UpdateStatusRequest.statuses:type_name -> swarm.v1.TaskStatus
-	0,  // 17: swarm.v1.Dispatcher.Session:input_type -> swarm.v1.SessionRequest
-	5,  // 18: swarm.v1.Dispatcher.Assignments:input_type -> swarm.v1.AssignmentsRequest
-	12, // 19: swarm.v1.Dispatcher.UpdateStatus:input_type -> swarm.v1.UpdateStatusRequest
-	3,  // 20: swarm.v1.Dispatcher.Session:output_type -> swarm.v1.SessionResponse
-	6,  // 21: swarm.v1.Dispatcher.Assignments:output_type -> swarm.v1.AssignmentsResponse
-	13, // 22: swarm.v1.Dispatcher.UpdateStatus:output_type -> swarm.v1.UpdateStatusResponse
-	20, // [20:23] is the sub-list for method output_type
-	17, // [17:20] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	2,  // 0: swarm.v1.SessionRequest.hello:type_name -> swarm.v1.SessionHello
+	3,  // 1: swarm.v1.SessionRequest.beat:type_name -> swarm.v1.SessionBeat
+	20, // 2: swarm.v1.SessionRequest.description:type_name -> swarm.v1.NodeDescription
+	20, // 3: swarm.v1.SessionHello.description:type_name -> swarm.v1.NodeDescription
+	5,  // 4: swarm.v1.SessionResponse.managers:type_name -> swarm.v1.ManagerPeer
+	8,  // 5: swarm.v1.AssignmentsResponse.changes:type_name -> swarm.v1.AssignmentChange
+	15, // 6: swarm.v1.AssignmentChange.task:type_name -> swarm.v1.AssignedTask
+	16, // 7: swarm.v1.AssignmentChange.template:type_name -> swarm.v1.AssignedTemplate
+	17, // 8: swarm.v1.AssignmentChange.node_config:type_name -> swarm.v1.NodeConfig
+	14, // 9: swarm.v1.AssignmentChange.remove_template:type_name -> swarm.v1.TemplateKey
+	9,  // 10: swarm.v1.AssignmentChange.peer:type_name -> swarm.v1.Peer
+	10, // 11: swarm.v1.AssignmentChange.network:type_name -> swarm.v1.AssignedNetwork
+	11, // 12: swarm.v1.AssignmentChange.service:type_name -> swarm.v1.AssignedService
+	12, // 13: swarm.v1.AssignmentChange.endpoint:type_name -> swarm.v1.Endpoint
+	13, // 14: swarm.v1.AssignmentChange.remove_endpoint:type_name -> swarm.v1.RemoveEndpoint
+	21, // 15: swarm.v1.AssignedNetwork.spec:type_name -> swarm.v1.NetworkSpec
+	22, // 16: swarm.v1.AssignedNetwork.progress:type_name -> swarm.v1.NetworkProgress
+	23, // 17: swarm.v1.AssignedService.mode:type_name -> swarm.v1.EndpointMode
+	24, // 18: swarm.v1.AssignedService.ports:type_name -> swarm.v1.PortConfig
+	25, // 19: swarm.v1.AssignedService.vips:type_name -> swarm.v1.NetworkAddress
+	26, // 20: swarm.v1.AssignedService.networks:type_name -> swarm.v1.NetworkAttachment
+	0,  // 21: swarm.v1.Endpoint.state:type_name -> swarm.v1.EndpointState
+	25, // 22: swarm.v1.Endpoint.networks:type_name -> swarm.v1.NetworkAddress
+	27, // 23: swarm.v1.AssignedTask.desired_state:type_name -> swarm.v1.TaskState
+	27, // 24: swarm.v1.AssignedTask.observed_state:type_name -> swarm.v1.TaskState
+	25, // 25: swarm.v1.AssignedTask.networks:type_name -> swarm.v1.NetworkAddress
+	28, // 26: swarm.v1.AssignedTemplate.spec:type_name -> swarm.v1.TaskSpec
+	24, // 27: swarm.v1.AssignedTemplate.host_ports:type_name -> swarm.v1.PortConfig
+	29, // 28: swarm.v1.AssignedTemplate.registry_auth:type_name -> swarm.v1.RegistryAuth
+	30, // 29: swarm.v1.NodeConfig.role:type_name -> swarm.v1.NodeRole
+	31, // 30: swarm.v1.UpdateStatusRequest.statuses:type_name -> swarm.v1.TaskStatus
+	1,  // 31: swarm.v1.Dispatcher.Session:input_type -> swarm.v1.SessionRequest
+	6,  // 32: swarm.v1.Dispatcher.Assignments:input_type -> swarm.v1.AssignmentsRequest
+	18, // 33: swarm.v1.Dispatcher.UpdateStatus:input_type -> swarm.v1.UpdateStatusRequest
+	4,  // 34: swarm.v1.Dispatcher.Session:output_type -> swarm.v1.SessionResponse
+	7,  // 35: swarm.v1.Dispatcher.Assignments:output_type -> swarm.v1.AssignmentsResponse
+	19, // 36: swarm.v1.Dispatcher.UpdateStatus:output_type -> swarm.v1.UpdateStatusResponse
+	34, // [34:37] is the sub-list for method output_type
+	31, // [31:34] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_dispatcher_proto_init() }
@@ -1212,19 +1896,28 @@ func file_swarm_v1_dispatcher_proto_init() {
 		(*AssignmentChange_NodeConfig)(nil),
 		(*AssignmentChange_RemoveTask)(nil),
 		(*AssignmentChange_RemoveTemplate)(nil),
+		(*AssignmentChange_Peer)(nil),
+		(*AssignmentChange_RemovePeer)(nil),
+		(*AssignmentChange_Network)(nil),
+		(*AssignmentChange_RemoveNetwork)(nil),
+		(*AssignmentChange_Service)(nil),
+		(*AssignmentChange_RemoveService)(nil),
+		(*AssignmentChange_Endpoint)(nil),
+		(*AssignmentChange_RemoveEndpoint)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_dispatcher_proto_rawDesc), len(file_swarm_v1_dispatcher_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   14,
+			NumEnums:      1,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_swarm_v1_dispatcher_proto_goTypes,
 		DependencyIndexes: file_swarm_v1_dispatcher_proto_depIdxs,
+		EnumInfos:         file_swarm_v1_dispatcher_proto_enumTypes,
 		MessageInfos:      file_swarm_v1_dispatcher_proto_msgTypes,
 	}.Build()
 	File_swarm_v1_dispatcher_proto = out.File

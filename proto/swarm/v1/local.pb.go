@@ -77,6 +77,60 @@ func (Membership) EnumDescriptor() ([]byte, []int) {
 	return file_swarm_v1_local_proto_rawDescGZIP(), []int{0}
 }
 
+type Finding int32
+
+const (
+	Finding_FINDING_UNSPECIFIED Finding = 0
+	Finding_FINDING_OK          Finding = 1
+	// Works, with a drawback.
+	Finding_FINDING_WARNING Finding = 2
+	// Something that the user can ask for does not work.
+	Finding_FINDING_PROBLEM Finding = 3
+)
+
+// Enum value maps for Finding.
+var (
+	Finding_name = map[int32]string{
+		0: "FINDING_UNSPECIFIED",
+		1: "FINDING_OK",
+		2: "FINDING_WARNING",
+		3: "FINDING_PROBLEM",
+	}
+	Finding_value = map[string]int32{
+		"FINDING_UNSPECIFIED": 0,
+		"FINDING_OK":          1,
+		"FINDING_WARNING":     2,
+		"FINDING_PROBLEM":     3,
+	}
+)
+
+func (x Finding) Enum() *Finding {
+	p := new(Finding)
+	*p = x
+	return p
+}
+
+func (x Finding) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Finding) Descriptor() protoreflect.EnumDescriptor {
+	return file_swarm_v1_local_proto_enumTypes[1].Descriptor()
+}
+
+func (Finding) Type() protoreflect.EnumType {
+	return &file_swarm_v1_local_proto_enumTypes[1]
+}
+
+func (x Finding) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Finding.Descriptor instead.
+func (Finding) EnumDescriptor() ([]byte, []int) {
+	return file_swarm_v1_local_proto_rawDescGZIP(), []int{1}
+}
+
 type InitRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// host[:port] under which the other hosts reach this one; empty = the address of the default route's link.
@@ -587,6 +641,113 @@ func (x *GetInfoResponse) GetCertificateExpiresAt() int64 {
 	return 0
 }
 
+type DoctorRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DoctorRequest) Reset() {
+	*x = DoctorRequest{}
+	mi := &file_swarm_v1_local_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DoctorRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DoctorRequest) ProtoMessage() {}
+
+func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_local_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
+func (*DoctorRequest) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_local_proto_rawDescGZIP(), []int{8}
+}
+
+type DoctorResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For example kernel vxlan, or mtu to n2.
+	Check   string  `protobuf:"bytes,1,opt,name=check,proto3" json:"check,omitempty"`
+	Finding Finding `protobuf:"varint,2,opt,name=finding,proto3,enum=swarm.v1.Finding" json:"finding,omitempty"`
+	// What was found.
+	Detail string `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
+	// What to do about it; empty when all is well.
+	Advice        string `protobuf:"bytes,4,opt,name=advice,proto3" json:"advice,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DoctorResponse) Reset() {
+	*x = DoctorResponse{}
+	mi := &file_swarm_v1_local_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DoctorResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DoctorResponse) ProtoMessage() {}
+
+func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_local_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
+func (*DoctorResponse) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_local_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *DoctorResponse) GetCheck() string {
+	if x != nil {
+		return x.Check
+	}
+	return ""
+}
+
+func (x *DoctorResponse) GetFinding() Finding {
+	if x != nil {
+		return x.Finding
+	}
+	return Finding_FINDING_UNSPECIFIED
+}
+
+func (x *DoctorResponse) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *DoctorResponse) GetAdvice() string {
+	if x != nil {
+		return x.Advice
+	}
+	return ""
+}
+
 type LoadImageRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Chunk         []byte                 `protobuf:"bytes,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
@@ -596,7 +757,7 @@ type LoadImageRequest struct {
 
 func (x *LoadImageRequest) Reset() {
 	*x = LoadImageRequest{}
-	mi := &file_swarm_v1_local_proto_msgTypes[8]
+	mi := &file_swarm_v1_local_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -608,7 +769,7 @@ func (x *LoadImageRequest) String() string {
 func (*LoadImageRequest) ProtoMessage() {}
 
 func (x *LoadImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_local_proto_msgTypes[8]
+	mi := &file_swarm_v1_local_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -621,7 +782,7 @@ func (x *LoadImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadImageRequest.ProtoReflect.Descriptor instead.
 func (*LoadImageRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_local_proto_rawDescGZIP(), []int{8}
+	return file_swarm_v1_local_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *LoadImageRequest) GetChunk() []byte {
@@ -644,7 +805,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_swarm_v1_local_proto_msgTypes[9]
+	mi := &file_swarm_v1_local_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -656,7 +817,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_local_proto_msgTypes[9]
+	mi := &file_swarm_v1_local_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -669,7 +830,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_local_proto_rawDescGZIP(), []int{9}
+	return file_swarm_v1_local_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Image) GetName() string {
@@ -709,7 +870,7 @@ type LoadImageResponse struct {
 
 func (x *LoadImageResponse) Reset() {
 	*x = LoadImageResponse{}
-	mi := &file_swarm_v1_local_proto_msgTypes[10]
+	mi := &file_swarm_v1_local_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -721,7 +882,7 @@ func (x *LoadImageResponse) String() string {
 func (*LoadImageResponse) ProtoMessage() {}
 
 func (x *LoadImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_local_proto_msgTypes[10]
+	mi := &file_swarm_v1_local_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -734,7 +895,7 @@ func (x *LoadImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadImageResponse.ProtoReflect.Descriptor instead.
 func (*LoadImageResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_local_proto_rawDescGZIP(), []int{10}
+	return file_swarm_v1_local_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LoadImageResponse) GetImages() []*Image {
@@ -752,7 +913,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_swarm_v1_local_proto_msgTypes[11]
+	mi := &file_swarm_v1_local_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -764,7 +925,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_local_proto_msgTypes[11]
+	mi := &file_swarm_v1_local_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -777,7 +938,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_local_proto_rawDescGZIP(), []int{11}
+	return file_swarm_v1_local_proto_rawDescGZIP(), []int{13}
 }
 
 type ListImagesResponse struct {
@@ -789,7 +950,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_swarm_v1_local_proto_msgTypes[12]
+	mi := &file_swarm_v1_local_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -801,7 +962,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_local_proto_msgTypes[12]
+	mi := &file_swarm_v1_local_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -814,7 +975,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_local_proto_rawDescGZIP(), []int{12}
+	return file_swarm_v1_local_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -834,7 +995,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_swarm_v1_local_proto_msgTypes[13]
+	mi := &file_swarm_v1_local_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -846,7 +1007,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_local_proto_msgTypes[13]
+	mi := &file_swarm_v1_local_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -859,7 +1020,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_local_proto_rawDescGZIP(), []int{13}
+	return file_swarm_v1_local_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RemoveImageRequest) GetImage() string {
@@ -886,7 +1047,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_swarm_v1_local_proto_msgTypes[14]
+	mi := &file_swarm_v1_local_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -898,7 +1059,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_local_proto_msgTypes[14]
+	mi := &file_swarm_v1_local_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -911,7 +1072,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_local_proto_rawDescGZIP(), []int{14}
+	return file_swarm_v1_local_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RemoveImageResponse) GetRemoved() []string {
@@ -931,7 +1092,7 @@ type PullImageRequest struct {
 
 func (x *PullImageRequest) Reset() {
 	*x = PullImageRequest{}
-	mi := &file_swarm_v1_local_proto_msgTypes[15]
+	mi := &file_swarm_v1_local_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -943,7 +1104,7 @@ func (x *PullImageRequest) String() string {
 func (*PullImageRequest) ProtoMessage() {}
 
 func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_local_proto_msgTypes[15]
+	mi := &file_swarm_v1_local_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -956,7 +1117,7 @@ func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageRequest.ProtoReflect.Descriptor instead.
 func (*PullImageRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_local_proto_rawDescGZIP(), []int{15}
+	return file_swarm_v1_local_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PullImageRequest) GetImage() string {
@@ -986,7 +1147,7 @@ type PullImageResponse struct {
 
 func (x *PullImageResponse) Reset() {
 	*x = PullImageResponse{}
-	mi := &file_swarm_v1_local_proto_msgTypes[16]
+	mi := &file_swarm_v1_local_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -998,7 +1159,7 @@ func (x *PullImageResponse) String() string {
 func (*PullImageResponse) ProtoMessage() {}
 
 func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_local_proto_msgTypes[16]
+	mi := &file_swarm_v1_local_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1011,7 +1172,7 @@ func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageResponse.ProtoReflect.Descriptor instead.
 func (*PullImageResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_local_proto_rawDescGZIP(), []int{16}
+	return file_swarm_v1_local_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PullImageResponse) GetDone() int64 {
@@ -1044,7 +1205,7 @@ type InspectImageRequest struct {
 
 func (x *InspectImageRequest) Reset() {
 	*x = InspectImageRequest{}
-	mi := &file_swarm_v1_local_proto_msgTypes[17]
+	mi := &file_swarm_v1_local_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1056,7 +1217,7 @@ func (x *InspectImageRequest) String() string {
 func (*InspectImageRequest) ProtoMessage() {}
 
 func (x *InspectImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_local_proto_msgTypes[17]
+	mi := &file_swarm_v1_local_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1069,7 +1230,7 @@ func (x *InspectImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectImageRequest.ProtoReflect.Descriptor instead.
 func (*InspectImageRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_local_proto_rawDescGZIP(), []int{17}
+	return file_swarm_v1_local_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *InspectImageRequest) GetImage() string {
@@ -1095,7 +1256,7 @@ type InspectImageResponse struct {
 
 func (x *InspectImageResponse) Reset() {
 	*x = InspectImageResponse{}
-	mi := &file_swarm_v1_local_proto_msgTypes[18]
+	mi := &file_swarm_v1_local_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1107,7 +1268,7 @@ func (x *InspectImageResponse) String() string {
 func (*InspectImageResponse) ProtoMessage() {}
 
 func (x *InspectImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_local_proto_msgTypes[18]
+	mi := &file_swarm_v1_local_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1120,7 +1281,7 @@ func (x *InspectImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectImageResponse.ProtoReflect.Descriptor instead.
 func (*InspectImageResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_local_proto_rawDescGZIP(), []int{18}
+	return file_swarm_v1_local_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *InspectImageResponse) GetImage() *Image {
@@ -1203,7 +1364,13 @@ const file_swarm_v1_local_proto_rawDesc = "" +
 	"\x12running_containers\x18\v \x01(\rR\x11runningContainers\x12-\n" +
 	"\x12containerd_address\x18\f \x01(\tR\x11containerdAddress\x12\x1a\n" +
 	"\bproblems\x18\r \x03(\tR\bproblems\x124\n" +
-	"\x16certificate_expires_at\x18\x0e \x01(\x03R\x14certificateExpiresAt\"(\n" +
+	"\x16certificate_expires_at\x18\x0e \x01(\x03R\x14certificateExpiresAt\"\x0f\n" +
+	"\rDoctorRequest\"\x83\x01\n" +
+	"\x0eDoctorResponse\x12\x14\n" +
+	"\x05check\x18\x01 \x01(\tR\x05check\x12+\n" +
+	"\afinding\x18\x02 \x01(\x0e2\x11.swarm.v1.FindingR\afinding\x12\x16\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\x12\x16\n" +
+	"\x06advice\x18\x04 \x01(\tR\x06advice\"(\n" +
 	"\x10LoadImageRequest\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\fR\x05chunk\"q\n" +
 	"\x05Image\x12\x12\n" +
@@ -1244,7 +1411,13 @@ const file_swarm_v1_local_proto_rawDesc = "" +
 	"\x16MEMBERSHIP_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fMEMBERSHIP_NONE\x10\x01\x12\x15\n" +
 	"\x11MEMBERSHIP_ACTIVE\x10\x02\x12\x1b\n" +
-	"\x17MEMBERSHIP_DISCONNECTED\x10\x032\xb4\x05\n" +
+	"\x17MEMBERSHIP_DISCONNECTED\x10\x03*\\\n" +
+	"\aFinding\x12\x17\n" +
+	"\x13FINDING_UNSPECIFIED\x10\x00\x12\x0e\n" +
+	"\n" +
+	"FINDING_OK\x10\x01\x12\x13\n" +
+	"\x0fFINDING_WARNING\x10\x02\x12\x13\n" +
+	"\x0fFINDING_PROBLEM\x10\x032\xfc\x05\n" +
 	"\x05Local\x12>\n" +
 	"\x04Init\x12\x15.swarm.v1.InitRequest\x1a\x16.swarm.v1.InitResponse\"\a\xea\xb9\x18\x03\n" +
 	"\x01\x04\x12>\n" +
@@ -1253,7 +1426,9 @@ const file_swarm_v1_local_proto_rawDesc = "" +
 	"\x05Leave\x12\x16.swarm.v1.LeaveRequest\x1a\x17.swarm.v1.LeaveResponse\"\a\xea\xb9\x18\x03\n" +
 	"\x01\x04\x12G\n" +
 	"\aGetInfo\x12\x18.swarm.v1.GetInfoRequest\x1a\x19.swarm.v1.GetInfoResponse\"\a\xea\xb9\x18\x03\n" +
-	"\x01\x04\x12O\n" +
+	"\x01\x04\x12F\n" +
+	"\x06Doctor\x12\x17.swarm.v1.DoctorRequest\x1a\x18.swarm.v1.DoctorResponse\"\a\xea\xb9\x18\x03\n" +
+	"\x01\x040\x01\x12O\n" +
 	"\tLoadImage\x12\x1a.swarm.v1.LoadImageRequest\x1a\x1b.swarm.v1.LoadImageResponse\"\a\xea\xb9\x18\x03\n" +
 	"\x01\x04(\x01\x12O\n" +
 	"\tPullImage\x12\x1a.swarm.v1.PullImageRequest\x1a\x1b.swarm.v1.PullImageResponse\"\a\xea\xb9\x18\x03\n" +
@@ -1278,70 +1453,76 @@ func file_swarm_v1_local_proto_rawDescGZIP() []byte {
 	return file_swarm_v1_local_proto_rawDescData
 }
 
-var file_swarm_v1_local_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_swarm_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_swarm_v1_local_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_swarm_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_swarm_v1_local_proto_goTypes = []any{
 	(Membership)(0),              // 0: swarm.v1.Membership
-	(*InitRequest)(nil),          // 1: swarm.v1.InitRequest
-	(*InitResponse)(nil),         // 2: swarm.v1.InitResponse
-	(*JoinRequest)(nil),          // 3: swarm.v1.JoinRequest
-	(*JoinResponse)(nil),         // 4: swarm.v1.JoinResponse
-	(*LeaveRequest)(nil),         // 5: swarm.v1.LeaveRequest
-	(*LeaveResponse)(nil),        // 6: swarm.v1.LeaveResponse
-	(*GetInfoRequest)(nil),       // 7: swarm.v1.GetInfoRequest
-	(*GetInfoResponse)(nil),      // 8: swarm.v1.GetInfoResponse
-	(*LoadImageRequest)(nil),     // 9: swarm.v1.LoadImageRequest
-	(*Image)(nil),                // 10: swarm.v1.Image
-	(*LoadImageResponse)(nil),    // 11: swarm.v1.LoadImageResponse
-	(*ListImagesRequest)(nil),    // 12: swarm.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),   // 13: swarm.v1.ListImagesResponse
-	(*RemoveImageRequest)(nil),   // 14: swarm.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),  // 15: swarm.v1.RemoveImageResponse
-	(*PullImageRequest)(nil),     // 16: swarm.v1.PullImageRequest
-	(*PullImageResponse)(nil),    // 17: swarm.v1.PullImageResponse
-	(*InspectImageRequest)(nil),  // 18: swarm.v1.InspectImageRequest
-	(*InspectImageResponse)(nil), // 19: swarm.v1.InspectImageResponse
-	(*ClusterSpec)(nil),          // 20: swarm.v1.ClusterSpec
-	(*JoinTokens)(nil),           // 21: swarm.v1.JoinTokens
-	(NodeRole)(0),                // 22: swarm.v1.NodeRole
-	(*NodeDescription)(nil),      // 23: swarm.v1.NodeDescription
-	(*RegistryAuth)(nil),         // 24: swarm.v1.RegistryAuth
+	(Finding)(0),                 // 1: swarm.v1.Finding
+	(*InitRequest)(nil),          // 2: swarm.v1.InitRequest
+	(*InitResponse)(nil),         // 3: swarm.v1.InitResponse
+	(*JoinRequest)(nil),          // 4: swarm.v1.JoinRequest
+	(*JoinResponse)(nil),         // 5: swarm.v1.JoinResponse
+	(*LeaveRequest)(nil),         // 6: swarm.v1.LeaveRequest
+	(*LeaveResponse)(nil),        // 7: swarm.v1.LeaveResponse
+	(*GetInfoRequest)(nil),       // 8: swarm.v1.GetInfoRequest
+	(*GetInfoResponse)(nil),      // 9: swarm.v1.GetInfoResponse
+	(*DoctorRequest)(nil),        // 10: swarm.v1.DoctorRequest
+	(*DoctorResponse)(nil),       // 11: swarm.v1.DoctorResponse
+	(*LoadImageRequest)(nil),     // 12: swarm.v1.LoadImageRequest
+	(*Image)(nil),                // 13: swarm.v1.Image
+	(*LoadImageResponse)(nil),    // 14: swarm.v1.LoadImageResponse
+	(*ListImagesRequest)(nil),    // 15: swarm.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),   // 16: swarm.v1.ListImagesResponse
+	(*RemoveImageRequest)(nil),   // 17: swarm.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),  // 18: swarm.v1.RemoveImageResponse
+	(*PullImageRequest)(nil),     // 19: swarm.v1.PullImageRequest
+	(*PullImageResponse)(nil),    // 20: swarm.v1.PullImageResponse
+	(*InspectImageRequest)(nil),  // 21: swarm.v1.InspectImageRequest
+	(*InspectImageResponse)(nil), // 22: swarm.v1.InspectImageResponse
+	(*ClusterSpec)(nil),          // 23: swarm.v1.ClusterSpec
+	(*JoinTokens)(nil),           // 24: swarm.v1.JoinTokens
+	(NodeRole)(0),                // 25: swarm.v1.NodeRole
+	(*NodeDescription)(nil),      // 26: swarm.v1.NodeDescription
+	(*RegistryAuth)(nil),         // 27: swarm.v1.RegistryAuth
 }
 var file_swarm_v1_local_proto_depIdxs = []int32{
-	20, // 0: swarm.v1.InitRequest.spec:type_name -> swarm.v1.ClusterSpec
-	21, // 1: swarm.v1.InitResponse.tokens:type_name -> swarm.v1.JoinTokens
-	22, // 2: swarm.v1.JoinResponse.role:type_name -> swarm.v1.NodeRole
+	23, // 0: swarm.v1.InitRequest.spec:type_name -> swarm.v1.ClusterSpec
+	24, // 1: swarm.v1.InitResponse.tokens:type_name -> swarm.v1.JoinTokens
+	25, // 2: swarm.v1.JoinResponse.role:type_name -> swarm.v1.NodeRole
 	0,  // 3: swarm.v1.GetInfoResponse.membership:type_name -> swarm.v1.Membership
-	22, // 4: swarm.v1.GetInfoResponse.role:type_name -> swarm.v1.NodeRole
-	23, // 5: swarm.v1.GetInfoResponse.description:type_name -> swarm.v1.NodeDescription
-	10, // 6: swarm.v1.LoadImageResponse.images:type_name -> swarm.v1.Image
-	10, // 7: swarm.v1.ListImagesResponse.images:type_name -> swarm.v1.Image
-	24, // 8: swarm.v1.PullImageRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
-	10, // 9: swarm.v1.PullImageResponse.image:type_name -> swarm.v1.Image
-	10, // 10: swarm.v1.InspectImageResponse.image:type_name -> swarm.v1.Image
-	1,  // 11: swarm.v1.Local.Init:input_type -> swarm.v1.InitRequest
-	3,  // 12: swarm.v1.Local.Join:input_type -> swarm.v1.JoinRequest
-	5,  // 13: swarm.v1.Local.Leave:input_type -> swarm.v1.LeaveRequest
-	7,  // 14: swarm.v1.Local.GetInfo:input_type -> swarm.v1.GetInfoRequest
-	9,  // 15: swarm.v1.Local.LoadImage:input_type -> swarm.v1.LoadImageRequest
-	16, // 16: swarm.v1.Local.PullImage:input_type -> swarm.v1.PullImageRequest
-	18, // 17: swarm.v1.Local.InspectImage:input_type -> swarm.v1.InspectImageRequest
-	12, // 18: swarm.v1.Local.ListImages:input_type -> swarm.v1.ListImagesRequest
-	14, // 19: swarm.v1.Local.RemoveImage:input_type -> swarm.v1.RemoveImageRequest
-	2,  // 20: swarm.v1.Local.Init:output_type -> swarm.v1.InitResponse
-	4,  // 21: swarm.v1.Local.Join:output_type -> swarm.v1.JoinResponse
-	6,  // 22: swarm.v1.Local.Leave:output_type -> swarm.v1.LeaveResponse
-	8,  // 23: swarm.v1.Local.GetInfo:output_type -> swarm.v1.GetInfoResponse
-	11, // 24: swarm.v1.Local.LoadImage:output_type -> swarm.v1.LoadImageResponse
-	17, // 25: swarm.v1.Local.PullImage:output_type -> swarm.v1.PullImageResponse
-	19, // 26: swarm.v1.Local.InspectImage:output_type -> swarm.v1.InspectImageResponse
-	13, // 27: swarm.v1.Local.ListImages:output_type -> swarm.v1.ListImagesResponse
-	15, // 28: swarm.v1.Local.RemoveImage:output_type -> swarm.v1.RemoveImageResponse
-	20, // [20:29] is the sub-list for method output_type
-	11, // [11:20] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	25, // 4: swarm.v1.GetInfoResponse.role:type_name -> swarm.v1.NodeRole
+	26, // 5: swarm.v1.GetInfoResponse.description:type_name -> swarm.v1.NodeDescription
+	1,  // 6: swarm.v1.DoctorResponse.finding:type_name -> swarm.v1.Finding
+	13, // 7: swarm.v1.LoadImageResponse.images:type_name -> swarm.v1.Image
+	13, // 8: swarm.v1.ListImagesResponse.images:type_name -> swarm.v1.Image
+	27, // 9: swarm.v1.PullImageRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
+	13, // 10: swarm.v1.PullImageResponse.image:type_name -> swarm.v1.Image
+	13, // 11: swarm.v1.InspectImageResponse.image:type_name -> swarm.v1.Image
+	2,  // 12: swarm.v1.Local.Init:input_type -> swarm.v1.InitRequest
+	4,  // 13: swarm.v1.Local.Join:input_type -> swarm.v1.JoinRequest
+	6,  // 14: swarm.v1.Local.Leave:input_type -> swarm.v1.LeaveRequest
+	8,  // 15: swarm.v1.Local.GetInfo:input_type -> swarm.v1.GetInfoRequest
+	10, // 16: swarm.v1.Local.Doctor:input_type -> swarm.v1.DoctorRequest
+	12, // 17: swarm.v1.Local.LoadImage:input_type -> swarm.v1.LoadImageRequest
+	19, // 18: swarm.v1.Local.PullImage:input_type -> swarm.v1.PullImageRequest
+	21, // 19: swarm.v1.Local.InspectImage:input_type -> swarm.v1.InspectImageRequest
+	15, // 20: swarm.v1.Local.ListImages:input_type -> swarm.v1.ListImagesRequest
+	17, // 21: swarm.v1.Local.RemoveImage:input_type -> swarm.v1.RemoveImageRequest
+	3,  // 22: swarm.v1.Local.Init:output_type -> swarm.v1.InitResponse
+	5,  // 23: swarm.v1.Local.Join:output_type -> swarm.v1.JoinResponse
+	7,  // 24: swarm.v1.Local.Leave:output_type -> swarm.v1.LeaveResponse
+	9,  // 25: swarm.v1.Local.GetInfo:output_type -> swarm.v1.GetInfoResponse
+	11, // 26: swarm.v1.Local.Doctor:output_type -> swarm.v1.DoctorResponse
+	14, // 27: swarm.v1.Local.LoadImage:output_type -> swarm.v1.LoadImageResponse
+	20, // 28: swarm.v1.Local.PullImage:output_type -> swarm.v1.PullImageResponse
+	22, // 29: swarm.v1.Local.InspectImage:output_type -> swarm.v1.InspectImageResponse
+	16, // 30: swarm.v1.Local.ListImages:output_type -> swarm.v1.ListImagesResponse
+	18, // 31: swarm.v1.Local.RemoveImage:output_type -> swarm.v1.RemoveImageResponse
+	22, // [22:32] is the sub-list for method output_type
+	12, // [12:22] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_local_proto_init() }
@@ -1356,8 +1537,8 @@ func file_swarm_v1_local_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_local_proto_rawDesc), len(file_swarm_v1_local_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   19,
+			NumEnums:      2,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,6 +25,7 @@ const (
 	Local_Join_FullMethodName         = "/swarm.v1.Local/Join"
 	Local_Leave_FullMethodName        = "/swarm.v1.Local/Leave"
 	Local_GetInfo_FullMethodName      = "/swarm.v1.Local/GetInfo"
+	Local_Doctor_FullMethodName       = "/swarm.v1.Local/Doctor"
 	Local_LoadImage_FullMethodName    = "/swarm.v1.Local/LoadImage"
 	Local_PullImage_FullMethodName    = "/swarm.v1.Local/PullImage"
 	Local_InspectImage_FullMethodName = "/swarm.v1.Local/InspectImage"
@@ -40,6 +41,8 @@ type LocalClient interface {
 	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinResponse, error)
 	Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.CallOption) (*LeaveResponse, error)
 	GetInfo(ctx context.Context, in *GetInfoRequest, opts ...grpc.CallOption) (*GetInfoResponse, error)
+	// Doctor checks what this host needs, one result a check as it is made.
+	Doctor(ctx context.Context, in *DoctorRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DoctorResponse], error)
 	// LoadImage takes a docker or OCI archive, plain or gzip, in chunks.
 	LoadImage(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[LoadImageRequest, LoadImageResponse], error)
 	// PullImage fetches an image onto this host, with its progress.
@@ -97,9 +100,28 @@ func (c *localClient) GetInfo(ctx context.Context, in *GetInfoRequest, opts ...g
 	return out, nil
 }
 
+func (c *localClient) Doctor(ctx context.Context, in *DoctorRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DoctorResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Local_ServiceDesc.Streams[0], Local_Doctor_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[DoctorRequest, DoctorResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Local_DoctorClient = grpc.ServerStreamingClient[DoctorResponse]
+
 func (c *localClient) LoadImage(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[LoadImageRequest, LoadImageResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Local_ServiceDesc.Streams[0], Local_LoadImage_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Local_ServiceDesc.Streams[1], Local_LoadImage_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +134,7 @@ type Local_LoadImageClient = grpc.ClientStreamingClient[LoadImageRequest, LoadIm
 
 func (c *localClient) PullImage(ctx context.Context, in *PullImageRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PullImageResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Local_ServiceDesc.Streams[1], Local_PullImage_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Local_ServiceDesc.Streams[2], Local_PullImage_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -167,6 +189,8 @@ type LocalServer interface {
 	Join(context.Context, *JoinRequest) (*JoinResponse, error)
 	Leave(context.Context, *LeaveRequest) (*LeaveResponse, error)
 	GetInfo(context.Context, *GetInfoRequest) (*GetInfoResponse, error)
+	// Doctor checks what this host needs, one result a check as it is made.
+	Doctor(*DoctorRequest, grpc.ServerStreamingServer[DoctorResponse]) error
 	// LoadImage takes a docker or OCI archive, plain or gzip, in chunks.
 	LoadImage(grpc.ClientStreamingServer[LoadImageRequest, LoadImageResponse]) error
 	// PullImage fetches an image onto this host, with its progress.
@@ -195,6 +219,9 @@ func (UnimplementedLocalServer) Leave(context.Context, *LeaveRequest) (*LeaveRes
 }
 func (UnimplementedLocalServer) GetInfo(context.Context, *GetInfoRequest) (*GetInfoResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetInfo not implemented")
+}
+func (UnimplementedLocalServer) Doctor(*DoctorRequest, grpc.ServerStreamingServer[DoctorResponse]) error {
+	return status.Error(codes.Unimplemented, "method Doctor not implemented")
 }
 func (UnimplementedLocalServer) LoadImage(grpc.ClientStreamingServer[LoadImageRequest, LoadImageResponse]) error {
 	return status.Error(codes.Unimplemented, "method LoadImage not implemented")
@@ -303,6 +330,17 @@ func _Local_GetInfo_Handler(srv interface{}, ctx context.Context, dec func(inter
 	}
 	return interceptor(ctx, in, info, handler)
 }
+
+func _Local_Doctor_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(DoctorRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(LocalServer).Doctor(m, &grpc.GenericServerStream[DoctorRequest, DoctorResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Local_DoctorServer = grpc.ServerStreamingServer[DoctorResponse]
 
 func _Local_LoadImage_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(LocalServer).LoadImage(&grpc.GenericServerStream[LoadImageRequest, LoadImageResponse]{ServerStream: stream})
@@ -413,6 +451,11 @@ var Local_ServiceDesc = grpc.ServiceDesc{
 		},
 	},
 	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Doctor",
+			Handler:       _Local_Doctor_Handler,
+			ServerStreams: true,
+		},
 		{
 			StreamName:    "LoadImage",
 			Handler:       _Local_LoadImage_Handler,

@@ -1175,10 +1175,13 @@ func (x *TaskPlacement) GetAt() int64 {
 
 // TaskAddresses are what the allocator gave a task. Writer: allocator.
 type TaskAddresses struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	TaskId        string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	Version       uint64                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
-	Addresses     []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	TaskId  string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	Version uint64                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	// One for each network of the task's template.
+	Networks []*NetworkAddress `protobuf:"bytes,4,rep,name=networks,proto3" json:"networks,omitempty"`
+	// Why it has none yet, for example a pool that is full.
+	Message       string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1227,11 +1230,352 @@ func (x *TaskAddresses) GetVersion() uint64 {
 	return 0
 }
 
-func (x *TaskAddresses) GetAddresses() []string {
+func (x *TaskAddresses) GetNetworks() []*NetworkAddress {
 	if x != nil {
-		return x.Addresses
+		return x.Networks
 	}
 	return nil
+}
+
+func (x *TaskAddresses) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+// NetworkAddress is an address in a network: a task's, or a service's VIP.
+type NetworkAddress struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	NetworkId string                 `protobuf:"bytes,1,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"`
+	// Without a prefix length. The second one is empty in a network without IPv6.
+	Address       string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	Address6      string `protobuf:"bytes,3,opt,name=address6,proto3" json:"address6,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkAddress) Reset() {
+	*x = NetworkAddress{}
+	mi := &file_swarm_v1_rows_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkAddress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkAddress) ProtoMessage() {}
+
+func (x *NetworkAddress) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_rows_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkAddress.ProtoReflect.Descriptor instead.
+func (*NetworkAddress) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *NetworkAddress) GetNetworkId() string {
+	if x != nil {
+		return x.NetworkId
+	}
+	return ""
+}
+
+func (x *NetworkAddress) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *NetworkAddress) GetAddress6() string {
+	if x != nil {
+		return x.Address6
+	}
+	return ""
+}
+
+// Network is what a user asked for. Writer: control; the allocator removes it when nothing holds an address of it.
+type Network struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Meta  *Meta                  `protobuf:"bytes,2,opt,name=meta,proto3" json:"meta,omitempty"`
+	Spec  *NetworkSpec           `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
+	// The user removed it.
+	Removing      bool `protobuf:"varint,4,opt,name=removing,proto3" json:"removing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Network) Reset() {
+	*x = Network{}
+	mi := &file_swarm_v1_rows_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Network) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Network) ProtoMessage() {}
+
+func (x *Network) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_rows_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Network.ProtoReflect.Descriptor instead.
+func (*Network) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Network) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Network) GetMeta() *Meta {
+	if x != nil {
+		return x.Meta
+	}
+	return nil
+}
+
+func (x *Network) GetSpec() *NetworkSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *Network) GetRemoving() bool {
+	if x != nil {
+		return x.Removing
+	}
+	return false
+}
+
+// NetworkProgress is what a network was given. Writer: allocator.
+type NetworkProgress struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	NetworkId string                 `protobuf:"bytes,1,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"`
+	Meta      *Meta                  `protobuf:"bytes,2,opt,name=meta,proto3" json:"meta,omitempty"`
+	// Number of the network on the wire, 4096 to 2^24-1; 0 = none yet.
+	Vni uint32 `protobuf:"varint,3,opt,name=vni,proto3" json:"vni,omitempty"`
+	// Its subnet, the gateway in it and the range that addresses come from, in CIDR form (the gateway without a length).
+	Subnet  string `protobuf:"bytes,4,opt,name=subnet,proto3" json:"subnet,omitempty"`
+	Gateway string `protobuf:"bytes,5,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	IpRange string `protobuf:"bytes,6,opt,name=ip_range,json=ipRange,proto3" json:"ip_range,omitempty"`
+	// Of IPv6: a task's address is the IPv6 subnet's with the same host number. Empty = none.
+	Subnet6  string `protobuf:"bytes,7,opt,name=subnet6,proto3" json:"subnet6,omitempty"`
+	Gateway6 string `protobuf:"bytes,8,opt,name=gateway6,proto3" json:"gateway6,omitempty"`
+	// Why it has none yet.
+	Message       string `protobuf:"bytes,9,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkProgress) Reset() {
+	*x = NetworkProgress{}
+	mi := &file_swarm_v1_rows_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkProgress) ProtoMessage() {}
+
+func (x *NetworkProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_rows_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkProgress.ProtoReflect.Descriptor instead.
+func (*NetworkProgress) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *NetworkProgress) GetNetworkId() string {
+	if x != nil {
+		return x.NetworkId
+	}
+	return ""
+}
+
+func (x *NetworkProgress) GetMeta() *Meta {
+	if x != nil {
+		return x.Meta
+	}
+	return nil
+}
+
+func (x *NetworkProgress) GetVni() uint32 {
+	if x != nil {
+		return x.Vni
+	}
+	return 0
+}
+
+func (x *NetworkProgress) GetSubnet() string {
+	if x != nil {
+		return x.Subnet
+	}
+	return ""
+}
+
+func (x *NetworkProgress) GetGateway() string {
+	if x != nil {
+		return x.Gateway
+	}
+	return ""
+}
+
+func (x *NetworkProgress) GetIpRange() string {
+	if x != nil {
+		return x.IpRange
+	}
+	return ""
+}
+
+func (x *NetworkProgress) GetSubnet6() string {
+	if x != nil {
+		return x.Subnet6
+	}
+	return ""
+}
+
+func (x *NetworkProgress) GetGateway6() string {
+	if x != nil {
+		return x.Gateway6
+	}
+	return ""
+}
+
+func (x *NetworkProgress) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+// ServiceEndpoint is what a service was given. Writer: allocator. It goes with the service.
+type ServiceEndpoint struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	ServiceId string                 `protobuf:"bytes,1,opt,name=service_id,json=serviceId,proto3" json:"service_id,omitempty"`
+	Meta      *Meta                  `protobuf:"bytes,2,opt,name=meta,proto3" json:"meta,omitempty"`
+	// The ingress ports, each with its published port.
+	Ports []*PortConfig `protobuf:"bytes,3,rep,name=ports,proto3" json:"ports,omitempty"`
+	// One for each network, unless the service's endpoint mode is dnsrr.
+	Vips []*NetworkAddress `protobuf:"bytes,4,rep,name=vips,proto3" json:"vips,omitempty"`
+	// What it could not be given and why; empty = it has all.
+	Message string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	// The version of the service's row that it was made for.
+	ServiceVersion uint64 `protobuf:"varint,6,opt,name=service_version,json=serviceVersion,proto3" json:"service_version,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ServiceEndpoint) Reset() {
+	*x = ServiceEndpoint{}
+	mi := &file_swarm_v1_rows_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServiceEndpoint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServiceEndpoint) ProtoMessage() {}
+
+func (x *ServiceEndpoint) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_rows_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServiceEndpoint.ProtoReflect.Descriptor instead.
+func (*ServiceEndpoint) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ServiceEndpoint) GetServiceId() string {
+	if x != nil {
+		return x.ServiceId
+	}
+	return ""
+}
+
+func (x *ServiceEndpoint) GetMeta() *Meta {
+	if x != nil {
+		return x.Meta
+	}
+	return nil
+}
+
+func (x *ServiceEndpoint) GetPorts() []*PortConfig {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *ServiceEndpoint) GetVips() []*NetworkAddress {
+	if x != nil {
+		return x.Vips
+	}
+	return nil
+}
+
+func (x *ServiceEndpoint) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *ServiceEndpoint) GetServiceVersion() uint64 {
+	if x != nil {
+		return x.ServiceVersion
+	}
+	return 0
 }
 
 type ContainerStatus struct {
@@ -1255,7 +1599,7 @@ type ContainerStatus struct {
 
 func (x *ContainerStatus) Reset() {
 	*x = ContainerStatus{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[13]
+	mi := &file_swarm_v1_rows_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1267,7 +1611,7 @@ func (x *ContainerStatus) String() string {
 func (*ContainerStatus) ProtoMessage() {}
 
 func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[13]
+	mi := &file_swarm_v1_rows_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1280,7 +1624,7 @@ func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStatus.ProtoReflect.Descriptor instead.
 func (*ContainerStatus) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{13}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ContainerStatus) GetContainerId() string {
@@ -1359,15 +1703,18 @@ type TaskStatus struct {
 	Error     string           `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`
 	Container *ContainerStatus `protobuf:"bytes,7,opt,name=container,proto3" json:"container,omitempty"`
 	// Uplink address in the container and host ports that the node gave.
-	Address       string        `protobuf:"bytes,8,opt,name=address,proto3" json:"address,omitempty"`
-	HostPorts     []*PortConfig `protobuf:"bytes,9,rep,name=host_ports,json=hostPorts,proto3" json:"host_ports,omitempty"`
+	Address   string        `protobuf:"bytes,8,opt,name=address,proto3" json:"address,omitempty"`
+	HostPorts []*PortConfig `protobuf:"bytes,9,rep,name=host_ports,json=hostPorts,proto3" json:"host_ports,omitempty"`
+	// When every node with a live lease had stopped sending new connections to it, by the leader's clock. The leader's
+	// own (Write.set_drained): a status that a worker sends does not change it.
+	DrainedAt     int64 `protobuf:"varint,10,opt,name=drained_at,json=drainedAt,proto3" json:"drained_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TaskStatus) Reset() {
 	*x = TaskStatus{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[14]
+	mi := &file_swarm_v1_rows_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1379,7 +1726,7 @@ func (x *TaskStatus) String() string {
 func (*TaskStatus) ProtoMessage() {}
 
 func (x *TaskStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[14]
+	mi := &file_swarm_v1_rows_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1392,7 +1739,7 @@ func (x *TaskStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskStatus.ProtoReflect.Descriptor instead.
 func (*TaskStatus) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{14}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TaskStatus) GetTaskId() string {
@@ -1458,6 +1805,13 @@ func (x *TaskStatus) GetHostPorts() []*PortConfig {
 	return nil
 }
 
+func (x *TaskStatus) GetDrainedAt() int64 {
+	if x != nil {
+		return x.DrainedAt
+	}
+	return 0
+}
+
 // Allocation is (pool, address) with its one owner. Writer: allocator.
 type Allocation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1476,7 +1830,7 @@ type Allocation struct {
 
 func (x *Allocation) Reset() {
 	*x = Allocation{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[15]
+	mi := &file_swarm_v1_rows_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1488,7 +1842,7 @@ func (x *Allocation) String() string {
 func (*Allocation) ProtoMessage() {}
 
 func (x *Allocation) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[15]
+	mi := &file_swarm_v1_rows_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1501,7 +1855,7 @@ func (x *Allocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Allocation.ProtoReflect.Descriptor instead.
 func (*Allocation) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{15}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Allocation) GetPool() string {
@@ -1555,7 +1909,7 @@ type Alarm struct {
 
 func (x *Alarm) Reset() {
 	*x = Alarm{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[16]
+	mi := &file_swarm_v1_rows_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1567,7 +1921,7 @@ func (x *Alarm) String() string {
 func (*Alarm) ProtoMessage() {}
 
 func (x *Alarm) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[16]
+	mi := &file_swarm_v1_rows_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1580,7 +1934,7 @@ func (x *Alarm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alarm.ProtoReflect.Descriptor instead.
 func (*Alarm) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{16}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Alarm) GetKind() string {
@@ -1730,11 +2084,41 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x17\n" +
 	"\anode_id\x18\x03 \x01(\tR\x06nodeId\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12\x0e\n" +
-	"\x02at\x18\x05 \x01(\x03R\x02at\"`\n" +
+	"\x02at\x18\x05 \x01(\x03R\x02at\"\xa3\x01\n" +
 	"\rTaskAddresses\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x1c\n" +
-	"\taddresses\x18\x03 \x03(\tR\taddresses\"\xb6\x02\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\x124\n" +
+	"\bnetworks\x18\x04 \x03(\v2\x18.swarm.v1.NetworkAddressR\bnetworks\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessageJ\x04\b\x03\x10\x04R\taddresses\"e\n" +
+	"\x0eNetworkAddress\x12\x1d\n" +
+	"\n" +
+	"network_id\x18\x01 \x01(\tR\tnetworkId\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1a\n" +
+	"\baddress6\x18\x03 \x01(\tR\baddress6\"\x84\x01\n" +
+	"\aNetwork\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\"\n" +
+	"\x04meta\x18\x02 \x01(\v2\x0e.swarm.v1.MetaR\x04meta\x12)\n" +
+	"\x04spec\x18\x03 \x01(\v2\x15.swarm.v1.NetworkSpecR\x04spec\x12\x1a\n" +
+	"\bremoving\x18\x04 \x01(\bR\bremoving\"\x83\x02\n" +
+	"\x0fNetworkProgress\x12\x1d\n" +
+	"\n" +
+	"network_id\x18\x01 \x01(\tR\tnetworkId\x12\"\n" +
+	"\x04meta\x18\x02 \x01(\v2\x0e.swarm.v1.MetaR\x04meta\x12\x10\n" +
+	"\x03vni\x18\x03 \x01(\rR\x03vni\x12\x16\n" +
+	"\x06subnet\x18\x04 \x01(\tR\x06subnet\x12\x18\n" +
+	"\agateway\x18\x05 \x01(\tR\agateway\x12\x19\n" +
+	"\bip_range\x18\x06 \x01(\tR\aipRange\x12\x18\n" +
+	"\asubnet6\x18\a \x01(\tR\asubnet6\x12\x1a\n" +
+	"\bgateway6\x18\b \x01(\tR\bgateway6\x12\x18\n" +
+	"\amessage\x18\t \x01(\tR\amessage\"\xf1\x01\n" +
+	"\x0fServiceEndpoint\x12\x1d\n" +
+	"\n" +
+	"service_id\x18\x01 \x01(\tR\tserviceId\x12\"\n" +
+	"\x04meta\x18\x02 \x01(\v2\x0e.swarm.v1.MetaR\x04meta\x12*\n" +
+	"\x05ports\x18\x03 \x03(\v2\x14.swarm.v1.PortConfigR\x05ports\x12,\n" +
+	"\x04vips\x18\x04 \x03(\v2\x18.swarm.v1.NetworkAddressR\x04vips\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\x12'\n" +
+	"\x0fservice_version\x18\x06 \x01(\x04R\x0eserviceVersion\"\xb6\x02\n" +
 	"\x0fContainerStatus\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\x1b\n" +
@@ -1747,7 +2131,7 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"finishedAt\x12%\n" +
 	"\x0elocal_restarts\x18\a \x01(\rR\rlocalRestarts\x12!\n" +
 	"\fimage_digest\x18\b \x01(\tR\vimageDigest\x12(\n" +
-	"\x10local_exit_codes\x18\t \x03(\x05R\x0elocalExitCodes\"\xb2\x02\n" +
+	"\x10local_exit_codes\x18\t \x03(\x05R\x0elocalExitCodes\"\xd1\x02\n" +
 	"\n" +
 	"TaskStatus\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x18\n" +
@@ -1759,7 +2143,10 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\tcontainer\x18\a \x01(\v2\x19.swarm.v1.ContainerStatusR\tcontainer\x12\x18\n" +
 	"\aaddress\x18\b \x01(\tR\aaddress\x123\n" +
 	"\n" +
-	"host_ports\x18\t \x03(\v2\x14.swarm.v1.PortConfigR\thostPorts\"\x8b\x01\n" +
+	"host_ports\x18\t \x03(\v2\x14.swarm.v1.PortConfigR\thostPorts\x12\x1d\n" +
+	"\n" +
+	"drained_at\x18\n" +
+	" \x01(\x03R\tdrainedAt\"\x8b\x01\n" +
 	"\n" +
 	"Allocation\x12\x12\n" +
 	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x18\n" +
@@ -1797,7 +2184,7 @@ func file_swarm_v1_rows_proto_rawDescGZIP() []byte {
 }
 
 var file_swarm_v1_rows_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_swarm_v1_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_swarm_v1_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_swarm_v1_rows_proto_goTypes = []any{
 	(UpdateState)(0),        // 0: swarm.v1.UpdateState
 	(*Cluster)(nil),         // 1: swarm.v1.Cluster
@@ -1813,55 +2200,67 @@ var file_swarm_v1_rows_proto_goTypes = []any{
 	(*Task)(nil),            // 11: swarm.v1.Task
 	(*TaskPlacement)(nil),   // 12: swarm.v1.TaskPlacement
 	(*TaskAddresses)(nil),   // 13: swarm.v1.TaskAddresses
-	(*ContainerStatus)(nil), // 14: swarm.v1.ContainerStatus
-	(*TaskStatus)(nil),      // 15: swarm.v1.TaskStatus
-	(*Allocation)(nil),      // 16: swarm.v1.Allocation
-	(*Alarm)(nil),           // 17: swarm.v1.Alarm
-	(*Meta)(nil),            // 18: swarm.v1.Meta
-	(*ClusterSpec)(nil),     // 19: swarm.v1.ClusterSpec
-	(*JoinTokens)(nil),      // 20: swarm.v1.JoinTokens
-	(*NodeSpec)(nil),        // 21: swarm.v1.NodeSpec
-	(NodeRole)(0),           // 22: swarm.v1.NodeRole
-	(NodeState)(0),          // 23: swarm.v1.NodeState
-	(*NodeDescription)(nil), // 24: swarm.v1.NodeDescription
-	(*ServiceSpec)(nil),     // 25: swarm.v1.ServiceSpec
-	(*RegistryAuth)(nil),    // 26: swarm.v1.RegistryAuth
-	(*TaskSpec)(nil),        // 27: swarm.v1.TaskSpec
-	(*PortConfig)(nil),      // 28: swarm.v1.PortConfig
-	(TaskState)(0),          // 29: swarm.v1.TaskState
+	(*NetworkAddress)(nil),  // 14: swarm.v1.NetworkAddress
+	(*Network)(nil),         // 15: swarm.v1.Network
+	(*NetworkProgress)(nil), // 16: swarm.v1.NetworkProgress
+	(*ServiceEndpoint)(nil), // 17: swarm.v1.ServiceEndpoint
+	(*ContainerStatus)(nil), // 18: swarm.v1.ContainerStatus
+	(*TaskStatus)(nil),      // 19: swarm.v1.TaskStatus
+	(*Allocation)(nil),      // 20: swarm.v1.Allocation
+	(*Alarm)(nil),           // 21: swarm.v1.Alarm
+	(*Meta)(nil),            // 22: swarm.v1.Meta
+	(*ClusterSpec)(nil),     // 23: swarm.v1.ClusterSpec
+	(*JoinTokens)(nil),      // 24: swarm.v1.JoinTokens
+	(*NodeSpec)(nil),        // 25: swarm.v1.NodeSpec
+	(NodeRole)(0),           // 26: swarm.v1.NodeRole
+	(NodeState)(0),          // 27: swarm.v1.NodeState
+	(*NodeDescription)(nil), // 28: swarm.v1.NodeDescription
+	(*ServiceSpec)(nil),     // 29: swarm.v1.ServiceSpec
+	(*RegistryAuth)(nil),    // 30: swarm.v1.RegistryAuth
+	(*TaskSpec)(nil),        // 31: swarm.v1.TaskSpec
+	(*PortConfig)(nil),      // 32: swarm.v1.PortConfig
+	(TaskState)(0),          // 33: swarm.v1.TaskState
+	(*NetworkSpec)(nil),     // 34: swarm.v1.NetworkSpec
 }
 var file_swarm_v1_rows_proto_depIdxs = []int32{
-	18, // 0: swarm.v1.Cluster.meta:type_name -> swarm.v1.Meta
-	19, // 1: swarm.v1.Cluster.spec:type_name -> swarm.v1.ClusterSpec
+	22, // 0: swarm.v1.Cluster.meta:type_name -> swarm.v1.Meta
+	23, // 1: swarm.v1.Cluster.spec:type_name -> swarm.v1.ClusterSpec
 	3,  // 2: swarm.v1.Cluster.root_ca:type_name -> swarm.v1.RootCA
-	20, // 3: swarm.v1.Cluster.join_tokens:type_name -> swarm.v1.JoinTokens
+	24, // 3: swarm.v1.Cluster.join_tokens:type_name -> swarm.v1.JoinTokens
 	2,  // 4: swarm.v1.Cluster.gossip_keys:type_name -> swarm.v1.GossipKey
-	18, // 5: swarm.v1.Node.meta:type_name -> swarm.v1.Meta
-	21, // 6: swarm.v1.Node.spec:type_name -> swarm.v1.NodeSpec
-	22, // 7: swarm.v1.Node.role:type_name -> swarm.v1.NodeRole
-	18, // 8: swarm.v1.NodeStatus.meta:type_name -> swarm.v1.Meta
-	23, // 9: swarm.v1.NodeStatus.state:type_name -> swarm.v1.NodeState
-	24, // 10: swarm.v1.NodeStatus.description:type_name -> swarm.v1.NodeDescription
-	18, // 11: swarm.v1.Service.meta:type_name -> swarm.v1.Meta
-	25, // 12: swarm.v1.Service.spec:type_name -> swarm.v1.ServiceSpec
-	25, // 13: swarm.v1.Service.previous_spec:type_name -> swarm.v1.ServiceSpec
-	26, // 14: swarm.v1.Service.registry_auth:type_name -> swarm.v1.RegistryAuth
-	27, // 15: swarm.v1.Template.spec:type_name -> swarm.v1.TaskSpec
-	28, // 16: swarm.v1.Template.host_ports:type_name -> swarm.v1.PortConfig
+	22, // 5: swarm.v1.Node.meta:type_name -> swarm.v1.Meta
+	25, // 6: swarm.v1.Node.spec:type_name -> swarm.v1.NodeSpec
+	26, // 7: swarm.v1.Node.role:type_name -> swarm.v1.NodeRole
+	22, // 8: swarm.v1.NodeStatus.meta:type_name -> swarm.v1.Meta
+	27, // 9: swarm.v1.NodeStatus.state:type_name -> swarm.v1.NodeState
+	28, // 10: swarm.v1.NodeStatus.description:type_name -> swarm.v1.NodeDescription
+	22, // 11: swarm.v1.Service.meta:type_name -> swarm.v1.Meta
+	29, // 12: swarm.v1.Service.spec:type_name -> swarm.v1.ServiceSpec
+	29, // 13: swarm.v1.Service.previous_spec:type_name -> swarm.v1.ServiceSpec
+	30, // 14: swarm.v1.Service.registry_auth:type_name -> swarm.v1.RegistryAuth
+	31, // 15: swarm.v1.Template.spec:type_name -> swarm.v1.TaskSpec
+	32, // 16: swarm.v1.Template.host_ports:type_name -> swarm.v1.PortConfig
 	0,  // 17: swarm.v1.UpdateStatus.state:type_name -> swarm.v1.UpdateState
-	18, // 18: swarm.v1.ServiceProgress.meta:type_name -> swarm.v1.Meta
+	22, // 18: swarm.v1.ServiceProgress.meta:type_name -> swarm.v1.Meta
 	8,  // 19: swarm.v1.ServiceProgress.update:type_name -> swarm.v1.UpdateStatus
-	18, // 20: swarm.v1.SlotProgress.meta:type_name -> swarm.v1.Meta
-	18, // 21: swarm.v1.Task.meta:type_name -> swarm.v1.Meta
-	29, // 22: swarm.v1.Task.desired_state:type_name -> swarm.v1.TaskState
-	29, // 23: swarm.v1.TaskStatus.state:type_name -> swarm.v1.TaskState
-	14, // 24: swarm.v1.TaskStatus.container:type_name -> swarm.v1.ContainerStatus
-	28, // 25: swarm.v1.TaskStatus.host_ports:type_name -> swarm.v1.PortConfig
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	22, // 20: swarm.v1.SlotProgress.meta:type_name -> swarm.v1.Meta
+	22, // 21: swarm.v1.Task.meta:type_name -> swarm.v1.Meta
+	33, // 22: swarm.v1.Task.desired_state:type_name -> swarm.v1.TaskState
+	14, // 23: swarm.v1.TaskAddresses.networks:type_name -> swarm.v1.NetworkAddress
+	22, // 24: swarm.v1.Network.meta:type_name -> swarm.v1.Meta
+	34, // 25: swarm.v1.Network.spec:type_name -> swarm.v1.NetworkSpec
+	22, // 26: swarm.v1.NetworkProgress.meta:type_name -> swarm.v1.Meta
+	22, // 27: swarm.v1.ServiceEndpoint.meta:type_name -> swarm.v1.Meta
+	32, // 28: swarm.v1.ServiceEndpoint.ports:type_name -> swarm.v1.PortConfig
+	14, // 29: swarm.v1.ServiceEndpoint.vips:type_name -> swarm.v1.NetworkAddress
+	33, // 30: swarm.v1.TaskStatus.state:type_name -> swarm.v1.TaskState
+	18, // 31: swarm.v1.TaskStatus.container:type_name -> swarm.v1.ContainerStatus
+	32, // 32: swarm.v1.TaskStatus.host_ports:type_name -> swarm.v1.PortConfig
+	33, // [33:33] is the sub-list for method output_type
+	33, // [33:33] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_rows_proto_init() }
@@ -1876,7 +2275,7 @@ func file_swarm_v1_rows_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_rows_proto_rawDesc), len(file_swarm_v1_rows_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -41,6 +41,9 @@ const (
 	Table_TABLE_ALLOCATION       Table = 12
 	Table_TABLE_ALARM            Table = 13
 	Table_TABLE_REQUEST          Table = 14
+	Table_TABLE_NETWORK          Table = 15
+	Table_TABLE_NETWORK_PROGRESS Table = 16
+	Table_TABLE_SERVICE_ENDPOINT Table = 17
 )
 
 // Enum value maps for Table.
@@ -61,6 +64,9 @@ var (
 		12: "TABLE_ALLOCATION",
 		13: "TABLE_ALARM",
 		14: "TABLE_REQUEST",
+		15: "TABLE_NETWORK",
+		16: "TABLE_NETWORK_PROGRESS",
+		17: "TABLE_SERVICE_ENDPOINT",
 	}
 	Table_value = map[string]int32{
 		"TABLE_UNSPECIFIED":      0,
@@ -78,6 +84,9 @@ var (
 		"TABLE_ALLOCATION":       12,
 		"TABLE_ALARM":            13,
 		"TABLE_REQUEST":          14,
+		"TABLE_NETWORK":          15,
+		"TABLE_NETWORK_PROGRESS": 16,
+		"TABLE_SERVICE_ENDPOINT": 17,
 	}
 )
 
@@ -257,6 +266,9 @@ type Row struct {
 	//	*Row_Allocation
 	//	*Row_Alarm
 	//	*Row_Request
+	//	*Row_Network
+	//	*Row_NetworkProgress
+	//	*Row_ServiceEndpoint
 	Row           isRow_Row `protobuf_oneof:"row"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -425,6 +437,33 @@ func (x *Row) GetRequest() *Request {
 	return nil
 }
 
+func (x *Row) GetNetwork() *Network {
+	if x != nil {
+		if x, ok := x.Row.(*Row_Network); ok {
+			return x.Network
+		}
+	}
+	return nil
+}
+
+func (x *Row) GetNetworkProgress() *NetworkProgress {
+	if x != nil {
+		if x, ok := x.Row.(*Row_NetworkProgress); ok {
+			return x.NetworkProgress
+		}
+	}
+	return nil
+}
+
+func (x *Row) GetServiceEndpoint() *ServiceEndpoint {
+	if x != nil {
+		if x, ok := x.Row.(*Row_ServiceEndpoint); ok {
+			return x.ServiceEndpoint
+		}
+	}
+	return nil
+}
+
 type isRow_Row interface {
 	isRow_Row()
 }
@@ -486,6 +525,18 @@ type Row_Request struct {
 	Request *Request `protobuf:"bytes,14,opt,name=request,proto3,oneof"`
 }
 
+type Row_Network struct {
+	Network *Network `protobuf:"bytes,15,opt,name=network,proto3,oneof"`
+}
+
+type Row_NetworkProgress struct {
+	NetworkProgress *NetworkProgress `protobuf:"bytes,16,opt,name=network_progress,json=networkProgress,proto3,oneof"`
+}
+
+type Row_ServiceEndpoint struct {
+	ServiceEndpoint *ServiceEndpoint `protobuf:"bytes,17,opt,name=service_endpoint,json=serviceEndpoint,proto3,oneof"`
+}
+
 func (*Row_Cluster) isRow_Row() {}
 
 func (*Row_Node) isRow_Row() {}
@@ -513,6 +564,12 @@ func (*Row_Allocation) isRow_Row() {}
 func (*Row_Alarm) isRow_Row() {}
 
 func (*Row_Request) isRow_Row() {}
+
+func (*Row_Network) isRow_Row() {}
+
+func (*Row_NetworkProgress) isRow_Row() {}
+
+func (*Row_ServiceEndpoint) isRow_Row() {}
 
 // Guard: the row must have exactly this version; 0 = it must not exist.
 type Guard struct {
@@ -753,6 +810,7 @@ type Write struct {
 	//	*Write_SetTaskState
 	//	*Write_AdvanceAttempt
 	//	*Write_RaiseAlarm
+	//	*Write_SetDrained
 	Op            isWrite_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -849,6 +907,15 @@ func (x *Write) GetRaiseAlarm() *RaiseAlarm {
 	return nil
 }
 
+func (x *Write) GetSetDrained() *SetDrained {
+	if x != nil {
+		if x, ok := x.Op.(*Write_SetDrained); ok {
+			return x.SetDrained
+		}
+	}
+	return nil
+}
+
 type isWrite_Op interface {
 	isWrite_Op()
 }
@@ -881,6 +948,10 @@ type Write_RaiseAlarm struct {
 	RaiseAlarm *RaiseAlarm `protobuf:"bytes,6,opt,name=raise_alarm,json=raiseAlarm,proto3,oneof"`
 }
 
+type Write_SetDrained struct {
+	SetDrained *SetDrained `protobuf:"bytes,7,opt,name=set_drained,json=setDrained,proto3,oneof"`
+}
+
 func (*Write_Put) isWrite_Op() {}
 
 func (*Write_Delete) isWrite_Op() {}
@@ -892,6 +963,62 @@ func (*Write_SetTaskState) isWrite_Op() {}
 func (*Write_AdvanceAttempt) isWrite_Op() {}
 
 func (*Write_RaiseAlarm) isWrite_Op() {}
+
+func (*Write_SetDrained) isWrite_Op() {}
+
+// SetDrained notes that tasks get no new connections any more. Tasks that are not there are skipped.
+type SetDrained struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 500.
+	TaskIds       []string `protobuf:"bytes,1,rep,name=task_ids,json=taskIds,proto3" json:"task_ids,omitempty"`
+	At            int64    `protobuf:"varint,2,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetDrained) Reset() {
+	*x = SetDrained{}
+	mi := &file_swarm_v1_store_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetDrained) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetDrained) ProtoMessage() {}
+
+func (x *SetDrained) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_store_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetDrained.ProtoReflect.Descriptor instead.
+func (*SetDrained) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_store_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *SetDrained) GetTaskIds() []string {
+	if x != nil {
+		return x.TaskIds
+	}
+	return nil
+}
+
+func (x *SetDrained) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
 
 // Proposal is applied whole or not at all.
 type Proposal struct {
@@ -910,7 +1037,7 @@ type Proposal struct {
 
 func (x *Proposal) Reset() {
 	*x = Proposal{}
-	mi := &file_swarm_v1_store_proto_msgTypes[7]
+	mi := &file_swarm_v1_store_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -922,7 +1049,7 @@ func (x *Proposal) String() string {
 func (*Proposal) ProtoMessage() {}
 
 func (x *Proposal) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_store_proto_msgTypes[7]
+	mi := &file_swarm_v1_store_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -935,7 +1062,7 @@ func (x *Proposal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proposal.ProtoReflect.Descriptor instead.
 func (*Proposal) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_store_proto_rawDescGZIP(), []int{7}
+	return file_swarm_v1_store_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Proposal) GetTerm() uint64 {
@@ -983,7 +1110,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_swarm_v1_store_proto_msgTypes[8]
+	mi := &file_swarm_v1_store_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -995,7 +1122,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_store_proto_msgTypes[8]
+	mi := &file_swarm_v1_store_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1008,7 +1135,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_store_proto_rawDescGZIP(), []int{8}
+	return file_swarm_v1_store_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Entry) GetProposals() []*Proposal {
@@ -1032,7 +1159,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_swarm_v1_store_proto_msgTypes[9]
+	mi := &file_swarm_v1_store_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1044,7 +1171,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_store_proto_msgTypes[9]
+	mi := &file_swarm_v1_store_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1057,7 +1184,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_store_proto_rawDescGZIP(), []int{9}
+	return file_swarm_v1_store_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Result) GetOutcome() Outcome {
@@ -1099,7 +1226,7 @@ type Request struct {
 
 func (x *Request) Reset() {
 	*x = Request{}
-	mi := &file_swarm_v1_store_proto_msgTypes[10]
+	mi := &file_swarm_v1_store_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1111,7 +1238,7 @@ func (x *Request) String() string {
 func (*Request) ProtoMessage() {}
 
 func (x *Request) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_store_proto_msgTypes[10]
+	mi := &file_swarm_v1_store_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1124,7 +1251,7 @@ func (x *Request) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Request.ProtoReflect.Descriptor instead.
 func (*Request) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_store_proto_rawDescGZIP(), []int{10}
+	return file_swarm_v1_store_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Request) GetId() string {
@@ -1154,7 +1281,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_swarm_v1_store_proto_msgTypes[11]
+	mi := &file_swarm_v1_store_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1166,7 +1293,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_store_proto_msgTypes[11]
+	mi := &file_swarm_v1_store_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1179,7 +1306,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_store_proto_rawDescGZIP(), []int{11}
+	return file_swarm_v1_store_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -1219,7 +1346,7 @@ const file_swarm_v1_store_proto_rawDesc = "" +
 	"\x05table\x18\x01 \x01(\x0e2\x0f.swarm.v1.TableR\x05table\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x16\n" +
 	"\x06number\x18\x03 \x01(\x04R\x06number\x12\x12\n" +
-	"\x04name\x18\x04 \x01(\tR\x04name\"\xf5\x05\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\"\xb4\a\n" +
 	"\x03Row\x12-\n" +
 	"\acluster\x18\x01 \x01(\v2\x11.swarm.v1.ClusterH\x00R\acluster\x12$\n" +
 	"\x04node\x18\x02 \x01(\v2\x0e.swarm.v1.NodeH\x00R\x04node\x127\n" +
@@ -1239,7 +1366,10 @@ const file_swarm_v1_store_proto_rawDesc = "" +
 	"allocation\x18\f \x01(\v2\x14.swarm.v1.AllocationH\x00R\n" +
 	"allocation\x12'\n" +
 	"\x05alarm\x18\r \x01(\v2\x0f.swarm.v1.AlarmH\x00R\x05alarm\x12-\n" +
-	"\arequest\x18\x0e \x01(\v2\x11.swarm.v1.RequestH\x00R\arequestB\x05\n" +
+	"\arequest\x18\x0e \x01(\v2\x11.swarm.v1.RequestH\x00R\arequest\x12-\n" +
+	"\anetwork\x18\x0f \x01(\v2\x11.swarm.v1.NetworkH\x00R\anetwork\x12F\n" +
+	"\x10network_progress\x18\x10 \x01(\v2\x19.swarm.v1.NetworkProgressH\x00R\x0fnetworkProgress\x12F\n" +
+	"\x10service_endpoint\x18\x11 \x01(\v2\x19.swarm.v1.ServiceEndpointH\x00R\x0fserviceEndpointB\x05\n" +
 	"\x03row\"E\n" +
 	"\x05Guard\x12\"\n" +
 	"\x03key\x18\x01 \x01(\v2\x10.swarm.v1.RowKeyR\x03key\x12\x18\n" +
@@ -1256,7 +1386,7 @@ const file_swarm_v1_store_proto_rawDesc = "" +
 	"RaiseAlarm\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
 	"\x06object\x18\x02 \x01(\tR\x06object\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\xd5\x02\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\x8e\x03\n" +
 	"\x05Write\x12!\n" +
 	"\x03put\x18\x01 \x01(\v2\r.swarm.v1.RowH\x00R\x03put\x12*\n" +
 	"\x06delete\x18\x02 \x01(\v2\x10.swarm.v1.RowKeyH\x00R\x06delete\x129\n" +
@@ -1264,8 +1394,14 @@ const file_swarm_v1_store_proto_rawDesc = "" +
 	"\x0eset_task_state\x18\x04 \x01(\v2\x16.swarm.v1.SetTaskStateH\x00R\fsetTaskState\x12C\n" +
 	"\x0fadvance_attempt\x18\x05 \x01(\v2\x18.swarm.v1.AdvanceAttemptH\x00R\x0eadvanceAttempt\x127\n" +
 	"\vraise_alarm\x18\x06 \x01(\v2\x14.swarm.v1.RaiseAlarmH\x00R\n" +
-	"raiseAlarmB\x04\n" +
-	"\x02op\"\xa1\x01\n" +
+	"raiseAlarm\x127\n" +
+	"\vset_drained\x18\a \x01(\v2\x14.swarm.v1.SetDrainedH\x00R\n" +
+	"setDrainedB\x04\n" +
+	"\x02op\"7\n" +
+	"\n" +
+	"SetDrained\x12\x19\n" +
+	"\btask_ids\x18\x01 \x03(\tR\ataskIds\x12\x0e\n" +
+	"\x02at\x18\x02 \x01(\x03R\x02at\"\xa1\x01\n" +
 	"\bProposal\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x1d\n" +
 	"\n" +
@@ -1287,7 +1423,7 @@ const file_swarm_v1_store_proto_rawDesc = "" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04term\x18\x03 \x01(\x04R\x04term\x12\x12\n" +
-	"\x04rows\x18\x04 \x01(\x04R\x04rows*\xc9\x02\n" +
+	"\x04rows\x18\x04 \x01(\x04R\x04rows*\x94\x03\n" +
 	"\x05Table\x12\x15\n" +
 	"\x11TABLE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rTABLE_CLUSTER\x10\x01\x12\x0e\n" +
@@ -1306,7 +1442,10 @@ const file_swarm_v1_store_proto_rawDesc = "" +
 	"\x11TABLE_TASK_STATUS\x10\v\x12\x14\n" +
 	"\x10TABLE_ALLOCATION\x10\f\x12\x0f\n" +
 	"\vTABLE_ALARM\x10\r\x12\x11\n" +
-	"\rTABLE_REQUEST\x10\x0e*z\n" +
+	"\rTABLE_REQUEST\x10\x0e\x12\x11\n" +
+	"\rTABLE_NETWORK\x10\x0f\x12\x1a\n" +
+	"\x16TABLE_NETWORK_PROGRESS\x10\x10\x12\x1a\n" +
+	"\x16TABLE_SERVICE_ENDPOINT\x10\x11*z\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fOUTCOME_APPLIED\x10\x01\x12\x14\n" +
@@ -1327,7 +1466,7 @@ func file_swarm_v1_store_proto_rawDescGZIP() []byte {
 }
 
 var file_swarm_v1_store_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_swarm_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_swarm_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_swarm_v1_store_proto_goTypes = []any{
 	(Table)(0),              // 0: swarm.v1.Table
 	(Outcome)(0),            // 1: swarm.v1.Outcome
@@ -1338,61 +1477,69 @@ var file_swarm_v1_store_proto_goTypes = []any{
 	(*AdvanceAttempt)(nil),  // 6: swarm.v1.AdvanceAttempt
 	(*RaiseAlarm)(nil),      // 7: swarm.v1.RaiseAlarm
 	(*Write)(nil),           // 8: swarm.v1.Write
-	(*Proposal)(nil),        // 9: swarm.v1.Proposal
-	(*Entry)(nil),           // 10: swarm.v1.Entry
-	(*Result)(nil),          // 11: swarm.v1.Result
-	(*Request)(nil),         // 12: swarm.v1.Request
-	(*SnapshotHeader)(nil),  // 13: swarm.v1.SnapshotHeader
-	(*Cluster)(nil),         // 14: swarm.v1.Cluster
-	(*Node)(nil),            // 15: swarm.v1.Node
-	(*NodeStatus)(nil),      // 16: swarm.v1.NodeStatus
-	(*Service)(nil),         // 17: swarm.v1.Service
-	(*Template)(nil),        // 18: swarm.v1.Template
-	(*ServiceProgress)(nil), // 19: swarm.v1.ServiceProgress
-	(*SlotProgress)(nil),    // 20: swarm.v1.SlotProgress
-	(*Task)(nil),            // 21: swarm.v1.Task
-	(*TaskPlacement)(nil),   // 22: swarm.v1.TaskPlacement
-	(*TaskAddresses)(nil),   // 23: swarm.v1.TaskAddresses
-	(*TaskStatus)(nil),      // 24: swarm.v1.TaskStatus
-	(*Allocation)(nil),      // 25: swarm.v1.Allocation
-	(*Alarm)(nil),           // 26: swarm.v1.Alarm
-	(TaskState)(0),          // 27: swarm.v1.TaskState
+	(*SetDrained)(nil),      // 9: swarm.v1.SetDrained
+	(*Proposal)(nil),        // 10: swarm.v1.Proposal
+	(*Entry)(nil),           // 11: swarm.v1.Entry
+	(*Result)(nil),          // 12: swarm.v1.Result
+	(*Request)(nil),         // 13: swarm.v1.Request
+	(*SnapshotHeader)(nil),  // 14: swarm.v1.SnapshotHeader
+	(*Cluster)(nil),         // 15: swarm.v1.Cluster
+	(*Node)(nil),            // 16: swarm.v1.Node
+	(*NodeStatus)(nil),      // 17: swarm.v1.NodeStatus
+	(*Service)(nil),         // 18: swarm.v1.Service
+	(*Template)(nil),        // 19: swarm.v1.Template
+	(*ServiceProgress)(nil), // 20: swarm.v1.ServiceProgress
+	(*SlotProgress)(nil),    // 21: swarm.v1.SlotProgress
+	(*Task)(nil),            // 22: swarm.v1.Task
+	(*TaskPlacement)(nil),   // 23: swarm.v1.TaskPlacement
+	(*TaskAddresses)(nil),   // 24: swarm.v1.TaskAddresses
+	(*TaskStatus)(nil),      // 25: swarm.v1.TaskStatus
+	(*Allocation)(nil),      // 26: swarm.v1.Allocation
+	(*Alarm)(nil),           // 27: swarm.v1.Alarm
+	(*Network)(nil),         // 28: swarm.v1.Network
+	(*NetworkProgress)(nil), // 29: swarm.v1.NetworkProgress
+	(*ServiceEndpoint)(nil), // 30: swarm.v1.ServiceEndpoint
+	(TaskState)(0),          // 31: swarm.v1.TaskState
 }
 var file_swarm_v1_store_proto_depIdxs = []int32{
 	0,  // 0: swarm.v1.RowKey.table:type_name -> swarm.v1.Table
-	14, // 1: swarm.v1.Row.cluster:type_name -> swarm.v1.Cluster
-	15, // 2: swarm.v1.Row.node:type_name -> swarm.v1.Node
-	16, // 3: swarm.v1.Row.node_status:type_name -> swarm.v1.NodeStatus
-	17, // 4: swarm.v1.Row.service:type_name -> swarm.v1.Service
-	18, // 5: swarm.v1.Row.template:type_name -> swarm.v1.Template
-	19, // 6: swarm.v1.Row.service_progress:type_name -> swarm.v1.ServiceProgress
-	20, // 7: swarm.v1.Row.slot_progress:type_name -> swarm.v1.SlotProgress
-	21, // 8: swarm.v1.Row.task:type_name -> swarm.v1.Task
-	22, // 9: swarm.v1.Row.task_placement:type_name -> swarm.v1.TaskPlacement
-	23, // 10: swarm.v1.Row.task_addresses:type_name -> swarm.v1.TaskAddresses
-	24, // 11: swarm.v1.Row.task_status:type_name -> swarm.v1.TaskStatus
-	25, // 12: swarm.v1.Row.allocation:type_name -> swarm.v1.Allocation
-	26, // 13: swarm.v1.Row.alarm:type_name -> swarm.v1.Alarm
-	12, // 14: swarm.v1.Row.request:type_name -> swarm.v1.Request
-	2,  // 15: swarm.v1.Guard.key:type_name -> swarm.v1.RowKey
-	27, // 16: swarm.v1.SetTaskState.desired_state:type_name -> swarm.v1.TaskState
-	3,  // 17: swarm.v1.Write.put:type_name -> swarm.v1.Row
-	2,  // 18: swarm.v1.Write.delete:type_name -> swarm.v1.RowKey
-	24, // 19: swarm.v1.Write.merge_status:type_name -> swarm.v1.TaskStatus
-	5,  // 20: swarm.v1.Write.set_task_state:type_name -> swarm.v1.SetTaskState
-	6,  // 21: swarm.v1.Write.advance_attempt:type_name -> swarm.v1.AdvanceAttempt
-	7,  // 22: swarm.v1.Write.raise_alarm:type_name -> swarm.v1.RaiseAlarm
-	4,  // 23: swarm.v1.Proposal.guards:type_name -> swarm.v1.Guard
-	8,  // 24: swarm.v1.Proposal.writes:type_name -> swarm.v1.Write
-	9,  // 25: swarm.v1.Entry.proposals:type_name -> swarm.v1.Proposal
-	1,  // 26: swarm.v1.Result.outcome:type_name -> swarm.v1.Outcome
-	2,  // 27: swarm.v1.Result.conflict:type_name -> swarm.v1.RowKey
-	11, // 28: swarm.v1.Request.result:type_name -> swarm.v1.Result
-	29, // [29:29] is the sub-list for method output_type
-	29, // [29:29] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	15, // 1: swarm.v1.Row.cluster:type_name -> swarm.v1.Cluster
+	16, // 2: swarm.v1.Row.node:type_name -> swarm.v1.Node
+	17, // 3: swarm.v1.Row.node_status:type_name -> swarm.v1.NodeStatus
+	18, // 4: swarm.v1.Row.service:type_name -> swarm.v1.Service
+	19, // 5: swarm.v1.Row.template:type_name -> swarm.v1.Template
+	20, // 6: swarm.v1.Row.service_progress:type_name -> swarm.v1.ServiceProgress
+	21, // 7: swarm.v1.Row.slot_progress:type_name -> swarm.v1.SlotProgress
+	22, // 8: swarm.v1.Row.task:type_name -> swarm.v1.Task
+	23, // 9: swarm.v1.Row.task_placement:type_name -> swarm.v1.TaskPlacement
+	24, // 10: swarm.v1.Row.task_addresses:type_name -> swarm.v1.TaskAddresses
+	25, // 11: swarm.v1.Row.task_status:type_name -> swarm.v1.TaskStatus
+	26, // 12: swarm.v1.Row.allocation:type_name -> swarm.v1.Allocation
+	27, // 13: swarm.v1.Row.alarm:type_name -> swarm.v1.Alarm
+	13, // 14: swarm.v1.Row.request:type_name -> swarm.v1.Request
+	28, // 15: swarm.v1.Row.network:type_name -> swarm.v1.Network
+	29, // 16: swarm.v1.Row.network_progress:type_name -> swarm.v1.NetworkProgress
+	30, // 17: swarm.v1.Row.service_endpoint:type_name -> swarm.v1.ServiceEndpoint
+	2,  // 18: swarm.v1.Guard.key:type_name -> swarm.v1.RowKey
+	31, // 19: swarm.v1.SetTaskState.desired_state:type_name -> swarm.v1.TaskState
+	3,  // 20: swarm.v1.Write.put:type_name -> swarm.v1.Row
+	2,  // 21: swarm.v1.Write.delete:type_name -> swarm.v1.RowKey
+	25, // 22: swarm.v1.Write.merge_status:type_name -> swarm.v1.TaskStatus
+	5,  // 23: swarm.v1.Write.set_task_state:type_name -> swarm.v1.SetTaskState
+	6,  // 24: swarm.v1.Write.advance_attempt:type_name -> swarm.v1.AdvanceAttempt
+	7,  // 25: swarm.v1.Write.raise_alarm:type_name -> swarm.v1.RaiseAlarm
+	9,  // 26: swarm.v1.Write.set_drained:type_name -> swarm.v1.SetDrained
+	4,  // 27: swarm.v1.Proposal.guards:type_name -> swarm.v1.Guard
+	8,  // 28: swarm.v1.Proposal.writes:type_name -> swarm.v1.Write
+	10, // 29: swarm.v1.Entry.proposals:type_name -> swarm.v1.Proposal
+	1,  // 30: swarm.v1.Result.outcome:type_name -> swarm.v1.Outcome
+	2,  // 31: swarm.v1.Result.conflict:type_name -> swarm.v1.RowKey
+	12, // 32: swarm.v1.Request.result:type_name -> swarm.v1.Result
+	33, // [33:33] is the sub-list for method output_type
+	33, // [33:33] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_store_proto_init() }
@@ -1417,6 +1564,9 @@ func file_swarm_v1_store_proto_init() {
 		(*Row_Allocation)(nil),
 		(*Row_Alarm)(nil),
 		(*Row_Request)(nil),
+		(*Row_Network)(nil),
+		(*Row_NetworkProgress)(nil),
+		(*Row_ServiceEndpoint)(nil),
 	}
 	file_swarm_v1_store_proto_msgTypes[6].OneofWrappers = []any{
 		(*Write_Put)(nil),
@@ -1425,6 +1575,7 @@ func file_swarm_v1_store_proto_init() {
 		(*Write_SetTaskState)(nil),
 		(*Write_AdvanceAttempt)(nil),
 		(*Write_RaiseAlarm)(nil),
+		(*Write_SetDrained)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1432,7 +1583,7 @@ func file_swarm_v1_store_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_store_proto_rawDesc), len(file_swarm_v1_store_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -422,6 +422,161 @@ func (PublishMode) EnumDescriptor() ([]byte, []int) {
 	return file_swarm_v1_types_proto_rawDescGZIP(), []int{6}
 }
 
+// PublishSource says whose address the replica sees.
+type PublishSource int32
+
+const (
+	// The client's own.
+	PublishSource_PUBLISH_SOURCE_UNSPECIFIED PublishSource = 0
+	PublishSource_PUBLISH_SOURCE_CLIENT      PublishSource = 1
+	// That of the node that the client called.
+	PublishSource_PUBLISH_SOURCE_NAT PublishSource = 2
+)
+
+// Enum value maps for PublishSource.
+var (
+	PublishSource_name = map[int32]string{
+		0: "PUBLISH_SOURCE_UNSPECIFIED",
+		1: "PUBLISH_SOURCE_CLIENT",
+		2: "PUBLISH_SOURCE_NAT",
+	}
+	PublishSource_value = map[string]int32{
+		"PUBLISH_SOURCE_UNSPECIFIED": 0,
+		"PUBLISH_SOURCE_CLIENT":      1,
+		"PUBLISH_SOURCE_NAT":         2,
+	}
+)
+
+func (x PublishSource) Enum() *PublishSource {
+	p := new(PublishSource)
+	*p = x
+	return p
+}
+
+func (x PublishSource) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PublishSource) Descriptor() protoreflect.EnumDescriptor {
+	return file_swarm_v1_types_proto_enumTypes[7].Descriptor()
+}
+
+func (PublishSource) Type() protoreflect.EnumType {
+	return &file_swarm_v1_types_proto_enumTypes[7]
+}
+
+func (x PublishSource) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PublishSource.Descriptor instead.
+func (PublishSource) EnumDescriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{7}
+}
+
+type Affinity int32
+
+const (
+	// Any replica.
+	Affinity_AFFINITY_UNSPECIFIED Affinity = 0
+	Affinity_AFFINITY_NONE        Affinity = 1
+	// The same replica for a client's address, on every node, as long as the replicas are the same.
+	Affinity_AFFINITY_CLIENT_IP Affinity = 2
+)
+
+// Enum value maps for Affinity.
+var (
+	Affinity_name = map[int32]string{
+		0: "AFFINITY_UNSPECIFIED",
+		1: "AFFINITY_NONE",
+		2: "AFFINITY_CLIENT_IP",
+	}
+	Affinity_value = map[string]int32{
+		"AFFINITY_UNSPECIFIED": 0,
+		"AFFINITY_NONE":        1,
+		"AFFINITY_CLIENT_IP":   2,
+	}
+)
+
+func (x Affinity) Enum() *Affinity {
+	p := new(Affinity)
+	*p = x
+	return p
+}
+
+func (x Affinity) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Affinity) Descriptor() protoreflect.EnumDescriptor {
+	return file_swarm_v1_types_proto_enumTypes[8].Descriptor()
+}
+
+func (Affinity) Type() protoreflect.EnumType {
+	return &file_swarm_v1_types_proto_enumTypes[8]
+}
+
+func (x Affinity) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Affinity.Descriptor instead.
+func (Affinity) EnumDescriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{8}
+}
+
+type EndpointMode int32
+
+const (
+	// Unspecified means VIP.
+	EndpointMode_ENDPOINT_MODE_UNSPECIFIED EndpointMode = 0
+	// The service's name stands for one address, which is balanced over the replicas.
+	EndpointMode_ENDPOINT_MODE_VIP EndpointMode = 1
+	// The service's name stands for the addresses of all its healthy replicas.
+	EndpointMode_ENDPOINT_MODE_DNSRR EndpointMode = 2
+)
+
+// Enum value maps for EndpointMode.
+var (
+	EndpointMode_name = map[int32]string{
+		0: "ENDPOINT_MODE_UNSPECIFIED",
+		1: "ENDPOINT_MODE_VIP",
+		2: "ENDPOINT_MODE_DNSRR",
+	}
+	EndpointMode_value = map[string]int32{
+		"ENDPOINT_MODE_UNSPECIFIED": 0,
+		"ENDPOINT_MODE_VIP":         1,
+		"ENDPOINT_MODE_DNSRR":       2,
+	}
+)
+
+func (x EndpointMode) Enum() *EndpointMode {
+	p := new(EndpointMode)
+	*p = x
+	return p
+}
+
+func (x EndpointMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EndpointMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_swarm_v1_types_proto_enumTypes[9].Descriptor()
+}
+
+func (EndpointMode) Type() protoreflect.EnumType {
+	return &file_swarm_v1_types_proto_enumTypes[9]
+}
+
+func (x EndpointMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EndpointMode.Descriptor instead.
+func (EndpointMode) EnumDescriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{9}
+}
+
 type MountType int32
 
 const (
@@ -458,11 +613,11 @@ func (x MountType) String() string {
 }
 
 func (MountType) Descriptor() protoreflect.EnumDescriptor {
-	return file_swarm_v1_types_proto_enumTypes[7].Descriptor()
+	return file_swarm_v1_types_proto_enumTypes[10].Descriptor()
 }
 
 func (MountType) Type() protoreflect.EnumType {
-	return &file_swarm_v1_types_proto_enumTypes[7]
+	return &file_swarm_v1_types_proto_enumTypes[10]
 }
 
 func (x MountType) Number() protoreflect.EnumNumber {
@@ -471,7 +626,7 @@ func (x MountType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use MountType.Descriptor instead.
 func (MountType) EnumDescriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{7}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{10}
 }
 
 // PullPolicy says when a node asks the registry before it makes a container.
@@ -514,11 +669,11 @@ func (x PullPolicy) String() string {
 }
 
 func (PullPolicy) Descriptor() protoreflect.EnumDescriptor {
-	return file_swarm_v1_types_proto_enumTypes[8].Descriptor()
+	return file_swarm_v1_types_proto_enumTypes[11].Descriptor()
 }
 
 func (PullPolicy) Type() protoreflect.EnumType {
-	return &file_swarm_v1_types_proto_enumTypes[8]
+	return &file_swarm_v1_types_proto_enumTypes[11]
 }
 
 func (x PullPolicy) Number() protoreflect.EnumNumber {
@@ -527,7 +682,7 @@ func (x PullPolicy) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PullPolicy.Descriptor instead.
 func (PullPolicy) EnumDescriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{8}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{11}
 }
 
 type UpdateOrder int32
@@ -563,11 +718,11 @@ func (x UpdateOrder) String() string {
 }
 
 func (UpdateOrder) Descriptor() protoreflect.EnumDescriptor {
-	return file_swarm_v1_types_proto_enumTypes[9].Descriptor()
+	return file_swarm_v1_types_proto_enumTypes[12].Descriptor()
 }
 
 func (UpdateOrder) Type() protoreflect.EnumType {
-	return &file_swarm_v1_types_proto_enumTypes[9]
+	return &file_swarm_v1_types_proto_enumTypes[12]
 }
 
 func (x UpdateOrder) Number() protoreflect.EnumNumber {
@@ -576,7 +731,7 @@ func (x UpdateOrder) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use UpdateOrder.Descriptor instead.
 func (UpdateOrder) EnumDescriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{9}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{12}
 }
 
 type FailureAction int32
@@ -615,11 +770,11 @@ func (x FailureAction) String() string {
 }
 
 func (FailureAction) Descriptor() protoreflect.EnumDescriptor {
-	return file_swarm_v1_types_proto_enumTypes[10].Descriptor()
+	return file_swarm_v1_types_proto_enumTypes[13].Descriptor()
 }
 
 func (FailureAction) Type() protoreflect.EnumType {
-	return &file_swarm_v1_types_proto_enumTypes[10]
+	return &file_swarm_v1_types_proto_enumTypes[13]
 }
 
 func (x FailureAction) Number() protoreflect.EnumNumber {
@@ -628,7 +783,7 @@ func (x FailureAction) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FailureAction.Descriptor instead.
 func (FailureAction) EnumDescriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{10}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{13}
 }
 
 // Meta is carried by every object. Only the store writes it.
@@ -889,6 +1044,10 @@ type PortConfig struct {
 	// Port on the host; 0 = chosen by the allocator (ingress) or the node (host).
 	PublishedPort uint32      `protobuf:"varint,4,opt,name=published_port,json=publishedPort,proto3" json:"published_port,omitempty"`
 	Mode          PublishMode `protobuf:"varint,5,opt,name=mode,proto3,enum=swarm.v1.PublishMode" json:"mode,omitempty"`
+	// Ingress: what the replica sees as the client's address.
+	Source PublishSource `protobuf:"varint,6,opt,name=source,proto3,enum=swarm.v1.PublishSource" json:"source,omitempty"`
+	// Ingress: which replica a client's next connection goes to.
+	Affinity      Affinity `protobuf:"varint,7,opt,name=affinity,proto3,enum=swarm.v1.Affinity" json:"affinity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -958,6 +1117,318 @@ func (x *PortConfig) GetMode() PublishMode {
 	return PublishMode_PUBLISH_MODE_UNSPECIFIED
 }
 
+func (x *PortConfig) GetSource() PublishSource {
+	if x != nil {
+		return x.Source
+	}
+	return PublishSource_PUBLISH_SOURCE_UNSPECIFIED
+}
+
+func (x *PortConfig) GetAffinity() Affinity {
+	if x != nil {
+		return x.Affinity
+	}
+	return Affinity_AFFINITY_UNSPECIFIED
+}
+
+// NetworkAttachment joins a service's tasks to a network.
+type NetworkAttachment struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The network's ID; control accepts a name and stores the ID.
+	Network string `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	// Names besides the service's own, that stand for it in this network.
+	Aliases       []string `protobuf:"bytes,2,rep,name=aliases,proto3" json:"aliases,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkAttachment) Reset() {
+	*x = NetworkAttachment{}
+	mi := &file_swarm_v1_types_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkAttachment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkAttachment) ProtoMessage() {}
+
+func (x *NetworkAttachment) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_types_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkAttachment.ProtoReflect.Descriptor instead.
+func (*NetworkAttachment) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *NetworkAttachment) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *NetworkAttachment) GetAliases() []string {
+	if x != nil {
+		return x.Aliases
+	}
+	return nil
+}
+
+// DNSConfig is a container's resolver.
+type DNSConfig struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// IP addresses asked for names outside of the cluster; empty = the host's.
+	Nameservers []string `protobuf:"bytes,1,rep,name=nameservers,proto3" json:"nameservers,omitempty"`
+	// Search domains; empty = the host's.
+	Search []string `protobuf:"bytes,2,rep,name=search,proto3" json:"search,omitempty"`
+	// Options as in resolv.conf, for example ndots:2.
+	Options       []string `protobuf:"bytes,3,rep,name=options,proto3" json:"options,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DNSConfig) Reset() {
+	*x = DNSConfig{}
+	mi := &file_swarm_v1_types_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DNSConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DNSConfig) ProtoMessage() {}
+
+func (x *DNSConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_types_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DNSConfig.ProtoReflect.Descriptor instead.
+func (*DNSConfig) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *DNSConfig) GetNameservers() []string {
+	if x != nil {
+		return x.Nameservers
+	}
+	return nil
+}
+
+func (x *DNSConfig) GetSearch() []string {
+	if x != nil {
+		return x.Search
+	}
+	return nil
+}
+
+func (x *DNSConfig) GetOptions() []string {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+// NetworkSubnet is a subnet as a user asks for it, in CIDR form.
+type NetworkSubnet struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty = chosen from the cluster's address pools.
+	Subnet string `protobuf:"bytes,1,opt,name=subnet,proto3" json:"subnet,omitempty"`
+	// An address of the subnet that is no task's; empty = its first.
+	Gateway string `protobuf:"bytes,2,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	// Part of the subnet that tasks and VIPs get their addresses from; empty = all of it.
+	IpRange       string `protobuf:"bytes,3,opt,name=ip_range,json=ipRange,proto3" json:"ip_range,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkSubnet) Reset() {
+	*x = NetworkSubnet{}
+	mi := &file_swarm_v1_types_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkSubnet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkSubnet) ProtoMessage() {}
+
+func (x *NetworkSubnet) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_types_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkSubnet.ProtoReflect.Descriptor instead.
+func (*NetworkSubnet) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *NetworkSubnet) GetSubnet() string {
+	if x != nil {
+		return x.Subnet
+	}
+	return ""
+}
+
+func (x *NetworkSubnet) GetGateway() string {
+	if x != nil {
+		return x.Gateway
+	}
+	return ""
+}
+
+func (x *NetworkSubnet) GetIpRange() string {
+	if x != nil {
+		return x.IpRange
+	}
+	return ""
+}
+
+type NetworkSpec struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Name   string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Labels map[string]string      `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// overlay, the default and the only one.
+	Driver string `protobuf:"bytes,3,opt,name=driver,proto3" json:"driver,omitempty"`
+	// Driver options; mtu: greatest packet in bytes, 576 (with IPv6 1280) to 65000.
+	Options map[string]string `protobuf:"bytes,4,rep,name=options,proto3" json:"options,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// At most one of IPv4, then at most one of IPv6. None of IPv4: one is chosen.
+	Subnets []*NetworkSubnet `protobuf:"bytes,5,rep,name=subnets,proto3" json:"subnets,omitempty"`
+	// Tasks get an IPv6 address as well; without a subnet of IPv6, one is derived.
+	Ipv6 bool `protobuf:"varint,6,opt,name=ipv6,proto3" json:"ipv6,omitempty"`
+	// No way out: tasks attached to internal networks alone have no uplink route, and no published port.
+	Internal bool `protobuf:"varint,7,opt,name=internal,proto3" json:"internal,omitempty"`
+	// Containers outside of services may attach.
+	Attachable bool `protobuf:"varint,8,opt,name=attachable,proto3" json:"attachable,omitempty"`
+	// Between hosts encrypted by WireGuard; never in plain text.
+	Encrypted     bool `protobuf:"varint,9,opt,name=encrypted,proto3" json:"encrypted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkSpec) Reset() {
+	*x = NetworkSpec{}
+	mi := &file_swarm_v1_types_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkSpec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkSpec) ProtoMessage() {}
+
+func (x *NetworkSpec) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_types_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkSpec.ProtoReflect.Descriptor instead.
+func (*NetworkSpec) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *NetworkSpec) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *NetworkSpec) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *NetworkSpec) GetDriver() string {
+	if x != nil {
+		return x.Driver
+	}
+	return ""
+}
+
+func (x *NetworkSpec) GetOptions() map[string]string {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+func (x *NetworkSpec) GetSubnets() []*NetworkSubnet {
+	if x != nil {
+		return x.Subnets
+	}
+	return nil
+}
+
+func (x *NetworkSpec) GetIpv6() bool {
+	if x != nil {
+		return x.Ipv6
+	}
+	return false
+}
+
+func (x *NetworkSpec) GetInternal() bool {
+	if x != nil {
+		return x.Internal
+	}
+	return false
+}
+
+func (x *NetworkSpec) GetAttachable() bool {
+	if x != nil {
+		return x.Attachable
+	}
+	return false
+}
+
+func (x *NetworkSpec) GetEncrypted() bool {
+	if x != nil {
+		return x.Encrypted
+	}
+	return false
+}
+
 type Mount struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Type  MountType              `protobuf:"varint,1,opt,name=type,proto3,enum=swarm.v1.MountType" json:"type,omitempty"`
@@ -981,7 +1452,7 @@ type Mount struct {
 
 func (x *Mount) Reset() {
 	*x = Mount{}
-	mi := &file_swarm_v1_types_proto_msgTypes[5]
+	mi := &file_swarm_v1_types_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -993,7 +1464,7 @@ func (x *Mount) String() string {
 func (*Mount) ProtoMessage() {}
 
 func (x *Mount) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[5]
+	mi := &file_swarm_v1_types_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1006,7 +1477,7 @@ func (x *Mount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mount.ProtoReflect.Descriptor instead.
 func (*Mount) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{5}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Mount) GetType() MountType {
@@ -1088,7 +1559,7 @@ type RegistryAuth struct {
 
 func (x *RegistryAuth) Reset() {
 	*x = RegistryAuth{}
-	mi := &file_swarm_v1_types_proto_msgTypes[6]
+	mi := &file_swarm_v1_types_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1100,7 +1571,7 @@ func (x *RegistryAuth) String() string {
 func (*RegistryAuth) ProtoMessage() {}
 
 func (x *RegistryAuth) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[6]
+	mi := &file_swarm_v1_types_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1113,7 +1584,7 @@ func (x *RegistryAuth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegistryAuth.ProtoReflect.Descriptor instead.
 func (*RegistryAuth) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{6}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RegistryAuth) GetServer() string {
@@ -1179,14 +1650,17 @@ type ContainerSpec struct {
 	CapDrop         []string             `protobuf:"bytes,16,rep,name=cap_drop,json=capDrop,proto3" json:"cap_drop,omitempty"`
 	Init            bool                 `protobuf:"varint,17,opt,name=init,proto3" json:"init,omitempty"`
 	// Unspecified means missing for an image with a digest, else always.
-	PullPolicy    PullPolicy `protobuf:"varint,18,opt,name=pull_policy,json=pullPolicy,proto3,enum=swarm.v1.PullPolicy" json:"pull_policy,omitempty"`
+	PullPolicy PullPolicy `protobuf:"varint,18,opt,name=pull_policy,json=pullPolicy,proto3,enum=swarm.v1.PullPolicy" json:"pull_policy,omitempty"`
+	Dns        *DNSConfig `protobuf:"bytes,19,opt,name=dns,proto3" json:"dns,omitempty"`
+	// Lines of /etc/hosts: "ADDRESS NAME [NAME...]".
+	Hosts         []string `protobuf:"bytes,20,rep,name=hosts,proto3" json:"hosts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ContainerSpec) Reset() {
 	*x = ContainerSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[7]
+	mi := &file_swarm_v1_types_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1198,7 +1672,7 @@ func (x *ContainerSpec) String() string {
 func (*ContainerSpec) ProtoMessage() {}
 
 func (x *ContainerSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[7]
+	mi := &file_swarm_v1_types_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1211,7 +1685,7 @@ func (x *ContainerSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerSpec.ProtoReflect.Descriptor instead.
 func (*ContainerSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{7}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ContainerSpec) GetImage() string {
@@ -1340,6 +1814,20 @@ func (x *ContainerSpec) GetPullPolicy() PullPolicy {
 	return PullPolicy_PULL_POLICY_UNSPECIFIED
 }
 
+func (x *ContainerSpec) GetDns() *DNSConfig {
+	if x != nil {
+		return x.Dns
+	}
+	return nil
+}
+
+func (x *ContainerSpec) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
 type SpreadOver struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// For example node.labels.zone.
@@ -1350,7 +1838,7 @@ type SpreadOver struct {
 
 func (x *SpreadOver) Reset() {
 	*x = SpreadOver{}
-	mi := &file_swarm_v1_types_proto_msgTypes[8]
+	mi := &file_swarm_v1_types_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1362,7 +1850,7 @@ func (x *SpreadOver) String() string {
 func (*SpreadOver) ProtoMessage() {}
 
 func (x *SpreadOver) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[8]
+	mi := &file_swarm_v1_types_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1375,7 +1863,7 @@ func (x *SpreadOver) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpreadOver.ProtoReflect.Descriptor instead.
 func (*SpreadOver) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{8}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SpreadOver) GetDescriptor_() string {
@@ -1394,7 +1882,7 @@ type PlacementPreference struct {
 
 func (x *PlacementPreference) Reset() {
 	*x = PlacementPreference{}
-	mi := &file_swarm_v1_types_proto_msgTypes[9]
+	mi := &file_swarm_v1_types_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1406,7 +1894,7 @@ func (x *PlacementPreference) String() string {
 func (*PlacementPreference) ProtoMessage() {}
 
 func (x *PlacementPreference) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[9]
+	mi := &file_swarm_v1_types_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1419,7 +1907,7 @@ func (x *PlacementPreference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlacementPreference.ProtoReflect.Descriptor instead.
 func (*PlacementPreference) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{9}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PlacementPreference) GetSpread() *SpreadOver {
@@ -1441,7 +1929,7 @@ type Placement struct {
 
 func (x *Placement) Reset() {
 	*x = Placement{}
-	mi := &file_swarm_v1_types_proto_msgTypes[10]
+	mi := &file_swarm_v1_types_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1453,7 +1941,7 @@ func (x *Placement) String() string {
 func (*Placement) ProtoMessage() {}
 
 func (x *Placement) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[10]
+	mi := &file_swarm_v1_types_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1466,7 +1954,7 @@ func (x *Placement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Placement.ProtoReflect.Descriptor instead.
 func (*Placement) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{10}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Placement) GetConstraints() []string {
@@ -1502,13 +1990,15 @@ type TaskSpec struct {
 	// A node that has had no contact with any manager for this long stops the task, and the managers start no
 	// replacement of it before that must have happened. Unset = never: the task goes on, and may run twice.
 	StopAfterDisconnect *durationpb.Duration `protobuf:"bytes,6,opt,name=stop_after_disconnect,json=stopAfterDisconnect,proto3" json:"stop_after_disconnect,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// At most 32, each network once.
+	Networks      []*NetworkAttachment `protobuf:"bytes,7,rep,name=networks,proto3" json:"networks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TaskSpec) Reset() {
 	*x = TaskSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[11]
+	mi := &file_swarm_v1_types_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1520,7 +2010,7 @@ func (x *TaskSpec) String() string {
 func (*TaskSpec) ProtoMessage() {}
 
 func (x *TaskSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[11]
+	mi := &file_swarm_v1_types_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1533,7 +2023,7 @@ func (x *TaskSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskSpec.ProtoReflect.Descriptor instead.
 func (*TaskSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{11}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TaskSpec) GetContainer() *ContainerSpec {
@@ -1578,6 +2068,13 @@ func (x *TaskSpec) GetStopAfterDisconnect() *durationpb.Duration {
 	return nil
 }
 
+func (x *TaskSpec) GetNetworks() []*NetworkAttachment {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
 type ReplicatedMode struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Replicas      uint64                 `protobuf:"varint,1,opt,name=replicas,proto3" json:"replicas,omitempty"`
@@ -1587,7 +2084,7 @@ type ReplicatedMode struct {
 
 func (x *ReplicatedMode) Reset() {
 	*x = ReplicatedMode{}
-	mi := &file_swarm_v1_types_proto_msgTypes[12]
+	mi := &file_swarm_v1_types_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1599,7 +2096,7 @@ func (x *ReplicatedMode) String() string {
 func (*ReplicatedMode) ProtoMessage() {}
 
 func (x *ReplicatedMode) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[12]
+	mi := &file_swarm_v1_types_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1612,7 +2109,7 @@ func (x *ReplicatedMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicatedMode.ProtoReflect.Descriptor instead.
 func (*ReplicatedMode) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{12}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ReplicatedMode) GetReplicas() uint64 {
@@ -1630,7 +2127,7 @@ type GlobalMode struct {
 
 func (x *GlobalMode) Reset() {
 	*x = GlobalMode{}
-	mi := &file_swarm_v1_types_proto_msgTypes[13]
+	mi := &file_swarm_v1_types_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1642,7 +2139,7 @@ func (x *GlobalMode) String() string {
 func (*GlobalMode) ProtoMessage() {}
 
 func (x *GlobalMode) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[13]
+	mi := &file_swarm_v1_types_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1655,7 +2152,7 @@ func (x *GlobalMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GlobalMode.ProtoReflect.Descriptor instead.
 func (*GlobalMode) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{13}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{17}
 }
 
 type ServiceMode struct {
@@ -1671,7 +2168,7 @@ type ServiceMode struct {
 
 func (x *ServiceMode) Reset() {
 	*x = ServiceMode{}
-	mi := &file_swarm_v1_types_proto_msgTypes[14]
+	mi := &file_swarm_v1_types_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1683,7 +2180,7 @@ func (x *ServiceMode) String() string {
 func (*ServiceMode) ProtoMessage() {}
 
 func (x *ServiceMode) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[14]
+	mi := &file_swarm_v1_types_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1696,7 +2193,7 @@ func (x *ServiceMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceMode.ProtoReflect.Descriptor instead.
 func (*ServiceMode) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{14}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ServiceMode) GetMode() isServiceMode_Mode {
@@ -1756,7 +2253,7 @@ type UpdateConfig struct {
 
 func (x *UpdateConfig) Reset() {
 	*x = UpdateConfig{}
-	mi := &file_swarm_v1_types_proto_msgTypes[15]
+	mi := &file_swarm_v1_types_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1768,7 +2265,7 @@ func (x *UpdateConfig) String() string {
 func (*UpdateConfig) ProtoMessage() {}
 
 func (x *UpdateConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[15]
+	mi := &file_swarm_v1_types_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1781,7 +2278,7 @@ func (x *UpdateConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateConfig.ProtoReflect.Descriptor instead.
 func (*UpdateConfig) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{15}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *UpdateConfig) GetParallelism() uint64 {
@@ -1829,13 +2326,14 @@ func (x *UpdateConfig) GetOrder() UpdateOrder {
 type EndpointSpec struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ports         []*PortConfig          `protobuf:"bytes,1,rep,name=ports,proto3" json:"ports,omitempty"`
+	Mode          EndpointMode           `protobuf:"varint,2,opt,name=mode,proto3,enum=swarm.v1.EndpointMode" json:"mode,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EndpointSpec) Reset() {
 	*x = EndpointSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[16]
+	mi := &file_swarm_v1_types_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1847,7 +2345,7 @@ func (x *EndpointSpec) String() string {
 func (*EndpointSpec) ProtoMessage() {}
 
 func (x *EndpointSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[16]
+	mi := &file_swarm_v1_types_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1860,7 +2358,7 @@ func (x *EndpointSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointSpec.ProtoReflect.Descriptor instead.
 func (*EndpointSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{16}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *EndpointSpec) GetPorts() []*PortConfig {
@@ -1868,6 +2366,13 @@ func (x *EndpointSpec) GetPorts() []*PortConfig {
 		return x.Ports
 	}
 	return nil
+}
+
+func (x *EndpointSpec) GetMode() EndpointMode {
+	if x != nil {
+		return x.Mode
+	}
+	return EndpointMode_ENDPOINT_MODE_UNSPECIFIED
 }
 
 type ServiceSpec struct {
@@ -1885,7 +2390,7 @@ type ServiceSpec struct {
 
 func (x *ServiceSpec) Reset() {
 	*x = ServiceSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[17]
+	mi := &file_swarm_v1_types_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1897,7 +2402,7 @@ func (x *ServiceSpec) String() string {
 func (*ServiceSpec) ProtoMessage() {}
 
 func (x *ServiceSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[17]
+	mi := &file_swarm_v1_types_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1910,7 +2415,7 @@ func (x *ServiceSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceSpec.ProtoReflect.Descriptor instead.
 func (*ServiceSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{17}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ServiceSpec) GetName() string {
@@ -1973,7 +2478,7 @@ type NodeSpec struct {
 
 func (x *NodeSpec) Reset() {
 	*x = NodeSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[18]
+	mi := &file_swarm_v1_types_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1985,7 +2490,7 @@ func (x *NodeSpec) String() string {
 func (*NodeSpec) ProtoMessage() {}
 
 func (x *NodeSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[18]
+	mi := &file_swarm_v1_types_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1998,7 +2503,7 @@ func (x *NodeSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeSpec.ProtoReflect.Descriptor instead.
 func (*NodeSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{18}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *NodeSpec) GetDesiredRole() NodeRole {
@@ -2033,7 +2538,7 @@ type Platform struct {
 
 func (x *Platform) Reset() {
 	*x = Platform{}
-	mi := &file_swarm_v1_types_proto_msgTypes[19]
+	mi := &file_swarm_v1_types_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2045,7 +2550,7 @@ func (x *Platform) String() string {
 func (*Platform) ProtoMessage() {}
 
 func (x *Platform) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[19]
+	mi := &file_swarm_v1_types_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2058,7 +2563,7 @@ func (x *Platform) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Platform.ProtoReflect.Descriptor instead.
 func (*Platform) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{19}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Platform) GetOs() string {
@@ -2087,7 +2592,7 @@ type EngineDescription struct {
 
 func (x *EngineDescription) Reset() {
 	*x = EngineDescription{}
-	mi := &file_swarm_v1_types_proto_msgTypes[20]
+	mi := &file_swarm_v1_types_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2099,7 +2604,7 @@ func (x *EngineDescription) String() string {
 func (*EngineDescription) ProtoMessage() {}
 
 func (x *EngineDescription) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[20]
+	mi := &file_swarm_v1_types_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2112,7 +2617,7 @@ func (x *EngineDescription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EngineDescription.ProtoReflect.Descriptor instead.
 func (*EngineDescription) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{20}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *EngineDescription) GetVersion() string {
@@ -2151,14 +2656,15 @@ type NodeDescription struct {
 	Resources *Resources             `protobuf:"bytes,3,opt,name=resources,proto3" json:"resources,omitempty"`
 	Engine    *EngineDescription     `protobuf:"bytes,4,opt,name=engine,proto3" json:"engine,omitempty"`
 	// Why the node can take no new tasks for now, for example a full disk; empty = it can. What runs there goes on.
-	TakesNoTasks  string `protobuf:"bytes,5,opt,name=takes_no_tasks,json=takesNoTasks,proto3" json:"takes_no_tasks,omitempty"`
+	TakesNoTasks  string       `protobuf:"bytes,5,opt,name=takes_no_tasks,json=takesNoTasks,proto3" json:"takes_no_tasks,omitempty"`
+	Network       *NodeNetwork `protobuf:"bytes,6,opt,name=network,proto3" json:"network,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeDescription) Reset() {
 	*x = NodeDescription{}
-	mi := &file_swarm_v1_types_proto_msgTypes[21]
+	mi := &file_swarm_v1_types_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2170,7 +2676,7 @@ func (x *NodeDescription) String() string {
 func (*NodeDescription) ProtoMessage() {}
 
 func (x *NodeDescription) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[21]
+	mi := &file_swarm_v1_types_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2183,7 +2689,7 @@ func (x *NodeDescription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeDescription.ProtoReflect.Descriptor instead.
 func (*NodeDescription) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{21}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *NodeDescription) GetHostname() string {
@@ -2221,6 +2727,156 @@ func (x *NodeDescription) GetTakesNoTasks() string {
 	return ""
 }
 
+func (x *NodeDescription) GetNetwork() *NodeNetwork {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+// NodeNetwork is what a node says of its network.
+type NodeNetwork struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Prefixes of the host's own addresses and routes that no network of the cluster may overlap, at most 256.
+	Routes []string `protobuf:"bytes,1,rep,name=routes,proto3" json:"routes,omitempty"`
+	// Published ports that something on this host has already: they are not served here.
+	Conflicts []*PortConflict `protobuf:"bytes,2,rep,name=conflicts,proto3" json:"conflicts,omitempty"`
+	// Why networks or published ports cannot work here, one line each, at most 16; empty = all works.
+	Problems []string `protobuf:"bytes,3,rep,name=problems,proto3" json:"problems,omitempty"`
+	// Public key of the node's WireGuard, 32 bytes; empty = it can take no task of an encrypted network.
+	WireguardKey []byte `protobuf:"bytes,4,opt,name=wireguard_key,json=wireguardKey,proto3" json:"wireguard_key,omitempty"`
+	// What encrypts: kernel or userspace.
+	Wireguard     string `protobuf:"bytes,5,opt,name=wireguard,proto3" json:"wireguard,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeNetwork) Reset() {
+	*x = NodeNetwork{}
+	mi := &file_swarm_v1_types_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeNetwork) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeNetwork) ProtoMessage() {}
+
+func (x *NodeNetwork) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_types_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeNetwork.ProtoReflect.Descriptor instead.
+func (*NodeNetwork) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *NodeNetwork) GetRoutes() []string {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
+func (x *NodeNetwork) GetConflicts() []*PortConflict {
+	if x != nil {
+		return x.Conflicts
+	}
+	return nil
+}
+
+func (x *NodeNetwork) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+func (x *NodeNetwork) GetWireguardKey() []byte {
+	if x != nil {
+		return x.WireguardKey
+	}
+	return nil
+}
+
+func (x *NodeNetwork) GetWireguard() string {
+	if x != nil {
+		return x.Wireguard
+	}
+	return ""
+}
+
+type PortConflict struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Protocol Protocol               `protobuf:"varint,1,opt,name=protocol,proto3,enum=swarm.v1.Protocol" json:"protocol,omitempty"`
+	Port     uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	// Who has it, for example nginx (pid 12); empty = not known.
+	Process       string `protobuf:"bytes,3,opt,name=process,proto3" json:"process,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortConflict) Reset() {
+	*x = PortConflict{}
+	mi := &file_swarm_v1_types_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortConflict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortConflict) ProtoMessage() {}
+
+func (x *PortConflict) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_types_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortConflict.ProtoReflect.Descriptor instead.
+func (*PortConflict) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *PortConflict) GetProtocol() Protocol {
+	if x != nil {
+		return x.Protocol
+	}
+	return Protocol_PROTOCOL_UNSPECIFIED
+}
+
+func (x *PortConflict) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *PortConflict) GetProcess() string {
+	if x != nil {
+		return x.Process
+	}
+	return ""
+}
+
 type ClusterSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Pool of the nodes' uplink blocks, for example 100.64.0.0/10, and the length of one block.
@@ -2232,13 +2888,18 @@ type ClusterSpec struct {
 	TaskHistoryLimit *uint32 `protobuf:"varint,4,opt,name=task_history_limit,json=taskHistoryLimit,proto3,oneof" json:"task_history_limit,omitempty"`
 	// How often the key that encrypts gossip is replaced; unset = 24 h, floor 1 h.
 	GossipKeyRotation *durationpb.Duration `protobuf:"bytes,5,opt,name=gossip_key_rotation,json=gossipKeyRotation,proto3" json:"gossip_key_rotation,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Pools that subnets of networks are chosen from, in CIDR form; none = 10.0.0.0/8. And the length of a subnet; 0 = 24.
+	DefaultAddrPools          []string `protobuf:"bytes,6,rep,name=default_addr_pools,json=defaultAddrPools,proto3" json:"default_addr_pools,omitempty"`
+	DefaultAddrPoolMaskLength uint32   `protobuf:"varint,7,opt,name=default_addr_pool_mask_length,json=defaultAddrPoolMaskLength,proto3" json:"default_addr_pool_mask_length,omitempty"`
+	// UDP port of VXLAN; 0 = 4789.
+	DataPathPort  uint32 `protobuf:"varint,8,opt,name=data_path_port,json=dataPathPort,proto3" json:"data_path_port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ClusterSpec) Reset() {
 	*x = ClusterSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[22]
+	mi := &file_swarm_v1_types_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2250,7 +2911,7 @@ func (x *ClusterSpec) String() string {
 func (*ClusterSpec) ProtoMessage() {}
 
 func (x *ClusterSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[22]
+	mi := &file_swarm_v1_types_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2263,7 +2924,7 @@ func (x *ClusterSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterSpec.ProtoReflect.Descriptor instead.
 func (*ClusterSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{22}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ClusterSpec) GetFabricPool() string {
@@ -2301,6 +2962,27 @@ func (x *ClusterSpec) GetGossipKeyRotation() *durationpb.Duration {
 	return nil
 }
 
+func (x *ClusterSpec) GetDefaultAddrPools() []string {
+	if x != nil {
+		return x.DefaultAddrPools
+	}
+	return nil
+}
+
+func (x *ClusterSpec) GetDefaultAddrPoolMaskLength() uint32 {
+	if x != nil {
+		return x.DefaultAddrPoolMaskLength
+	}
+	return 0
+}
+
+func (x *ClusterSpec) GetDataPathPort() uint32 {
+	if x != nil {
+		return x.DataPathPort
+	}
+	return 0
+}
+
 type JoinTokens struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Worker        string                 `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
@@ -2311,7 +2993,7 @@ type JoinTokens struct {
 
 func (x *JoinTokens) Reset() {
 	*x = JoinTokens{}
-	mi := &file_swarm_v1_types_proto_msgTypes[23]
+	mi := &file_swarm_v1_types_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2323,7 +3005,7 @@ func (x *JoinTokens) String() string {
 func (*JoinTokens) ProtoMessage() {}
 
 func (x *JoinTokens) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[23]
+	mi := &file_swarm_v1_types_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2336,7 +3018,7 @@ func (x *JoinTokens) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinTokens.ProtoReflect.Descriptor instead.
 func (*JoinTokens) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{23}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *JoinTokens) GetWorker() string {
@@ -2376,7 +3058,7 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\tcondition\x18\x01 \x01(\x0e2\x1a.swarm.v1.RestartConditionR\tcondition\x12/\n" +
 	"\x05delay\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05delay\x12!\n" +
 	"\fmax_attempts\x18\x03 \x01(\x04R\vmaxAttempts\x121\n" +
-	"\x06window\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x06window\"\xc3\x01\n" +
+	"\x06window\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x06window\"\xa4\x02\n" +
 	"\n" +
 	"PortConfig\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12.\n" +
@@ -2384,7 +3066,38 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\vtarget_port\x18\x03 \x01(\rR\n" +
 	"targetPort\x12%\n" +
 	"\x0epublished_port\x18\x04 \x01(\rR\rpublishedPort\x12)\n" +
-	"\x04mode\x18\x05 \x01(\x0e2\x15.swarm.v1.PublishModeR\x04mode\"\xc5\x02\n" +
+	"\x04mode\x18\x05 \x01(\x0e2\x15.swarm.v1.PublishModeR\x04mode\x12/\n" +
+	"\x06source\x18\x06 \x01(\x0e2\x17.swarm.v1.PublishSourceR\x06source\x12.\n" +
+	"\baffinity\x18\a \x01(\x0e2\x12.swarm.v1.AffinityR\baffinity\"G\n" +
+	"\x11NetworkAttachment\x12\x18\n" +
+	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x18\n" +
+	"\aaliases\x18\x02 \x03(\tR\aaliases\"_\n" +
+	"\tDNSConfig\x12 \n" +
+	"\vnameservers\x18\x01 \x03(\tR\vnameservers\x12\x16\n" +
+	"\x06search\x18\x02 \x03(\tR\x06search\x12\x18\n" +
+	"\aoptions\x18\x03 \x03(\tR\aoptions\"\\\n" +
+	"\rNetworkSubnet\x12\x16\n" +
+	"\x06subnet\x18\x01 \x01(\tR\x06subnet\x12\x18\n" +
+	"\agateway\x18\x02 \x01(\tR\agateway\x12\x19\n" +
+	"\bip_range\x18\x03 \x01(\tR\aipRange\"\xca\x03\n" +
+	"\vNetworkSpec\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x129\n" +
+	"\x06labels\x18\x02 \x03(\v2!.swarm.v1.NetworkSpec.LabelsEntryR\x06labels\x12\x16\n" +
+	"\x06driver\x18\x03 \x01(\tR\x06driver\x12<\n" +
+	"\aoptions\x18\x04 \x03(\v2\".swarm.v1.NetworkSpec.OptionsEntryR\aoptions\x121\n" +
+	"\asubnets\x18\x05 \x03(\v2\x17.swarm.v1.NetworkSubnetR\asubnets\x12\x12\n" +
+	"\x04ipv6\x18\x06 \x01(\bR\x04ipv6\x12\x1a\n" +
+	"\binternal\x18\a \x01(\bR\binternal\x12\x1e\n" +
+	"\n" +
+	"attachable\x18\b \x01(\bR\n" +
+	"attachable\x12\x1c\n" +
+	"\tencrypted\x18\t \x01(\bR\tencrypted\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a:\n" +
+	"\fOptionsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc5\x02\n" +
 	"\x05Mount\x12'\n" +
 	"\x04type\x18\x01 \x01(\x0e2\x13.swarm.v1.MountTypeR\x04type\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
@@ -2401,7 +3114,7 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\busername\x18\x02 \x01(\tR\busername\x12\x1a\n" +
 	"\bpassword\x18\x03 \x01(\tR\bpassword\x12%\n" +
 	"\x0eidentity_token\x18\x04 \x01(\tR\ridentityToken\x12%\n" +
-	"\x0eregistry_token\x18\x05 \x01(\tR\rregistryToken\"\x9b\x05\n" +
+	"\x0eregistry_token\x18\x05 \x01(\tR\rregistryToken\"\xd8\x05\n" +
 	"\rContainerSpec\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12!\n" +
 	"\fimage_digest\x18\x02 \x01(\tR\vimageDigest\x12\x18\n" +
@@ -2423,7 +3136,9 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\bcap_drop\x18\x10 \x03(\tR\acapDrop\x12\x12\n" +
 	"\x04init\x18\x11 \x01(\bR\x04init\x125\n" +
 	"\vpull_policy\x18\x12 \x01(\x0e2\x14.swarm.v1.PullPolicyR\n" +
-	"pullPolicy\x1a9\n" +
+	"pullPolicy\x12%\n" +
+	"\x03dns\x18\x13 \x01(\v2\x13.swarm.v1.DNSConfigR\x03dns\x12\x14\n" +
+	"\x05hosts\x18\x14 \x03(\tR\x05hosts\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\",\n" +
@@ -2437,14 +3152,15 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\tPlacement\x12 \n" +
 	"\vconstraints\x18\x01 \x03(\tR\vconstraints\x12?\n" +
 	"\vpreferences\x18\x02 \x03(\v2\x1d.swarm.v1.PlacementPreferenceR\vpreferences\x121\n" +
-	"\x15max_replicas_per_node\x18\x03 \x01(\x04R\x12maxReplicasPerNode\"\xd7\x02\n" +
+	"\x15max_replicas_per_node\x18\x03 \x01(\x04R\x12maxReplicasPerNode\"\x90\x03\n" +
 	"\bTaskSpec\x125\n" +
 	"\tcontainer\x18\x01 \x01(\v2\x17.swarm.v1.ContainerSpecR\tcontainer\x12<\n" +
 	"\tresources\x18\x02 \x01(\v2\x1e.swarm.v1.ResourceRequirementsR\tresources\x121\n" +
 	"\arestart\x18\x03 \x01(\v2\x17.swarm.v1.RestartPolicyR\arestart\x121\n" +
 	"\tplacement\x18\x04 \x01(\v2\x13.swarm.v1.PlacementR\tplacement\x12!\n" +
 	"\fforce_update\x18\x05 \x01(\x04R\vforceUpdate\x12M\n" +
-	"\x15stop_after_disconnect\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x13stopAfterDisconnect\",\n" +
+	"\x15stop_after_disconnect\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x13stopAfterDisconnect\x127\n" +
+	"\bnetworks\x18\a \x03(\v2\x1b.swarm.v1.NetworkAttachmentR\bnetworks\",\n" +
 	"\x0eReplicatedMode\x12\x1a\n" +
 	"\breplicas\x18\x01 \x01(\x04R\breplicas\"\f\n" +
 	"\n" +
@@ -2462,9 +3178,10 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\amonitor\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\amonitor\x12*\n" +
 	"\x11max_failure_ratio\x18\x05 \x01(\x01R\x0fmaxFailureRatio\x12+\n" +
 	"\x05order\x18\x06 \x01(\x0e2\x15.swarm.v1.UpdateOrderR\x05orderB\x0e\n" +
-	"\f_parallelism\":\n" +
+	"\f_parallelism\"f\n" +
 	"\fEndpointSpec\x12*\n" +
-	"\x05ports\x18\x01 \x03(\v2\x14.swarm.v1.PortConfigR\x05ports\"\x82\x03\n" +
+	"\x05ports\x18\x01 \x03(\v2\x14.swarm.v1.PortConfigR\x05ports\x12*\n" +
+	"\x04mode\x18\x02 \x01(\x0e2\x16.swarm.v1.EndpointModeR\x04mode\"\x82\x03\n" +
 	"\vServiceSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x129\n" +
 	"\x06labels\x18\x02 \x03(\v2!.swarm.v1.ServiceSpec.LabelsEntryR\x06labels\x12&\n" +
@@ -2494,20 +3211,34 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\x06labels\x18\x04 \x03(\v2'.swarm.v1.EngineDescription.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xeb\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9c\x02\n" +
 	"\x0fNodeDescription\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12.\n" +
 	"\bplatform\x18\x02 \x01(\v2\x12.swarm.v1.PlatformR\bplatform\x121\n" +
 	"\tresources\x18\x03 \x01(\v2\x13.swarm.v1.ResourcesR\tresources\x123\n" +
 	"\x06engine\x18\x04 \x01(\v2\x1b.swarm.v1.EngineDescriptionR\x06engine\x12$\n" +
-	"\x0etakes_no_tasks\x18\x05 \x01(\tR\ftakesNoTasks\"\xb8\x02\n" +
+	"\x0etakes_no_tasks\x18\x05 \x01(\tR\ftakesNoTasks\x12/\n" +
+	"\anetwork\x18\x06 \x01(\v2\x15.swarm.v1.NodeNetworkR\anetwork\"\xba\x01\n" +
+	"\vNodeNetwork\x12\x16\n" +
+	"\x06routes\x18\x01 \x03(\tR\x06routes\x124\n" +
+	"\tconflicts\x18\x02 \x03(\v2\x16.swarm.v1.PortConflictR\tconflicts\x12\x1a\n" +
+	"\bproblems\x18\x03 \x03(\tR\bproblems\x12#\n" +
+	"\rwireguard_key\x18\x04 \x01(\fR\fwireguardKey\x12\x1c\n" +
+	"\twireguard\x18\x05 \x01(\tR\twireguard\"l\n" +
+	"\fPortConflict\x12.\n" +
+	"\bprotocol\x18\x01 \x01(\x0e2\x12.swarm.v1.ProtocolR\bprotocol\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\x12\x18\n" +
+	"\aprocess\x18\x03 \x01(\tR\aprocess\"\xce\x03\n" +
 	"\vClusterSpec\x12\x1f\n" +
 	"\vfabric_pool\x18\x01 \x01(\tR\n" +
 	"fabricPool\x12.\n" +
 	"\x13fabric_block_length\x18\x02 \x01(\rR\x11fabricBlockLength\x12C\n" +
 	"\x10node_cert_expiry\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x0enodeCertExpiry\x121\n" +
 	"\x12task_history_limit\x18\x04 \x01(\rH\x00R\x10taskHistoryLimit\x88\x01\x01\x12I\n" +
-	"\x13gossip_key_rotation\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x11gossipKeyRotationB\x15\n" +
+	"\x13gossip_key_rotation\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x11gossipKeyRotation\x12,\n" +
+	"\x12default_addr_pools\x18\x06 \x03(\tR\x10defaultAddrPools\x12@\n" +
+	"\x1ddefault_addr_pool_mask_length\x18\a \x01(\rR\x19defaultAddrPoolMaskLength\x12$\n" +
+	"\x0edata_path_port\x18\b \x01(\rR\fdataPathPortB\x15\n" +
 	"\x13_task_history_limit\">\n" +
 	"\n" +
 	"JoinTokens\x12\x16\n" +
@@ -2558,7 +3289,19 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\vPublishMode\x12\x1c\n" +
 	"\x18PUBLISH_MODE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14PUBLISH_MODE_INGRESS\x10\x01\x12\x15\n" +
-	"\x11PUBLISH_MODE_HOST\x10\x02*i\n" +
+	"\x11PUBLISH_MODE_HOST\x10\x02*b\n" +
+	"\rPublishSource\x12\x1e\n" +
+	"\x1aPUBLISH_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15PUBLISH_SOURCE_CLIENT\x10\x01\x12\x16\n" +
+	"\x12PUBLISH_SOURCE_NAT\x10\x02*O\n" +
+	"\bAffinity\x12\x18\n" +
+	"\x14AFFINITY_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rAFFINITY_NONE\x10\x01\x12\x16\n" +
+	"\x12AFFINITY_CLIENT_IP\x10\x02*]\n" +
+	"\fEndpointMode\x12\x1d\n" +
+	"\x19ENDPOINT_MODE_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11ENDPOINT_MODE_VIP\x10\x01\x12\x17\n" +
+	"\x13ENDPOINT_MODE_DNSRR\x10\x02*i\n" +
 	"\tMountType\x12\x1a\n" +
 	"\x16MOUNT_TYPE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fMOUNT_TYPE_BIND\x10\x01\x12\x15\n" +
@@ -2592,8 +3335,8 @@ func file_swarm_v1_types_proto_rawDescGZIP() []byte {
 	return file_swarm_v1_types_proto_rawDescData
 }
 
-var file_swarm_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 11)
-var file_swarm_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_swarm_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 14)
+var file_swarm_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_swarm_v1_types_proto_goTypes = []any{
 	(TaskState)(0),               // 0: swarm.v1.TaskState
 	(NodeRole)(0),                // 1: swarm.v1.NodeRole
@@ -2602,87 +3345,109 @@ var file_swarm_v1_types_proto_goTypes = []any{
 	(RestartCondition)(0),        // 4: swarm.v1.RestartCondition
 	(Protocol)(0),                // 5: swarm.v1.Protocol
 	(PublishMode)(0),             // 6: swarm.v1.PublishMode
-	(MountType)(0),               // 7: swarm.v1.MountType
-	(PullPolicy)(0),              // 8: swarm.v1.PullPolicy
-	(UpdateOrder)(0),             // 9: swarm.v1.UpdateOrder
-	(FailureAction)(0),           // 10: swarm.v1.FailureAction
-	(*Meta)(nil),                 // 11: swarm.v1.Meta
-	(*Resources)(nil),            // 12: swarm.v1.Resources
-	(*ResourceRequirements)(nil), // 13: swarm.v1.ResourceRequirements
-	(*RestartPolicy)(nil),        // 14: swarm.v1.RestartPolicy
-	(*PortConfig)(nil),           // 15: swarm.v1.PortConfig
-	(*Mount)(nil),                // 16: swarm.v1.Mount
-	(*RegistryAuth)(nil),         // 17: swarm.v1.RegistryAuth
-	(*ContainerSpec)(nil),        // 18: swarm.v1.ContainerSpec
-	(*SpreadOver)(nil),           // 19: swarm.v1.SpreadOver
-	(*PlacementPreference)(nil),  // 20: swarm.v1.PlacementPreference
-	(*Placement)(nil),            // 21: swarm.v1.Placement
-	(*TaskSpec)(nil),             // 22: swarm.v1.TaskSpec
-	(*ReplicatedMode)(nil),       // 23: swarm.v1.ReplicatedMode
-	(*GlobalMode)(nil),           // 24: swarm.v1.GlobalMode
-	(*ServiceMode)(nil),          // 25: swarm.v1.ServiceMode
-	(*UpdateConfig)(nil),         // 26: swarm.v1.UpdateConfig
-	(*EndpointSpec)(nil),         // 27: swarm.v1.EndpointSpec
-	(*ServiceSpec)(nil),          // 28: swarm.v1.ServiceSpec
-	(*NodeSpec)(nil),             // 29: swarm.v1.NodeSpec
-	(*Platform)(nil),             // 30: swarm.v1.Platform
-	(*EngineDescription)(nil),    // 31: swarm.v1.EngineDescription
-	(*NodeDescription)(nil),      // 32: swarm.v1.NodeDescription
-	(*ClusterSpec)(nil),          // 33: swarm.v1.ClusterSpec
-	(*JoinTokens)(nil),           // 34: swarm.v1.JoinTokens
-	nil,                          // 35: swarm.v1.ContainerSpec.LabelsEntry
-	nil,                          // 36: swarm.v1.ServiceSpec.LabelsEntry
-	nil,                          // 37: swarm.v1.NodeSpec.LabelsEntry
-	nil,                          // 38: swarm.v1.EngineDescription.LabelsEntry
-	(*durationpb.Duration)(nil),  // 39: google.protobuf.Duration
+	(PublishSource)(0),           // 7: swarm.v1.PublishSource
+	(Affinity)(0),                // 8: swarm.v1.Affinity
+	(EndpointMode)(0),            // 9: swarm.v1.EndpointMode
+	(MountType)(0),               // 10: swarm.v1.MountType
+	(PullPolicy)(0),              // 11: swarm.v1.PullPolicy
+	(UpdateOrder)(0),             // 12: swarm.v1.UpdateOrder
+	(FailureAction)(0),           // 13: swarm.v1.FailureAction
+	(*Meta)(nil),                 // 14: swarm.v1.Meta
+	(*Resources)(nil),            // 15: swarm.v1.Resources
+	(*ResourceRequirements)(nil), // 16: swarm.v1.ResourceRequirements
+	(*RestartPolicy)(nil),        // 17: swarm.v1.RestartPolicy
+	(*PortConfig)(nil),           // 18: swarm.v1.PortConfig
+	(*NetworkAttachment)(nil),    // 19: swarm.v1.NetworkAttachment
+	(*DNSConfig)(nil),            // 20: swarm.v1.DNSConfig
+	(*NetworkSubnet)(nil),        // 21: swarm.v1.NetworkSubnet
+	(*NetworkSpec)(nil),          // 22: swarm.v1.NetworkSpec
+	(*Mount)(nil),                // 23: swarm.v1.Mount
+	(*RegistryAuth)(nil),         // 24: swarm.v1.RegistryAuth
+	(*ContainerSpec)(nil),        // 25: swarm.v1.ContainerSpec
+	(*SpreadOver)(nil),           // 26: swarm.v1.SpreadOver
+	(*PlacementPreference)(nil),  // 27: swarm.v1.PlacementPreference
+	(*Placement)(nil),            // 28: swarm.v1.Placement
+	(*TaskSpec)(nil),             // 29: swarm.v1.TaskSpec
+	(*ReplicatedMode)(nil),       // 30: swarm.v1.ReplicatedMode
+	(*GlobalMode)(nil),           // 31: swarm.v1.GlobalMode
+	(*ServiceMode)(nil),          // 32: swarm.v1.ServiceMode
+	(*UpdateConfig)(nil),         // 33: swarm.v1.UpdateConfig
+	(*EndpointSpec)(nil),         // 34: swarm.v1.EndpointSpec
+	(*ServiceSpec)(nil),          // 35: swarm.v1.ServiceSpec
+	(*NodeSpec)(nil),             // 36: swarm.v1.NodeSpec
+	(*Platform)(nil),             // 37: swarm.v1.Platform
+	(*EngineDescription)(nil),    // 38: swarm.v1.EngineDescription
+	(*NodeDescription)(nil),      // 39: swarm.v1.NodeDescription
+	(*NodeNetwork)(nil),          // 40: swarm.v1.NodeNetwork
+	(*PortConflict)(nil),         // 41: swarm.v1.PortConflict
+	(*ClusterSpec)(nil),          // 42: swarm.v1.ClusterSpec
+	(*JoinTokens)(nil),           // 43: swarm.v1.JoinTokens
+	nil,                          // 44: swarm.v1.NetworkSpec.LabelsEntry
+	nil,                          // 45: swarm.v1.NetworkSpec.OptionsEntry
+	nil,                          // 46: swarm.v1.ContainerSpec.LabelsEntry
+	nil,                          // 47: swarm.v1.ServiceSpec.LabelsEntry
+	nil,                          // 48: swarm.v1.NodeSpec.LabelsEntry
+	nil,                          // 49: swarm.v1.EngineDescription.LabelsEntry
+	(*durationpb.Duration)(nil),  // 50: google.protobuf.Duration
 }
 var file_swarm_v1_types_proto_depIdxs = []int32{
-	12, // 0: swarm.v1.ResourceRequirements.limits:type_name -> swarm.v1.Resources
-	12, // 1: swarm.v1.ResourceRequirements.reservations:type_name -> swarm.v1.Resources
+	15, // 0: swarm.v1.ResourceRequirements.limits:type_name -> swarm.v1.Resources
+	15, // 1: swarm.v1.ResourceRequirements.reservations:type_name -> swarm.v1.Resources
 	4,  // 2: swarm.v1.RestartPolicy.condition:type_name -> swarm.v1.RestartCondition
-	39, // 3: swarm.v1.RestartPolicy.delay:type_name -> google.protobuf.Duration
-	39, // 4: swarm.v1.RestartPolicy.window:type_name -> google.protobuf.Duration
+	50, // 3: swarm.v1.RestartPolicy.delay:type_name -> google.protobuf.Duration
+	50, // 4: swarm.v1.RestartPolicy.window:type_name -> google.protobuf.Duration
 	5,  // 5: swarm.v1.PortConfig.protocol:type_name -> swarm.v1.Protocol
 	6,  // 6: swarm.v1.PortConfig.mode:type_name -> swarm.v1.PublishMode
-	7,  // 7: swarm.v1.Mount.type:type_name -> swarm.v1.MountType
-	35, // 8: swarm.v1.ContainerSpec.labels:type_name -> swarm.v1.ContainerSpec.LabelsEntry
-	16, // 9: swarm.v1.ContainerSpec.mounts:type_name -> swarm.v1.Mount
-	39, // 10: swarm.v1.ContainerSpec.stop_grace_period:type_name -> google.protobuf.Duration
-	8,  // 11: swarm.v1.ContainerSpec.pull_policy:type_name -> swarm.v1.PullPolicy
-	19, // 12: swarm.v1.PlacementPreference.spread:type_name -> swarm.v1.SpreadOver
-	20, // 13: swarm.v1.Placement.preferences:type_name -> swarm.v1.PlacementPreference
-	18, // 14: swarm.v1.TaskSpec.container:type_name -> swarm.v1.ContainerSpec
-	13, // 15: swarm.v1.TaskSpec.resources:type_name -> swarm.v1.ResourceRequirements
-	14, // 16: swarm.v1.TaskSpec.restart:type_name -> swarm.v1.RestartPolicy
-	21, // 17: swarm.v1.TaskSpec.placement:type_name -> swarm.v1.Placement
-	39, // 18: swarm.v1.TaskSpec.stop_after_disconnect:type_name -> google.protobuf.Duration
-	23, // 19: swarm.v1.ServiceMode.replicated:type_name -> swarm.v1.ReplicatedMode
-	24, // 20: swarm.v1.ServiceMode.global:type_name -> swarm.v1.GlobalMode
-	39, // 21: swarm.v1.UpdateConfig.delay:type_name -> google.protobuf.Duration
-	10, // 22: swarm.v1.UpdateConfig.failure_action:type_name -> swarm.v1.FailureAction
-	39, // 23: swarm.v1.UpdateConfig.monitor:type_name -> google.protobuf.Duration
-	9,  // 24: swarm.v1.UpdateConfig.order:type_name -> swarm.v1.UpdateOrder
-	15, // 25: swarm.v1.EndpointSpec.ports:type_name -> swarm.v1.PortConfig
-	36, // 26: swarm.v1.ServiceSpec.labels:type_name -> swarm.v1.ServiceSpec.LabelsEntry
-	22, // 27: swarm.v1.ServiceSpec.task:type_name -> swarm.v1.TaskSpec
-	25, // 28: swarm.v1.ServiceSpec.mode:type_name -> swarm.v1.ServiceMode
-	26, // 29: swarm.v1.ServiceSpec.update:type_name -> swarm.v1.UpdateConfig
-	26, // 30: swarm.v1.ServiceSpec.rollback:type_name -> swarm.v1.UpdateConfig
-	27, // 31: swarm.v1.ServiceSpec.endpoint:type_name -> swarm.v1.EndpointSpec
-	1,  // 32: swarm.v1.NodeSpec.desired_role:type_name -> swarm.v1.NodeRole
-	2,  // 33: swarm.v1.NodeSpec.availability:type_name -> swarm.v1.NodeAvailability
-	37, // 34: swarm.v1.NodeSpec.labels:type_name -> swarm.v1.NodeSpec.LabelsEntry
-	38, // 35: swarm.v1.EngineDescription.labels:type_name -> swarm.v1.EngineDescription.LabelsEntry
-	30, // 36: swarm.v1.NodeDescription.platform:type_name -> swarm.v1.Platform
-	12, // 37: swarm.v1.NodeDescription.resources:type_name -> swarm.v1.Resources
-	31, // 38: swarm.v1.NodeDescription.engine:type_name -> swarm.v1.EngineDescription
-	39, // 39: swarm.v1.ClusterSpec.node_cert_expiry:type_name -> google.protobuf.Duration
-	39, // 40: swarm.v1.ClusterSpec.gossip_key_rotation:type_name -> google.protobuf.Duration
-	41, // [41:41] is the sub-list for method output_type
-	41, // [41:41] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	7,  // 7: swarm.v1.PortConfig.source:type_name -> swarm.v1.PublishSource
+	8,  // 8: swarm.v1.PortConfig.affinity:type_name -> swarm.v1.Affinity
+	44, // 9: swarm.v1.NetworkSpec.labels:type_name -> swarm.v1.NetworkSpec.LabelsEntry
+	45, // 10: swarm.v1.NetworkSpec.options:type_name -> swarm.v1.NetworkSpec.OptionsEntry
+	21, // 11: swarm.v1.NetworkSpec.subnets:type_name -> swarm.v1.NetworkSubnet
+	10, // 12: swarm.v1.Mount.type:type_name -> swarm.v1.MountType
+	46, // 13: swarm.v1.ContainerSpec.labels:type_name -> swarm.v1.ContainerSpec.LabelsEntry
+	23, // 14: swarm.v1.ContainerSpec.mounts:type_name -> swarm.v1.Mount
+	50, // 15: swarm.v1.ContainerSpec.stop_grace_period:type_name -> google.protobuf.Duration
+	11, // 16: swarm.v1.ContainerSpec.pull_policy:type_name -> swarm.v1.PullPolicy
+	20, // 17: swarm.v1.ContainerSpec.dns:type_name -> swarm.v1.DNSConfig
+	26, // 18: swarm.v1.PlacementPreference.spread:type_name -> swarm.v1.SpreadOver
+	27, // 19: swarm.v1.Placement.preferences:type_name -> swarm.v1.PlacementPreference
+	25, // 20: swarm.v1.TaskSpec.container:type_name -> swarm.v1.ContainerSpec
+	16, // 21: swarm.v1.TaskSpec.resources:type_name -> swarm.v1.ResourceRequirements
+	17, // 22: swarm.v1.TaskSpec.restart:type_name -> swarm.v1.RestartPolicy
+	28, // 23: swarm.v1.TaskSpec.placement:type_name -> swarm.v1.Placement
+	50, // 24: swarm.v1.TaskSpec.stop_after_disconnect:type_name -> google.protobuf.Duration
+	19, // 25: swarm.v1.TaskSpec.networks:type_name -> swarm.v1.NetworkAttachment
+	30, // 26: swarm.v1.ServiceMode.replicated:type_name -> swarm.v1.ReplicatedMode
+	31, // 27: swarm.v1.ServiceMode.global:type_name -> swarm.v1.GlobalMode
+	50, // 28: swarm.v1.UpdateConfig.delay:type_name -> google.protobuf.Duration
+	13, // 29: swarm.v1.UpdateConfig.failure_action:type_name -> swarm.v1.FailureAction
+	50, // 30: swarm.v1.UpdateConfig.monitor:type_name -> google.protobuf.Duration
+	12, // 31: swarm.v1.UpdateConfig.order:type_name -> swarm.v1.UpdateOrder
+	18, // 32: swarm.v1.EndpointSpec.ports:type_name -> swarm.v1.PortConfig
+	9,  // 33: swarm.v1.EndpointSpec.mode:type_name -> swarm.v1.EndpointMode
+	47, // 34: swarm.v1.ServiceSpec.labels:type_name -> swarm.v1.ServiceSpec.LabelsEntry
+	29, // 35: swarm.v1.ServiceSpec.task:type_name -> swarm.v1.TaskSpec
+	32, // 36: swarm.v1.ServiceSpec.mode:type_name -> swarm.v1.ServiceMode
+	33, // 37: swarm.v1.ServiceSpec.update:type_name -> swarm.v1.UpdateConfig
+	33, // 38: swarm.v1.ServiceSpec.rollback:type_name -> swarm.v1.UpdateConfig
+	34, // 39: swarm.v1.ServiceSpec.endpoint:type_name -> swarm.v1.EndpointSpec
+	1,  // 40: swarm.v1.NodeSpec.desired_role:type_name -> swarm.v1.NodeRole
+	2,  // 41: swarm.v1.NodeSpec.availability:type_name -> swarm.v1.NodeAvailability
+	48, // 42: swarm.v1.NodeSpec.labels:type_name -> swarm.v1.NodeSpec.LabelsEntry
+	49, // 43: swarm.v1.EngineDescription.labels:type_name -> swarm.v1.EngineDescription.LabelsEntry
+	37, // 44: swarm.v1.NodeDescription.platform:type_name -> swarm.v1.Platform
+	15, // 45: swarm.v1.NodeDescription.resources:type_name -> swarm.v1.Resources
+	38, // 46: swarm.v1.NodeDescription.engine:type_name -> swarm.v1.EngineDescription
+	40, // 47: swarm.v1.NodeDescription.network:type_name -> swarm.v1.NodeNetwork
+	41, // 48: swarm.v1.NodeNetwork.conflicts:type_name -> swarm.v1.PortConflict
+	5,  // 49: swarm.v1.PortConflict.protocol:type_name -> swarm.v1.Protocol
+	50, // 50: swarm.v1.ClusterSpec.node_cert_expiry:type_name -> google.protobuf.Duration
+	50, // 51: swarm.v1.ClusterSpec.gossip_key_rotation:type_name -> google.protobuf.Duration
+	52, // [52:52] is the sub-list for method output_type
+	52, // [52:52] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_types_proto_init() }
@@ -2690,19 +3455,19 @@ func file_swarm_v1_types_proto_init() {
 	if File_swarm_v1_types_proto != nil {
 		return
 	}
-	file_swarm_v1_types_proto_msgTypes[14].OneofWrappers = []any{
+	file_swarm_v1_types_proto_msgTypes[18].OneofWrappers = []any{
 		(*ServiceMode_Replicated)(nil),
 		(*ServiceMode_Global)(nil),
 	}
-	file_swarm_v1_types_proto_msgTypes[15].OneofWrappers = []any{}
-	file_swarm_v1_types_proto_msgTypes[22].OneofWrappers = []any{}
+	file_swarm_v1_types_proto_msgTypes[19].OneofWrappers = []any{}
+	file_swarm_v1_types_proto_msgTypes[28].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_types_proto_rawDesc), len(file_swarm_v1_types_proto_rawDesc)),
-			NumEnums:      11,
-			NumMessages:   28,
+			NumEnums:      14,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
