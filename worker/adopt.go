@@ -22,6 +22,7 @@ const (
 // restore takes up the records of a former process.
 func (f *fleet) restore(k kept) {
 	f.version = k.version
+	f.logsSwept = k.unread // logs whose tasks cannot be read now have owners all the same
 	f.contact.restore(k.contact)
 	f.tell.restored(k)
 	for key, template := range k.templates {
@@ -212,7 +213,9 @@ func (f *fleet) removeAll(ctx context.Context, k kept) error {
 		})
 	}
 	_ = group.Wait()
-	for id := range k.tasks {
+	logged, err := f.runtime.Logged(ctx)
+	errs = append(errs, err)
+	for _, id := range logged {
 		errs = append(errs, f.runtime.RemoveLogs(ctx, id))
 	}
 	return errors.Join(append(errs, f.cfg.Network.Teardown(ctx))...)

@@ -60,6 +60,8 @@ type kept struct {
 	managers  []*swarmpb.ManagerPeer
 	version   uint64
 	contact   []byte
+	// unread: it could not be opened, so that nothing is known of what it holds.
+	unread bool
 }
 
 type dbKey struct{ bucket, key string }
@@ -176,14 +178,17 @@ func (d *db) load() (k kept) {
 	b := d.bolt
 	d.mu.Unlock()
 	if b == nil {
+		k.unread = true
 		return k
 	}
 	defer func() {
 		if r := recover(); r != nil {
+			k.unread = true
 			d.log.Error("local database cannot be read", "error", r)
 		}
 	}()
 	if err := b.View(func(tx *bolt.Tx) error { return k.read(tx) }); err != nil {
+		k.unread = true
 		d.log.Error("local database cannot be read", "error", err)
 	}
 	return k

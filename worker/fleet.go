@@ -53,6 +53,8 @@ type fleet struct {
 	strangers map[string]runtime.Container
 	version   uint64 // the highest applied
 	staleTill time.Time
+	// logsSwept: what a former process left of logs is looked after, or is not to be.
+	logsSwept bool
 	config    *swarmpb.NodeConfig
 	// configured is closed when the network has taken config.
 	configured  chan struct{}
@@ -95,6 +97,7 @@ func (f *fleet) reset() {
 	f.strangers = map[string]runtime.Container{}
 	f.depends.Store(false)
 	f.config, f.configured, f.version, f.staleTill = nil, make(chan struct{}), 0, time.Time{}
+	f.logsSwept = false
 }
 
 // begin takes up the records of a former process, for a run until ctx ends.
@@ -236,6 +239,9 @@ func (f *fleet) takeFull(named map[string]bool, templates map[templateKey]bool) 
 	for id, c := range f.strangers {
 		delete(f.strangers, id)
 		f.spawnLocked(func(ctx context.Context) { f.removeStranger(ctx, c) })
+	}
+	if !f.logsSwept {
+		f.logsSwept = f.spawnLocked(f.sweepLogs)
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/worker/runtime"
 	"github.com/swarmd/swarmd/worker/runtime/runtimetest"
 )
 
@@ -307,7 +308,8 @@ func TestRelay_MoreThanItAnswersAtATime_IsRefusedAndRoomComesBack(t *testing.T) 
 
 func TestTrimLogs_MoreThanTheirShare_OldestEndedGoFirst(t *testing.T) {
 	dir := t.TempDir()
-	f := &fleet{tasks: map[string]*task{}, log: slog.New(slog.DiscardHandler)}
+	f := &fleet{tasks: map[string]*task{}, strangers: map[string]runtime.Container{"stranger": {}}, adopted: make(chan struct{}), log: slog.New(slog.DiscardHandler)}
+	close(f.adopted)
 	f.cfg.LogDir = func(id string) string { return filepath.Join(dir, id) }
 	f.runtime = removedLogs{runtimetest.NewFake(runtimetest.FakeConfig{}), f.cfg.LogDir}
 	add := func(id string, state swarmpb.TaskState, at int64, cleaned bool) {
@@ -324,15 +326,20 @@ func TestTrimLogs_MoreThanTheirShare_OldestEndedGoFirst(t *testing.T) {
 	add("ending", swarmpb.TaskState_TASK_STATE_FAILED, 3, false)
 	add("older", swarmpb.TaskState_TASK_STATE_COMPLETE, 1, true)
 	add("young", swarmpb.TaskState_TASK_STATE_FAILED, 9, true)
+	for _, id := range []string{"forgotten", "stranger"} {
+		add(id, swarmpb.TaskState_TASK_STATE_FAILED, 1, true)
+		delete(f.tasks, id)
+	}
 	for _, c := range []struct {
 		limit int64
 		left  []string
 	}{
-		{5000, []string{"ending", "old", "older", "runs", "young"}},
-		{4500, []string{"ending", "old", "runs", "young"}},
-		{3000, []string{"ending", "runs", "young"}},
-		{1, []string{"ending", "runs"}},
-		{0, []string{"ending", "runs"}}, // a tenth of the disk
+		{6000, []string{"ending", "forgotten", "old", "older", "runs", "stranger", "young"}},
+		{5000, []string{"ending", "old", "older", "runs", "stranger", "young"}},
+		{4500, []string{"ending", "old", "runs", "stranger", "young"}},
+		{3000, []string{"ending", "runs", "stranger", "young"}},
+		{1, []string{"ending", "runs", "stranger"}},
+		{0, []string{"ending", "runs", "stranger"}}, // a tenth of the disk
 	} {
 		f.cfg.Limits.LogBytes = c.limit
 		if err := f.trimLogs(t.Context()); err != nil {
@@ -359,3 +366,72 @@ type removedLogs struct {
 }
 
 func (r removedLogs) RemoveLogs(_ context.Context, id string) error { return os.RemoveAll(r.dir(id)) }
+
+func (r removedLogs) Logged(context.Context) ([]string, error) {
+	entries, err := os.ReadDir(r.dir(""))
+	var ids []string
+	for _, e := range entries {
+		ids = append(ids, e.Name())
+	}
+	return ids, err
+}
+
+// What the node lost its records of goes once the managers have said what it has; before that nobody knows whose it is.
+func TestSweepLogs_RecordsLost_LogsWithoutATaskGoAndOthersStay(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *host) {
+		h.manager.assign("runs", stateRunning, "print", "hello", "1h")
+		h.manager.assign("leaves", stateRunning, "print", "hello", "1h")
+		h.manager.assign("ended", stateRunning, "print", "hello")
+		h.settle(5 * time.Second)
+		h.wantState("ended", stateComplete, "")
+		h.wantLogs("ended", "leaves", "runs")
+		h.restart()
+		h.settle(time.Minute)
+		h.wantLogs("ended", "leaves", "runs") // it is in the node's history
+		h.stop()
+		must(t, (&db{path: h.dir + "/worker.db"}).wipe())
+		h.cut(true)
+		h.start()
+		h.settle(time.Minute)
+		h.wantLogs("ended", "leaves", "runs")
+		h.manager.remove("leaves")
+		h.cut(false)
+		h.settle(30 * time.Second)
+		h.wantRunning("runs")
+		h.wantLogs("runs")
+	})
+}
+
+// A database that cannot be read now says nothing of whose the logs are.
+func TestSweepLogs_DatabaseCannotBeOpened_LogsStay(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *host) {
+		h.manager.assign("ended", stateRunning, "print", "hello")
+		h.settle(5 * time.Second)
+		h.stop()
+		must(t, os.Rename(h.dir+"/worker.db", h.dir+"/aside"))
+		must(t, os.Mkdir(h.dir+"/worker.db", 0o700)) // stands for a file that cannot be opened now
+		h.start()
+		h.settle(time.Minute)
+		h.wantLogs("ended")
+	})
+}
+
+func TestAgent_RemoveAll_LeavesNoLogs(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *host) {
+		h.manager.assign("ended", stateRunning, "print", "hello")
+		h.settle(5 * time.Second)
+		agent := h.agent
+		h.stop()
+		must(t, (&db{path: h.dir + "/worker.db"}).wipe())
+		must(t, agent.RemoveAll(t.Context()))
+		h.wantLogs()
+	})
+}
+
+func (h *host) wantLogs(ids ...string) {
+	h.Helper()
+	got, err := h.runtime.Logged(context.Background())
+	if err != nil || !slices.Equal(got, ids) {
+		h.Fatalf("logs are there of %q, want %q; %v", got, ids, err)
+	}
+}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/swarmd/swarmd/worker/runtime"
 )
 
 const (
@@ -32,6 +34,47 @@ func (f *fleet) boundLogs(ctx context.Context) error {
 	return nil
 }
 
+// sweepLogs removes, once in a process and after the managers have said what the node has to run, the logs of tasks that the
+// node does not have: those whose records were lost, or that a crash left behind.
+func (f *fleet) sweepLogs(ctx context.Context) {
+	pause := backoff{min: f.cfg.Limits.RetryMin, max: f.cfg.Limits.RetryMax}
+	for {
+		err := f.trySweepLogs(ctx)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		f.log.Warn("cannot remove the logs of tasks that are gone", "error", err)
+		if !sleep(ctx, pause.next(nil)) {
+			return
+		}
+	}
+}
+
+func (f *fleet) trySweepLogs(ctx context.Context) error {
+	call, cancel := context.WithTimeout(ctx, runtimeCall)
+	defer cancel()
+	logged, err := f.runtime.Logged(call)
+	if err != nil {
+		return err
+	}
+	containers, err := f.runtime.List(call)
+	if err != nil {
+		return err
+	}
+	for _, id := range logged {
+		// The log of a stranger goes with it.
+		stranger := slices.ContainsFunc(containers, func(c runtime.Container) bool { return c.ID == id })
+		if known, _ := f.logState(id); known || stranger {
+			continue
+		}
+		if err := f.runtime.RemoveLogs(call, id); err != nil {
+			return err
+		}
+		f.log.Info("removed the log of a task that this node does not have", "task", id)
+	}
+	return nil
+}
+
 // loggedTask is a task of the node, with what its log takes.
 type loggedTask struct {
 	id      string
@@ -42,9 +85,9 @@ type loggedTask struct {
 
 // trimLogs removes the logs of ended tasks, the oldest first, until all logs together are within their share.
 func (f *fleet) trimLogs(ctx context.Context) error {
-	tasks := f.loggedTasks()
-	if len(tasks) == 0 {
-		return nil
+	tasks, err := f.loggedTasks(ctx)
+	if err != nil || len(tasks) == 0 {
+		return err
 	}
 	limit := f.cfg.Limits.LogBytes
 	if limit <= 0 {
@@ -77,15 +120,31 @@ func (f *fleet) trimLogs(ctx context.Context) error {
 	return nil
 }
 
-func (f *fleet) loggedTasks() []loggedTask {
+// loggedTasks also has those that only their logs are left of, as the oldest.
+func (f *fleet) loggedTasks(ctx context.Context) ([]loggedTask, error) {
+	select {
+	case <-f.adopted:
+	default:
+		return nil, nil // it is not known yet what runs
+	}
+	logged, err := f.runtime.Logged(ctx)
+	if err != nil {
+		return nil, err
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var out []loggedTask
+	for _, id := range logged {
+		_, stranger := f.strangers[id]
+		if f.tasks[id] == nil && !stranger {
+			out = append(out, loggedTask{id: id, ended: true})
+		}
+	}
 	for id, t := range f.tasks {
 		// Until the container is gone its logger may still write.
 		out = append(out, loggedTask{id: id, ended: t.status.GetState().Ended() && t.cleaned, endedAt: t.status.GetAt()})
 	}
-	return out
+	return out, nil
 }
 
 // sizeOf is what the files of a log have in bytes; 0 for a log that is not there.

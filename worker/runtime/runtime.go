@@ -153,6 +153,8 @@ type Runtime interface {
 	Remove(ctx context.Context, id string) error
 	// RemoveLogs removes what Remove leaves.
 	RemoveLogs(ctx context.Context, id string) error
+	// Logged is the IDs that have logs, also of containers that are gone.
+	Logged(ctx context.Context) ([]string, error)
 	// List is everything of ours, also what a former process made.
 	List(ctx context.Context) ([]Container, error)
 	// Stop ends a container: its stop signal, the grace period, SIGKILL.

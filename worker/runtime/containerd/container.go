@@ -263,6 +263,21 @@ func (r *Runtime) RemoveLogs(_ context.Context, id string) error {
 	return nil
 }
 
+// Logged is the IDs that have logs, also of containers that are gone. What is not named as an ID is not ours.
+func (r *Runtime) Logged(context.Context) ([]string, error) {
+	entries, err := os.ReadDir(r.logsDir())
+	if err != nil {
+		return nil, fmt.Errorf("list logs: %w", err)
+	}
+	var ids []string
+	for _, entry := range entries {
+		if entry.IsDir() && checkID(entry.Name()) == nil {
+			ids = append(ids, entry.Name())
+		}
+	}
+	return ids, nil
+}
+
 // List is everything of ours, also what a former process made.
 func (r *Runtime) List(ctx context.Context) ([]runtime.Container, error) {
 	ids, err := r.known()

@@ -361,6 +361,13 @@ func (f *Fake) RemoveLogs(_ context.Context, id string) error {
 	return nil
 }
 
+// Logged implements Runtime.
+func (f *Fake) Logged(context.Context) ([]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Sorted(maps.Keys(f.logs)), nil
+}
+
 // List implements Runtime.
 func (f *Fake) List(ctx context.Context) ([]runtime.Container, error) {
 	if err := f.enter(ctx, OpList, ""); err != nil {

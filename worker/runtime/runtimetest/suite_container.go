@@ -240,8 +240,14 @@ func environmentCases() []testCase {
 			if err != nil || !strings.Contains(text, "hello from inside") || !strings.Contains(text, "err hello from inside") {
 				s.Fatalf("logs are %q, %v", text, err)
 			}
+			if ids, err := s.Runtime.Logged(s.ctx()); err != nil || !slices.Contains(ids, "logs") {
+				s.Errorf("logs are there of %q, %v", ids, err)
+			}
 			if err := s.Runtime.RemoveLogs(s.ctx(), "logs"); err != nil {
 				s.Fatal(err)
+			}
+			if ids, err := s.Runtime.Logged(s.ctx()); err != nil || slices.Contains(ids, "logs") {
+				s.Errorf("logs are there of %q, %v", ids, err)
 			}
 			if text, err := s.Logs("logs"); err == nil && text != "" {
 				s.Errorf("logs are still there: %q", text)
