@@ -40,6 +40,10 @@ const (
 	maxMirrors    = 8
 )
 
+// mirrorDial is how long a mirror may take to accept a connection, of which a pull makes several, before the next in line is
+// asked. A mirror that is off must not hold up what others have.
+const mirrorDial = "2s"
+
 // Hub is what the references of Docker Hub's images begin with, and hubServer who answers for it.
 const (
 	Hub       = "docker.io"
@@ -174,7 +178,7 @@ func (s *Set) hostsFile(r Registry) []byte {
 	r.writeTLS(&b)
 	for _, mirror := range r.Mirrors {
 		at, own := s.mirror(mirror)
-		fmt.Fprintf(&b, "\n[host.%q]\ncapabilities = [\"pull\", \"resolve\"]\n", at)
+		fmt.Fprintf(&b, "\n[host.%q]\ncapabilities = [\"pull\", \"resolve\"]\ndial_timeout = %q\n", at, mirrorDial)
 		own.writeTLS(&b)
 	}
 	return b.Bytes()

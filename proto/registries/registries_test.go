@@ -76,10 +76,10 @@ insecure = true
 	ca := filepath.Join(dir, "ca.pem")
 	for host, want := range map[string]string{
 		"registry.local:5000": "server = \"https://registry.local:5000\"\nca = \"" + ca + "\"\n" +
-			"\n[host.\"http://mirror.local:5000\"]\ncapabilities = [\"pull\", \"resolve\"]\n" +
-			"\n[host.\"https://cache.local/hub\"]\ncapabilities = [\"pull\", \"resolve\"]\nskip_verify = true\n",
+			"\n[host.\"http://mirror.local:5000\"]\ncapabilities = [\"pull\", \"resolve\"]\ndial_timeout = \"2s\"\n" +
+			"\n[host.\"https://cache.local/hub\"]\ncapabilities = [\"pull\", \"resolve\"]\ndial_timeout = \"2s\"\nskip_verify = true\n",
 		"mirror.local:5000": "server = \"http://mirror.local:5000\"\n",
-		"docker.io":         "server = \"https://registry-1.docker.io\"\n\n[host.\"https://cache.local\"]\ncapabilities = [\"pull\", \"resolve\"]\nskip_verify = true\n",
+		"docker.io":         "server = \"https://registry-1.docker.io\"\n\n[host.\"https://cache.local\"]\ncapabilities = [\"pull\", \"resolve\"]\ndial_timeout = \"2s\"\nskip_verify = true\n",
 		"cache.local":       "server = \"https://cache.local\"\nskip_verify = true\n",
 		"lab:5000":          "server = \"http://lab:5000\"\n",
 	} {

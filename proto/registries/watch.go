@@ -12,7 +12,7 @@ import (
 
 // LookEvery is how often a Watcher looks at the file. A change counts once the file has stayed as it is for so long: an
 // editor may be in the middle of writing it.
-const LookEvery = 2 * time.Second
+const LookEvery = time.Second
 
 // Watcher takes over changes of registries.toml at run time. All fields are required unless they say otherwise.
 type Watcher struct {
