@@ -45,12 +45,15 @@ go on when swarmd stops or is upgraded. Only runc (or crun) has to be installed 
 Every flag can also be set in the environment (--data-dir as SWARMD_DATA_DIR) and in the
 configuration file (data-dir = "/srv/swarmd"). A flag beats the environment, which beats the file.
 
-How registries are spoken to stands in registries.toml of the configuration directory, which is read at the start:
+How registries are spoken to stands in registries.toml of the configuration directory:
 
   [[registry]]
   host = "registry.local:5000"         # as in the images' references
   ca = "registry-ca.pem"               # who signed its certificate; or plain_http = true, or insecure = true
-  mirrors = ["mirror.local:5000"]      # asked first; a mirror may have an entry of its own`,
+  mirrors = ["mirror.local:5000"]      # asked first; a mirror may have an entry of its own
+
+A change of that file counts within seconds, without a restart. With a mistake in it swarmd does not start; while it
+runs, a mistake changes nothing and "swarmctl info" tells its line.`,
 		Example: `  swarmd
   swarmd --data-dir /srv/swarmd --oci-runtime crun
   SWARMD_LOG_FORMAT=json swarmd`,
@@ -96,7 +99,8 @@ func run(ctx context.Context, o *options) error {
 	defer stop()
 	n, err := node.New(node.Config{
 		DataDir: o.dataDir, RunDir: o.runDir, Containerd: o.containerd, OCIRuntime: o.ociRuntime, ListenAddr: o.listenAddr, GossipAddr: o.gossipAddr,
-		CgroupParent: o.cgroupParent, Registries: known, Version: version, Logger: logger,
+		CgroupParent: o.cgroupParent, Registries: known, ConfigDir: o.configDir, PlainRegistries: o.insecureRegistries,
+		Version: version, Logger: logger,
 	})
 	if err != nil {
 		return err

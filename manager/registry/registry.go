@@ -8,6 +8,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -54,6 +56,8 @@ type Resolver struct {
 type silence struct {
 	until time.Time
 	pause time.Duration
+	// hosts is how it was spoken to: it is asked at once when somebody has changed that.
+	hosts string
 }
 
 // New makes a Resolver.
@@ -82,6 +86,8 @@ func (r *Resolver) Resolve(ctx context.Context, image string, auth *swarmpb.Regi
 	defer cancel()
 	digest, err := r.ask(asked, ref.String(), auth)
 	switch {
+	case errors.Is(err, errBusy) && ctx.Err() == nil:
+		return "", err
 	case err == nil:
 		r.setHeard(host)
 		return digest, nil
@@ -95,12 +101,15 @@ func (r *Resolver) Resolve(ctx context.Context, image string, auth *swarmpb.Regi
 	return "", registries.Explain(host, registries.User(auth, host), err)
 }
 
+// errBusy is about this manager, not about the registry.
+var errBusy = errors.New("this manager asks registries for too many other images at the moment; try again")
+
 func (r *Resolver) ask(ctx context.Context, ref string, auth *swarmpb.RegistryAuth) (string, error) {
 	select {
 	case r.places <- struct{}{}:
 		defer func() { <-r.places }()
 	case <-ctx.Done():
-		return "", ctx.Err()
+		return "", errBusy
 	}
 	options := config.HostOptions{Credentials: func(host string) (string, string, error) {
 		user, secret := registries.Secret(auth, host)
@@ -122,18 +131,29 @@ func (r *Resolver) ask(ctx context.Context, ref string, auth *swarmpb.RegistryAu
 
 func (r *Resolver) isSilent(host string) bool {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	return time.Now().Before(r.silent[host].until)
+	was := r.silent[host]
+	r.mu.Unlock()
+	return time.Now().Before(was.until) && was.hosts == r.hosts(host)
+}
+
+// hosts is how a registry is spoken to.
+func (r *Resolver) hosts(host string) string {
+	if r.cfg.HostDir == "" {
+		return ""
+	}
+	text, _ := os.ReadFile(filepath.Join(r.cfg.HostDir, host, "hosts.toml")) // none, or one that cannot be read, is as good as empty
+	return string(text)
 }
 
 func (r *Resolver) setSilent(host string) {
+	hosts := r.hosts(host)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	pause := min(max(minSilent, 2*r.silent[host].pause), maxSilence)
 	if len(r.silent) >= maxSilent {
 		clear(r.silent)
 	}
-	r.silent[host] = silence{time.Now().Add(pause), pause}
+	r.silent[host] = silence{time.Now().Add(pause), pause, hosts}
 }
 
 func (r *Resolver) setHeard(host string) {

@@ -180,6 +180,48 @@ func TestResolve_ASilentRegistry_IsWaitedForOnce(t *testing.T) {
 	server.CloseClientConnections()
 }
 
+func TestResolve_HowItIsSpokenToChanges_ASilentRegistryIsAskedAgain(t *testing.T) {
+	server := httptest.NewServer(serve.New(quiet))
+	defer server.Close()
+	host := server.Listener.Addr().String()
+	want := push(t, server, "v1", authn.Anonymous)
+	r := resolver(t, server, "")
+	r.setSilent(host)
+	if !r.isSilent(host) {
+		t.Fatal("it is asked though nothing has changed")
+	}
+	set, err := (&registries.Set{}).With([]string{host})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := set.WriteHosts(r.cfg.HostDir); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := r.Resolve(context.Background(), host+"/team/app:v1", nil); err != nil || got != want {
+		t.Errorf("digest %s, %v, want %s", got, err, want)
+	}
+}
+
+func TestResolve_TooManyQuestionsForASilentRegistry_AreNoFaultOfAnother(t *testing.T) {
+	server := httptest.NewServer(serve.New(quiet))
+	defer server.Close()
+	host := server.Listener.Addr().String()
+	want := push(t, server, "v1", authn.Anonymous)
+	r := resolver(t, server, fmt.Sprintf("[[registry]]\nhost = %q\nplain_http = true\n", host))
+	for range maxAtOnce {
+		r.places <- struct{}{}
+	}
+	r.cfg.Timeout = 20 * time.Millisecond
+	if _, err := r.Resolve(context.Background(), host+"/team/app:v1", nil); !errors.Is(err, errBusy) {
+		t.Errorf("without a place: %v", err)
+	}
+	<-r.places
+	r.cfg.Timeout = time.Minute
+	if got, err := r.Resolve(context.Background(), host+"/team/app:v1", nil); err != nil || got != want {
+		t.Errorf("digest %s, %v, want %s", got, err, want)
+	}
+}
+
 func TestSilence_OfARegistry_GrowsUntilItIsHeard(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := New(Config{})

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/swarmd/swarmd/proto/registries"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
 
@@ -39,6 +40,11 @@ func (n *Node) problems() []string {
 	if n.child != nil && !n.child.Answered() {
 		out = append(out, "containerd does not answer yet: no container can start before it does; its log is "+n.child.LogFile())
 	}
+	n.mu.Lock()
+	if err := n.registryProblem; err != nil {
+		out = append(out, fmt.Sprintf("registries are spoken to as before the last change of %s: %v", registries.FileName, err))
+	}
+	n.mu.Unlock()
 	if m := n.current(); m != nil {
 		out = append(out, m.agent.Problems()...)
 		out = append(out, m.problems()...)

@@ -52,8 +52,12 @@ type Config struct {
 	CgroupParent string
 	// Registries says how registries are spoken to; nil = all over TLS.
 	Registries *registries.Set
-	Version    string
-	Logger     *slog.Logger
+	// ConfigDir is where that was read from and is looked for again while the daemon runs, beside PlainRegistries, which
+	// are spoken to in plain HTTP; empty = it stays as it is.
+	ConfigDir       string
+	PlainRegistries []string
+	Version         string
+	Logger          *slog.Logger
 }
 
 // Node is the daemon of one host.
@@ -73,6 +77,8 @@ type Node struct {
 	member   *member // nil while the node belongs to no cluster
 	running  context.Context
 	closing  bool // no member starts any more
+	// registryProblem is why registries are not spoken to as the file says; nil = they are.
+	registryProblem error
 }
 
 // New prepares the host: directories, the OCI runtime, containerd's configuration. Run starts things.
@@ -144,6 +150,9 @@ func (n *Node) Run(ctx context.Context) error {
 		g.Go(func() error { return n.child.Run(running) })
 	}
 	g.Go(func() error { return n.runtime.Run(running) })
+	if n.cfg.ConfigDir != "" {
+		g.Go(func() error { return n.watchRegistries(ctx) })
+	}
 	resumed := make(chan struct{})
 	g.Go(func() error { return n.resume(ctx, resumed) })
 	g.Go(func() error {
