@@ -3,6 +3,7 @@ package containerd_test
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -74,18 +75,10 @@ func BenchmarkPull(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 	pulls.report(b, "pull")
 	shells.report(b, "shell")
-	ratios := func(of, to []time.Duration) []float64 {
-		out := make([]float64, len(of))
-		for i := range of {
-			out[i] = of[i].Seconds() / to[i].Seconds()
-		}
-		slices.Sort(out)
-		return out
-	}
 	times, cpus := ratios(pulls.time, shells.time), ratios(pulls.cpu, shells.cpu)
-	b.ReportMetric(times[len(times)/2], "time-ratio")
-	b.ReportMetric(times[len(times)-1], "time-ratio-worst")
-	b.ReportMetric(cpus[len(cpus)/2], "cpu-ratio")
+	b.ReportMetric(median(times), "time-ratio")
+	b.ReportMetric(slices.Max(times), "time-ratio-worst")
+	b.ReportMetric(median(cpus), "cpu-ratio")
 }
 
 // spent is what rounds of one side have cost; CPU is that of everything, the registry too.
@@ -99,12 +92,20 @@ func (s *spent) add(usage func() time.Duration, do func()) {
 }
 
 func (s *spent) report(b *testing.B, what string) {
-	median := func(all []time.Duration) float64 {
-		return slices.Sorted(slices.Values(all))[len(all)/2].Seconds()
-	}
-	b.ReportMetric(median(s.time), what+"-s")
+	b.ReportMetric(median(s.time).Seconds(), what+"-s")
 	b.ReportMetric(slices.Max(s.time).Seconds(), what+"-s-worst")
-	b.ReportMetric(median(s.cpu), what+"-cpu-s")
+	b.ReportMetric(median(s.cpu).Seconds(), what+"-cpu-s")
+}
+
+func median[T cmp.Ordered](all []T) T { return slices.Sorted(slices.Values(all))[len(all)/2] }
+
+// ratios of each round's two sides.
+func ratios(of, to []time.Duration) []float64 {
+	out := make([]float64, len(of))
+	for i := range of {
+		out[i] = of[i].Seconds() / to[i].Seconds()
+	}
+	return out
 }
 
 func pullOnce(b *testing.B, r *containerd.Runtime, ref string) {

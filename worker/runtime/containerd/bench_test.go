@@ -42,14 +42,7 @@ func BenchmarkStart(b *testing.B) {
 	child := shared.open(b)
 	config := configure(b, child)
 	r, _ := open(b, config)
-	archive, err := runtimetest.Archive(runtimetest.ImageName, goruntime.GOARCH, binary(b))
-	if err != nil {
-		b.Fatal(err)
-	}
-	ctx := context.Background()
-	if _, err := r.Import(ctx, bytes.NewReader(archive)); err != nil {
-		b.Fatal(err)
-	}
+	importImage(b, r)
 	raw := newRawLoop(b, r, config)
 	var spent [2]struct{ time, cpu time.Duration }
 	for i := range b.N {
@@ -107,6 +100,17 @@ func startThrough(r *containerd.Runtime) func(context.Context, string) (func() e
 	}
 }
 
+func importImage(b *testing.B, r *containerd.Runtime) {
+	b.Helper()
+	archive, err := runtimetest.Archive(runtimetest.ImageName, goruntime.GOARCH, binary(b))
+	if err != nil {
+		b.Fatal(err)
+	}
+	if _, err := r.Import(context.Background(), bytes.NewReader(archive)); err != nil {
+		b.Fatal(err)
+	}
+}
+
 func benchSpec(id string) runtime.Spec {
 	return runtime.Spec{ID: id, Image: runtimetest.ImageName, Container: &swarmpb.ContainerSpec{}, Hostname: "bench"}
 }
@@ -157,25 +161,31 @@ func newRawLoop(b *testing.B, r *containerd.Runtime, config containerd.Config) *
 }
 
 func (l *rawLoop) start(ctx context.Context, id string) (func() error, error) {
+	_, remove, err := l.startWith(ctx, id, cio.BinaryIO(l.logger, map[string]string{"dir": filepath.Join(l.logs, id)}))
+	return remove, err
+}
+
+// startWith starts a container whose output goes where the creator says.
+func (l *rawLoop) startWith(ctx context.Context, id string, output cio.Creator) (client.Task, func() error, error) {
 	ctx = namespaces.WithNamespace(ctx, containerd.Namespace)
 	var spec specs.Spec
 	if err := json.Unmarshal(l.template, &spec); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	spec.Linux.CgroupsPath = filepath.Join(cgroupParent, id)
 	c, err := l.client.NewContainer(ctx, id, client.WithNewSnapshot(id, l.image), client.WithSpec(&spec), client.WithRuntime("io.containerd.runc.v2", l.options))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	task, err := c.NewTask(ctx, cio.BinaryIO(l.logger, map[string]string{"dir": filepath.Join(l.logs, id)}))
+	task, err := c.NewTask(ctx, output)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	exited, err := task.Wait(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return func() error {
+	return task, func() error {
 		ctx := namespaces.WithNamespace(context.Background(), containerd.Namespace)
 		exited, err = task.Wait(ctx)
 		if err != nil {

@@ -57,7 +57,7 @@ func TestLines_AnyChunks_GiveTheTextBack(t *testing.T) {
 		}
 		o := testOutput(t, dir, 1<<30, 1)
 		l := newLines(o, "stdout")
-		l.now = func() time.Time { return time.Unix(0, 1) }
+		o.stamps.now = func() time.Time { return time.Unix(0, 1) }
 		long := rapid.Custom(func(t *rapid.T) []byte { return bytes.Repeat([]byte("x"), rapid.IntRange(0, 3*maxLine).Draw(t, "n")) })
 		short := rapid.SliceOfN(rapid.SampledFrom([]byte("ab\n")), 0, 20)
 		var all []byte
@@ -73,8 +73,8 @@ func TestLines_AnyChunks_GiveTheTextBack(t *testing.T) {
 		o.flush()
 		records, _ := readAll(t, dir)
 		var got strings.Builder
-		for _, record := range records {
-			text, ok := strings.CutPrefix(record, "1970-01-01T00:00:00.000000001Z stdout ")
+		for i, record := range records {
+			text, ok := strings.CutPrefix(record, time.Unix(0, int64(i+1)).UTC().Format(timeLayout)+" stdout ")
 			if !ok || len(text) < 2 || len(text) > 2+maxLine {
 				rt.Fatalf("record %.60q", record)
 			}
@@ -89,6 +89,35 @@ func TestLines_AnyChunks_GiveTheTextBack(t *testing.T) {
 		}
 		if got.String() != want {
 			rt.Fatalf("%d bytes came back of %d", got.Len(), len(want))
+		}
+	})
+}
+
+func TestStamps_AnyClock_AreItsTimeAndGrow(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		clock := time.Unix(1_700_000_000, rapid.Int64Range(0, 1e9-1).Draw(rt, "begin"))
+		s := newStamps()
+		s.now = func() time.Time { return clock }
+		before := time.Time{}
+		for range rapid.IntRange(1, 20).Draw(rt, "reads") {
+			step := rapid.OneOf(rapid.Int64Range(-10, 10), rapid.Int64Range(-2e6, 2e6), rapid.Int64Range(-5e9, 5e9)).Draw(rt, "step")
+			clock = clock.Add(time.Duration(step))
+			s.tick()
+			for i := range rapid.IntRange(1, 300).Draw(rt, "lines") {
+				text := string(s.next())
+				got, err := time.Parse(timeLayout, text)
+				if err != nil || len(text) != len(timeLayout) {
+					rt.Fatalf("%q: %v", text, err)
+				}
+				setBack := i == 0 && before.Sub(clock) > time.Duration(maxAhead)
+				if !got.After(before) && !setBack {
+					rt.Fatalf("%s after %s", text, before)
+				}
+				if off := got.Sub(clock); off < 0 || off > time.Duration(maxAhead)+time.Duration(300) {
+					rt.Fatalf("%s is %s from the clock", text, off)
+				}
+				before = got
+			}
 		}
 	})
 }

@@ -16,13 +16,14 @@ type output struct {
 	buffer  []byte
 	dropped int // records that could not be written since the last that could
 	pending int // records in buffer
+	stamps  *stamps
 }
 
 // bufferSize is how much is gathered before a write; the pump flushes whatever is left at each turn.
 const bufferSize = 64 << 10
 
 func openOutput(s settings) (*output, error) {
-	o := &output{settings: s}
+	o := &output{settings: s, stamps: newStamps(), buffer: make([]byte, 0, bufferSize)}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -50,15 +51,15 @@ func (o *output) open() error {
 	return nil
 }
 
-func (o *output) write(record []byte) {
-	if pending := o.written + int64(len(o.buffer)); pending > 0 && pending+int64(len(record)) > o.size {
+// room makes place for one record more of size bytes, which the caller appends to buffer.
+func (o *output) room(size int) {
+	if pending := o.written + int64(len(o.buffer)); pending > 0 && pending+int64(size) > o.size {
 		o.flush()
 		o.rotate()
 	}
-	if len(o.buffer)+len(record) > bufferSize {
+	if len(o.buffer)+size > bufferSize {
 		o.flush()
 	}
-	o.buffer = append(o.buffer, record...)
 	o.pending++
 }
 
