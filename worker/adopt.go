@@ -39,8 +39,8 @@ func (f *fleet) restore(k kept) {
 		f.tasks[id] = &task{
 			id: id, assigned: assigned, status: status, doing: hold,
 			template: f.templates[templateKey{assigned.GetServiceId(), assigned.GetTemplateVersion()}],
-			comeback: k.comebacks[id],
 		}
+		f.tasks[id].comeback = k.comebacks[id].restored(f.tasks[id].template)
 	}
 	if k.config != nil {
 		f.takeConfig(k.config)

@@ -38,7 +38,7 @@ type comeback struct {
 	InWindow    uint64 `json:"inWindow,omitempty"`
 	WindowStart int64  `json:"windowStart,omitempty"`
 
-	// notBefore ends the policy's delay; it is counted anew by a later process.
+	// notBefore ends the policy's delay; a later process counts the delay anew.
 	notBefore time.Time
 }
 
@@ -87,6 +87,15 @@ func (p restartPolicy) next(c comeback, exit runtime.Exit, ran time.Duration, no
 	c.Failures = min(c.Failures+1, 1<<30)
 	c.Ended, c.Begun = &exit, false
 	return c, true
+}
+
+// restored is a record of a former process.
+func (c comeback) restored(template *swarmpb.AssignedTemplate) comeback {
+	if c.Ended != nil && !c.Begun {
+		// Failures counts the restart that is to come already.
+		c.notBefore = time.Now().Add(restartPolicy{template.GetSpec().GetRestart()}.delay(max(c.Failures, 1) - 1))
+	}
+	return c
 }
 
 // started is the record once the container runs again.
@@ -139,6 +148,13 @@ func (f *fleet) alone() bool {
 		age = time.Since(f.began)
 	}
 	return !f.reachable() && age >= f.cfg.Limits.Alone
+}
+
+// onItsOwn says whether a task is started again without managers: there is nobody who would replace it.
+func (f *fleet) onItsOwn(t *task) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return t.comeback.Ended != nil && !f.reachable()
 }
 
 // stays keeps a task that has ended from being reported so, because no manager can be reached and its policy wants it

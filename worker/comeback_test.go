@@ -1,6 +1,8 @@
 package worker
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"strings"
@@ -11,6 +13,7 @@ import (
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/worker/runtime"
+	"github.com/swarmd/swarmd/worker/runtime/runtimetest"
 )
 
 const (
@@ -226,4 +229,71 @@ func (h *host) killDuringRestart(t *testing.T, id, at string) {
 		time.Sleep(time.Second) // it ran for a while
 		must(t, h.runtime.Exit(id, 5))
 	}
+}
+
+// Without managers nobody would replace a task that is given up.
+func TestComeback_StartFailsForLong_IsTriedUntilItWorksOrManagersReturn(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *host) {
+		h.assignPolicy("a", nil)
+		h.settle(time.Second)
+		h.cut(true)
+		h.settle(time.Second)
+		h.runtime.SetBefore(func(_ context.Context, op runtimetest.Op, _ string) error {
+			if op == runtimetest.OpStart {
+				return errors.New("containerd is away")
+			}
+			return nil
+		})
+		must(t, h.runtime.Exit("a", 4))
+		h.settle(10 * time.Minute)
+		h.runtime.SetBefore(nil)
+		h.settle(time.Minute)
+		h.wantRunning("a")
+		h.cut(false)
+		h.settle(10 * time.Second)
+		if c := h.wantState("a", stateRunning, "").GetContainer(); !slices.Equal(c.GetLocalExitCodes(), []int32{4}) {
+			t.Errorf("restarts after %v", c.GetLocalExitCodes())
+		}
+	})
+}
+
+func TestComeback_AgentRestartsDuringTheDelay_ItIsKept(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *host) {
+		h.assignPolicy("a", &swarmpb.RestartPolicy{Delay: durationpb.New(time.Hour)})
+		h.settle(time.Second)
+		h.cut(true)
+		h.settle(time.Second)
+		must(t, h.runtime.Exit("a", 4))
+		h.settle(time.Second)
+		h.restart()
+		h.settle(50 * time.Minute)
+		h.wantRunning()
+		h.settle(15 * time.Minute)
+		h.wantRunning("a")
+	})
+}
+
+// Between its container's removal and the next one's start only the record knows how it ended.
+func TestComeback_ShutDownBetweenTwoContainers_ExitCodeIsTold(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *host) {
+		h.assignPolicy("a", nil)
+		h.settle(time.Second)
+		h.cut(true)
+		h.settle(time.Second)
+		h.runtime.SetBefore(func(_ context.Context, op runtimetest.Op, _ string) error {
+			if op == runtimetest.OpCreate {
+				return errors.New("no")
+			}
+			return nil
+		})
+		must(t, h.runtime.Exit("a", 4))
+		h.settle(12 * time.Second)
+		h.wantContainers()
+		h.manager.desire("a", stateShutdown)
+		h.cut(false)
+		h.settle(10 * time.Second)
+		if c := h.wantState("a", stateShutdown, "").GetContainer(); c.GetExitCode() != 4 || c.GetFinishedAt() == 0 {
+			t.Errorf("container of the status is %v", c)
+		}
+	})
 }

@@ -181,8 +181,8 @@ func (f *fleet) take(s *set) error {
 		case *swarmpb.AssignmentChange_Template:
 			key := templateKey{c.Template.GetServiceId(), c.Template.GetVersion()}
 			templates[key] = true
-			f.templates[key] = c.Template
-			f.db.set(bucketTemplates, key.String(), unsealed(c.Template))
+			f.templates[key] = told(c.Template)
+			f.db.set(bucketTemplates, key.String(), unsealed(f.templates[key]))
 		case *swarmpb.AssignmentChange_Task:
 			if !validTaskID(c.Task.GetId()) {
 				f.log.Error("assigned task has no valid ID, ignored", "task", c.Task.GetId())

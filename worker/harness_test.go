@@ -21,6 +21,7 @@ import (
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/proto/wire"
 	"github.com/swarmd/swarmd/worker/network/networktest"
+	"github.com/swarmd/swarmd/worker/runtime"
 	"github.com/swarmd/swarmd/worker/runtime/runtimetest"
 )
 
@@ -331,6 +332,7 @@ type host struct {
 
 	managers []*swarmpb.ManagerPeer // given; nil = one
 	disk     func(string) (Disk, error)
+	pull     puller             // nil = the runtime's own
 	role     []swarmpb.NodeRole // as told
 	gossip   []GossipConfig     // as told
 
@@ -403,8 +405,12 @@ func (h *host) start() {
 	if managers == nil {
 		managers = []*swarmpb.ManagerPeer{{NodeId: "m", Address: "192.0.2.9:2377"}}
 	}
+	pull := h.pull
+	if pull == nil {
+		pull = h.runtime.Pull
+	}
 	agent, err := New(Config{
-		NodeID: "node-1", Hostname: h.hostname, ListenAddress: "192.0.2.1:2377", Dir: h.dir, Runtime: h.runtime, Network: h.net, Dial: h.dial,
+		NodeID: "node-1", Hostname: h.hostname, ListenAddress: "192.0.2.1:2377", Dir: h.dir, Runtime: pullingRuntime{h.runtime, pull}, Network: h.net, Dial: h.dial,
 		Managers: managers, Limits: h.limits, Disk: h.disk,
 		Role:    func(r swarmpb.NodeRole) { h.role = append(h.role, r) },
 		Gossip:  func(g GossipConfig) { h.gossip = append(h.gossip, g) },
@@ -417,6 +423,18 @@ func (h *host) start() {
 	h.agent, h.cancel, h.done = agent, cancel, make(chan error, 1)
 	go func() { h.done <- agent.Run(ctx) }()
 	h.settle(time.Second)
+}
+
+// puller answers for the registries of a runtime.
+type puller func(ctx context.Context, req runtime.PullRequest) (runtime.Image, error)
+
+type pullingRuntime struct {
+	*runtimetest.Fake
+	pull puller
+}
+
+func (r pullingRuntime) Pull(ctx context.Context, req runtime.PullRequest) (runtime.Image, error) {
+	return r.pull(ctx, req)
 }
 
 // stop ends the agent, as a process that is told to stop does.

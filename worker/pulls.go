@@ -33,6 +33,8 @@ type pullKey struct {
 	image, digest string
 	policy        swarmpb.PullPolicy
 	auth          string // RegistryAuth in its wire form; empty = none
+	// withheld: there are credentials, which this process has not been told yet.
+	withheld bool
 }
 
 type flight struct {
@@ -158,9 +160,19 @@ func (p *pulls) progress(key pullKey) runtime.PullProgress {
 	return runtime.PullProgress{}
 }
 
-// unsealed is a template as it may be written to disk: without credentials.
+// unsealed is a template as it may be written to disk: without credentials. Empty ones say that there are some.
 func unsealed(template *swarmpb.AssignedTemplate) *swarmpb.AssignedTemplate {
 	if template.GetRegistryAuth() == nil {
+		return template
+	}
+	template = swarmpb.Clone(template)
+	template.RegistryAuth = &swarmpb.RegistryAuth{}
+	return template
+}
+
+// told is a template as a manager sent it: empty credentials are none.
+func told(template *swarmpb.AssignedTemplate) *swarmpb.AssignedTemplate {
+	if auth := template.GetRegistryAuth(); auth == nil || proto.Size(auth) > 0 {
 		return template
 	}
 	template = swarmpb.Clone(template)
@@ -176,28 +188,41 @@ func (f *fleet) pullOf(t *task, spec runtime.Spec) pullKey {
 	key := pullKey{image: spec.Image, digest: spec.Digest, policy: spec.Container.GetPullPolicy()}
 	if auth := template.GetRegistryAuth(); auth != nil {
 		if wire, err := (proto.MarshalOptions{Deterministic: true}).Marshal(auth); err == nil {
-			key.auth = string(wire)
+			key.auth, key.withheld = string(wire), len(wire) == 0
 		}
 	}
 	return key
 }
 
-// pull tries until the image is there, an error is final, or the time for passing errors is over.
-func (f *fleet) pull(wait context.Context, t *task, key pullKey) (runtime.Image, error) {
+// waitsForCredentials is what a task says whose image is only to be had with credentials that are still to come: they are
+// not on the disk, so that a process that begins has none before it has a session.
+const waitsForCredentials = "waiting for the managers to send the credentials of its registry"
+
+// pull tries until the image is there, an error is final, or the time for passing errors, from the first one on, is over.
+func (f *fleet) pull(wait context.Context, t *task, spec runtime.Spec) (runtime.Image, error) {
 	pause := backoff{min: f.cfg.Limits.RetryMin, max: f.cfg.Limits.RetryMax}
-	for until := time.Now().Add(f.cfg.Limits.PullFor); ; {
+	var until time.Time
+	for {
+		key := f.pullOf(t, spec) // with what credentials there are by now
 		image, err := f.pullShown(wait, t, key)
 		if err == nil || wait.Err() != nil {
 			return image, err
 		}
+		if until.IsZero() {
+			until = time.Now().Add(f.cfg.Limits.PullFor)
+		}
 		text := explainPull(key.image, err)
-		if isFinal(err) || errors.Is(err, runtime.ErrNotFound) {
+		switch missing := errors.Is(err, runtime.ErrNotFound); {
+		case missing && key.withheld:
+			f.say(t, waitsForCredentials, "")
+			until = time.Time{}
+		case missing || isFinal(err):
 			return image, finalError{errors.New(text)}
-		}
-		if !time.Now().Before(until) {
+		case !time.Now().Before(until):
 			return image, fmt.Errorf("%s (tried for %s)", text, f.cfg.Limits.PullFor)
+		default:
+			f.sayTrouble(t, text)
 		}
-		f.sayTrouble(t, text)
 		sleep(wait, pause.next(nil))
 	}
 }

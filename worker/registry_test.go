@@ -97,7 +97,7 @@ func TestAgent_SlowPull_IsToldAtMostOnceASecond(t *testing.T) {
 		began := time.Now()
 		go func() {
 			defer close(over)
-			if _, err := f.pull(t.Context(), tk, pullKey{image: "big:v1"}); err != nil {
+			if _, err := f.pull(t.Context(), tk, runtime.Spec{Image: "big:v1"}); err != nil {
 				t.Error(err)
 			}
 		}()
@@ -117,5 +117,48 @@ func TestAgent_SlowPull_IsToldAtMostOnceASecond(t *testing.T) {
 		if _, ok := messages["pulling big:v1: 2MB of 40MB"]; !ok || len(messages) < 5 || len(messages) > 12 {
 			t.Errorf("told in 12 s: %v", messages)
 		}
+	})
+}
+
+// A process that begins has no credentials, as they are not on the disk. That says nothing against the image.
+func TestAgent_RestartedDuringAPullWithCredentials_WaitsForThem(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, dir)
+		defer h.close()
+		h.pull = func(ctx context.Context, req runtime.PullRequest) (runtime.Image, error) {
+			if req.Auth.GetPassword() == "" {
+				return runtime.Image{}, &runtime.PullError{Reason: "access denied", Err: runtime.ErrNotFound}
+			}
+			if !sleep(ctx, 10*time.Second) {
+				return runtime.Image{}, ctx.Err()
+			}
+			return h.runtime.Pull(ctx, req)
+		}
+		h.start()
+		assign := func(id string, auth *swarmpb.RegistryAuth) {
+			h.manager.change(
+				templateChange(&swarmpb.AssignedTemplate{ServiceId: id, Version: 1, RegistryAuth: auth, Spec: &swarmpb.TaskSpec{Container: &swarmpb.ContainerSpec{Image: "registry.local/app:v1"}}}),
+				taskChange(&swarmpb.AssignedTask{Id: id, ServiceId: id, ServiceName: "web", Slot: 1, TemplateVersion: 1, DesiredState: stateRunning}),
+			)
+		}
+		assign("a", &swarmpb.RegistryAuth{Server: "registry.local", Username: "ann", Password: "secret"})
+		h.settle(2 * time.Second)
+		h.stop()
+		h.cut(true)
+		h.start()
+		h.settle(10 * time.Minute)
+		_, _, status := h.agent.fleet.look(h.agent.fleet.tasks["a"])
+		if status.GetState() != swarmpb.TaskState_TASK_STATE_PREPARING || status.GetMessage() != waitsForCredentials {
+			t.Fatalf("status without managers is %v", status)
+		}
+		h.cut(false)
+		h.settle(time.Minute)
+		h.wantState("a", stateRunning, "")
+		assign("b", nil)
+		assign("c", &swarmpb.RegistryAuth{}) // which is none
+		h.settle(10 * time.Second)
+		h.wantState("b", stateRejected, "image not found: registry.local/app:v1: access denied")
+		h.wantState("c", stateRejected, "image not found: registry.local/app:v1: access denied")
 	})
 }

@@ -106,7 +106,7 @@ func (f *fleet) fetch(wait context.Context, t *task, spec runtime.Spec) (runtime
 		}
 		f.log.Info("an earlier replica's image cannot be had any more; asking for its tag", "task", t.id, "image", spec.Image, "digest", known, "error", err)
 	}
-	return f.pull(wait, t, f.pullOf(t, spec))
+	return f.pull(wait, t, spec)
 }
 
 // knownDigest is what the newest other task of the template ran; empty without one.
@@ -175,6 +175,7 @@ func acquire(ctx context.Context, places chan struct{}) bool {
 func (f *fleet) start(ctx, wait context.Context, t *task) {
 	pause := backoff{min: f.cfg.Limits.RetryMin, max: f.cfg.Limits.RetryMax}
 	var until time.Time
+	fetched := false
 	for {
 		at, err := f.attach(wait, t)
 		if err == nil {
@@ -188,10 +189,16 @@ func (f *fleet) start(ctx, wait context.Context, t *task) {
 		if err == nil || wait.Err() != nil {
 			return
 		}
+		if err = f.fetchAgain(wait, t, err, &fetched); wait.Err() != nil {
+			return
+		}
+		if err == nil {
+			continue
+		}
 		if until.IsZero() {
 			until = time.Now().Add(f.cfg.Limits.StartFor)
 		}
-		late := !time.Now().Before(until)
+		late := !time.Now().Before(until) && !f.onItsOwn(t)
 		switch {
 		case isFinal(err), late && errors.Is(err, network.ErrPortTaken):
 			f.reject(ctx, t, explain(err))
@@ -206,6 +213,26 @@ func (f *fleet) start(ctx, wait context.Context, t *task) {
 			return
 		}
 	}
+}
+
+// imageGone says that the image of a spec was removed since it was fetched.
+type imageGone struct {
+	error
+	spec runtime.Spec
+}
+
+func (e imageGone) Unwrap() error { return e.error }
+
+// fetchAgain has the image back that an error says to be gone; other errors are returned as they are. It does so once a
+// start: it may take long, and is no part of what is bounded there.
+func (f *fleet) fetchAgain(wait context.Context, t *task, err error, done *bool) error {
+	var gone imageGone
+	if *done || !errors.As(err, &gone) {
+		return err
+	}
+	_, err = f.pull(wait, t, gone.spec)
+	*done = err == nil
+	return err
 }
 
 // tryStart brings the task to RUNNING, whatever of the way is already behind it.
@@ -227,10 +254,8 @@ func (f *fleet) tryStart(ctx, wait context.Context, t *task, at network.Attachme
 		spec.Digest = status.GetContainer().GetImageDigest() // what was fetched is what runs
 	}
 	err = f.runtime.Create(call, spec)
-	if errors.Is(err, runtime.ErrNotFound) { // the image was removed since it was fetched
-		if _, err = f.pull(wait, t, f.pullOf(t, spec)); err == nil {
-			err = f.runtime.Create(call, spec)
-		}
+	if errors.Is(err, runtime.ErrNotFound) {
+		return imageGone{err, spec}
 	}
 	if err != nil {
 		return err
@@ -391,6 +416,9 @@ func (f *fleet) end(ctx context.Context, t *task, state swarmpb.TaskState, edit 
 	f.update(t, state, func(s *swarmpb.TaskStatus) {
 		if c := s.GetContainer(); c.GetPid() != 0 {
 			c.Pid = 0
+		}
+		if exit := t.comeback.Ended; exit != nil {
+			noteExit(s, *exit) // its container may be gone already, and the next one never have been
 		}
 		if edit != nil {
 			edit(s)
