@@ -21,21 +21,35 @@ const (
 	imagesEvery = time.Minute
 	imagesHigh  = 85
 	imagesLow   = 80
-	// imagesRest is how long an image stays after it was pulled or last used.
-	imagesRest = 10 * time.Minute
+	// imagesRest is how long an image stays after it was pulled or last used, imagesRestFull how long while the disk is so
+	// full that the node takes no tasks.
+	imagesRest     = 10 * time.Minute
+	imagesRestFull = time.Minute
 )
 
-// boundImages makes room among the images when there is need, until ctx ends.
-func (f *fleet) boundImages(ctx context.Context) error {
-	for sleep(ctx, imagesEvery) {
-		if err := f.trimImages(ctx); err != nil && ctx.Err() == nil {
+// boundImages makes room among the images when there is need, until ctx ends: it looks now and then, and at once when the
+// disk is full.
+func (f *fleet) boundImages(ctx context.Context, disk *space) error {
+	tick := time.NewTicker(imagesEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-disk.full:
+		}
+		rest := imagesRest
+		if disk.takesNone() != "" {
+			rest = imagesRestFull
+		}
+		if err := f.trimImages(ctx, rest); err != nil && ctx.Err() == nil {
 			f.log.Warn("cannot make room among the images", "error", err)
 		}
 	}
-	return nil
 }
 
-func (f *fleet) trimImages(ctx context.Context) error {
+func (f *fleet) trimImages(ctx context.Context, rest time.Duration) error {
 	if used, err := f.diskUsed(); err != nil || used < imagesHigh {
 		return err
 	}
@@ -45,12 +59,12 @@ func (f *fleet) trimImages(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, image := range f.unusedImages(images) {
+	for _, image := range f.unusedImages(images, rest) {
 		used, err := f.diskUsed()
 		if err != nil || used <= imagesLow {
 			return err
 		}
-		if len(f.unusedImages([]runtime.Image{image})) == 0 {
+		if len(f.unusedImages([]runtime.Image{image}, rest)) == 0 {
 			continue // a task has come for it meanwhile
 		}
 		removed, err := f.runtime.RemoveImage(call, image.Name, false)
@@ -81,8 +95,8 @@ func (f *fleet) diskUsed() (uint64, error) {
 	return 100 - d.Free*100/d.Size, nil
 }
 
-// unusedImages are those that may go, the longest unused first.
-func (f *fleet) unusedImages(images []runtime.Image) []runtime.Image {
+// unusedImages are those that have not been used for the time of rest and may go, the longest unused first.
+func (f *fleet) unusedImages(images []runtime.Image, rest time.Duration) []runtime.Image {
 	type candidate struct {
 		image runtime.Image
 		last  time.Time // that it was pulled or used
@@ -100,7 +114,7 @@ func (f *fleet) unusedImages(images []runtime.Image) []runtime.Image {
 		if at := last[image.Digest]; at.After(c.last) {
 			c.last = at
 		}
-		if now.Sub(c.last) >= imagesRest {
+		if now.Sub(c.last) >= rest {
 			found = append(found, c)
 		}
 	}

@@ -2,9 +2,11 @@ package worker
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -57,7 +59,7 @@ func TestImageSpace_DiskFills_LongestUnusedGoFirstAndNothingThatIsNeeded(t *test
 		}
 		wantLeft := func(want ...string) {
 			t.Helper()
-			if err := f.trimImages(t.Context()); err != nil {
+			if err := f.trimImages(t.Context(), imagesRest); err != nil {
 				t.Error(err)
 			}
 			images, err := fake.Images(t.Context())
@@ -92,13 +94,53 @@ func TestImageSpace_ADiskThatMakesNoSense_IsAnErrorNotARemoval(t *testing.T) {
 	f, _ := imageFleet(t, &base)
 	for _, disk := range []Disk{{}, {Free: 2, Size: 1}} {
 		f.cfg.Disk = func(string) (Disk, error) { return disk, nil }
-		if err := f.trimImages(t.Context()); err == nil {
+		if err := f.trimImages(t.Context(), imagesRest); err == nil {
 			t.Errorf("%+v is taken", disk)
 		}
 	}
 	broken := errors.New("no disk")
 	f.cfg.Disk = func(string) (Disk, error) { return Disk{}, broken }
-	if err := f.trimImages(t.Context()); !errors.Is(err, broken) {
+	if err := f.trimImages(t.Context(), imagesRest); !errors.Is(err, broken) {
 		t.Errorf("%v", err)
 	}
+}
+
+func TestImageSpace_DiskFull_RoomIsMadeAtOnceAndOnlyTheYoungestStay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		base := 0
+		f, fake := imageFleet(t, &base)
+		disk := newSpace(f.cfg, newProblems())
+		pull := func(name string) {
+			if _, err := fake.Pull(t.Context(), runtime.PullRequest{Image: name}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		pull("a:old")
+		time.Sleep(imagesRestFull)
+		pull("b:young")
+		base = 86 // 96 % used
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { disk.run(ctx, func() {}) })
+		running.Go(func() {
+			if err := f.boundImages(ctx, disk); err != nil {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		images, err := fake.Images(ctx)
+		if err != nil || len(images) != 1 || images[0].Name != "docker.io/library/b:young" {
+			t.Errorf("left are %+v, %v, want the one that was pulled just now", images, err)
+		}
+		if disk.takesNone() == "" {
+			t.Error("the disk was not full")
+		}
+		time.Sleep(spaceEvery)
+		synctest.Wait()
+		if why := disk.takesNone(); why != "" {
+			t.Error("still", why)
+		}
+		cancel()
+		running.Wait()
+	})
 }

@@ -45,13 +45,15 @@ type space struct {
 	dir    string
 	disk   func(dir string) (Disk, error)
 	issues *problems
+	// full gets an entry at each look that finds the disk full.
+	full chan struct{}
 
 	mu  sync.Mutex
 	why string // what keeps the node from taking tasks; empty = nothing
 }
 
 func newSpace(cfg Config, issues *problems) *space {
-	s := &space{dir: cfg.Dir, disk: cfg.Disk, issues: issues}
+	s := &space{dir: cfg.Dir, disk: cfg.Disk, issues: issues, full: make(chan struct{}, 1)}
 	if s.disk == nil {
 		s.disk = statDisk
 	}
@@ -79,6 +81,9 @@ func (s *space) look() bool {
 		bytes, files = bytes+bytes/2, files+files/2
 	}
 	full := d.Free < bytes || d.Counted && d.Files < files
+	if full {
+		poke(s.full)
+	}
 	if full == (s.why != "") {
 		return false
 	}

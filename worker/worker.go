@@ -163,7 +163,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { a.space.run(ctx, func() { poke(a.session.described) }); return nil })
 	group.Go(func() error { return a.session.run(ctx, kept) })
 	group.Go(func() error { return a.fleet.boundLogs(ctx) })
-	group.Go(func() error { return a.fleet.boundImages(ctx) })
+	group.Go(func() error { return a.fleet.boundImages(ctx, a.space) })
 	return group.Wait()
 }
 
