@@ -13,6 +13,10 @@ const (
 	DefaultNodeCertExpiry    = 90 * 24 * time.Hour
 	DefaultTaskHistoryLimit  = 5
 	DefaultGossipKeyRotation = 24 * time.Hour
+	// DefaultAddrPool is where subnets of networks are chosen from, with DefaultAddrPoolMaskLength.
+	DefaultAddrPool           = "10.0.0.0/8"
+	DefaultAddrPoolMaskLength = 24
+	DefaultDataPathPort       = 4789
 )
 
 // SetDefaults fills the fields that are unset, so that everyone sees what is in force.
@@ -29,6 +33,15 @@ func (x *ClusterSpec) SetDefaults() {
 	if x.TaskHistoryLimit == nil {
 		limit := uint32(DefaultTaskHistoryLimit)
 		x.TaskHistoryLimit = &limit
+	}
+	if len(x.DefaultAddrPools) == 0 {
+		x.DefaultAddrPools = []string{DefaultAddrPool}
+	}
+	if x.DefaultAddrPoolMaskLength == 0 {
+		x.DefaultAddrPoolMaskLength = DefaultAddrPoolMaskLength
+	}
+	if x.DataPathPort == 0 {
+		x.DataPathPort = DefaultDataPathPort
 	}
 	if x.GossipKeyRotation == nil {
 		x.GossipKeyRotation = durationpb.New(DefaultGossipKeyRotation)

@@ -73,6 +73,7 @@ func (x *ServiceSpec) Validate() error {
 		p.add("rollback failure action", "a rollback cannot be rolled back", "use pause or continue")
 	}
 	p.ports(x.GetEndpoint().GetPorts())
+	known(&p, "endpoint mode", x.GetEndpoint().GetMode(), EndpointMode_name)
 	if size := proto.Size(x); size > MaxSpecBytes {
 		p.addf("service", fmt.Sprintf("at most %d are taken; move data into the image or a volume", MaxSpecBytes),
 			"the spec has %d bytes", size)
@@ -112,6 +113,9 @@ func (p *problems) labels(field string, labels map[string]string) {
 }
 
 func (p *problems) ports(ports []*PortConfig) {
+	if len(ports) > MaxPorts {
+		p.addf("publish", fmt.Sprintf("use at most %d, or several services", MaxPorts), "%d ports are too many", len(ports))
+	}
 	seen := make(map[publishedPort]bool)
 	for i, port := range ports {
 		field := fmt.Sprintf("publish %d", port.GetPublishedPort())
@@ -126,11 +130,16 @@ func (p *problems) ports(ports []*PortConfig) {
 		if port.GetPublishedPort() > MaxPort {
 			p.addf(field, fmt.Sprintf("use 1 to %d, or none to have one chosen", MaxPort), "it is not a port")
 		}
-		if port.GetMode() == PublishMode_PUBLISH_MODE_INGRESS || port.GetMode() == PublishMode_PUBLISH_MODE_UNSPECIFIED {
-			p.add(field, "ingress publishing is not in this version", "use mode=host")
+		known(p, field+" source", port.GetSource(), PublishSource_name)
+		known(p, field+" affinity", port.GetAffinity(), Affinity_name)
+		if host := port.GetMode() == PublishMode_PUBLISH_MODE_HOST; host && (port.GetSource() != 0 || port.GetAffinity() != 0) {
+			p.add(field, "source and affinity are the ingress mesh's", "leave them out, or leave mode=host out")
 		}
 		if port.GetPublishedPort() == 0 {
 			continue
+		}
+		if owner := ownPort(port.GetPublishedPort(), port.GetProtocol(), DefaultDataPathPort); owner != "" {
+			p.add(field, "the port is that of "+owner, "choose another port")
 		}
 		key := publishedPort{port.GetPublishedPort(), port.GetProtocol().Name()}
 		if seen[key] {
@@ -179,6 +188,8 @@ func (x *ClusterSpec) Validate() error {
 	case d.AsDuration() > MaxGossipKeyRotation:
 		p.addf(rotation, fmt.Sprintf("use %s or less", MaxGossipKeyRotation), "%s is too long", d.AsDuration())
 	}
+	p.addressPools(x.GetDefaultAddrPools(), x.GetDefaultAddrPoolMaskLength())
+	p.dataPathPort(x.GetDataPathPort())
 	return p.err()
 }
 

@@ -47,6 +47,7 @@ func (p *problems) task(task *TaskSpec) {
 	p.duration("restart delay", task.GetRestart().GetDelay())
 	p.duration("restart window", task.GetRestart().GetWindow())
 	p.placement(task.Placement)
+	p.networks(task.Networks)
 }
 
 func (p *problems) container(c *ContainerSpec) {
@@ -79,6 +80,7 @@ func (p *problems) container(c *ContainerSpec) {
 		p.add(fmt.Sprintf("hostname %q", c.Hostname), "it is not a host name",
 			fmt.Sprintf("use at most %d letters, digits, dots and dashes", MaxNameLength))
 	}
+	p.resolver(c)
 	p.mounts(c.Mounts)
 	if c.StopSignal != "" && !knownSignal(c.StopSignal) {
 		p.add(fmt.Sprintf("stop signal %q", c.StopSignal), "there is no such signal", "use one such as SIGTERM, SIGINT or 15")

@@ -72,7 +72,22 @@ func TestServiceSpecValidate_OneThingWrong_NamesFieldAndWhatToDo(t *testing.T) {
 		"no mode":        {func(s *ServiceSpec) { s.Mode = nil }, "mode: it is not set"},
 		"global":         {func(s *ServiceSpec) { s.Mode.Mode = &ServiceMode_Global{} }, "mode: global services are not in this version; use mode replicated"},
 		"replicas -1":    {func(s *ServiceSpec) { s.Mode.GetReplicated().Replicas = math.MaxUint64 }, "replicas: 18446744073709551615 are too many"},
-		"ingress":        {func(s *ServiceSpec) { s.Endpoint.Ports[0].Mode = 0 }, "publish 8080: ingress publishing is not in this version; use mode=host"},
+		"host affinity":  {func(s *ServiceSpec) { s.Endpoint.Ports[0].Affinity = 2 }, "publish 8080: source and affinity are the ingress mesh's"},
+		"cluster's port": {func(s *ServiceSpec) { s.Endpoint.Ports[0].PublishedPort = 2377 }, "publish 2377: the port is that of the cluster's own calls; choose another port"},
+		"ports": {func(s *ServiceSpec) {
+			for i := range uint32(MaxPorts) {
+				s.Endpoint.Ports = append(s.Endpoint.Ports, &PortConfig{TargetPort: 1, PublishedPort: 20000 + i})
+			}
+		}, "publish: 1001 ports are too many"},
+		"endpoint mode":  {func(s *ServiceSpec) { s.Endpoint.Mode = 9 }, "endpoint mode: value 9 is not known to this version"},
+		"network twice":  {func(s *ServiceSpec) { s.Task.Networks = []*NetworkAttachment{{Network: "a"}, {Network: "a"}} }, `network "a": it is named twice`},
+		"network":        {func(s *ServiceSpec) { s.Task.Networks = []*NetworkAttachment{nil} }, "network: it has no name"},
+		"networks":       {func(s *ServiceSpec) { s.Task.Networks = make([]*NetworkAttachment, 33) }, "network: 33 are too many; use at most 32"},
+		"alias":          {func(s *ServiceSpec) { s.Task.Networks = []*NetworkAttachment{{Network: "a", Aliases: []string{"a b"}}} }, `network "a" alias "a b": it is not a host name`},
+		"dns":            {func(s *ServiceSpec) { s.Task.Container.Dns = &DNSConfig{Nameservers: []string{"dns"}} }, `dns "dns": it is not an IP address`},
+		"dns search":     {func(s *ServiceSpec) { s.Task.Container.Dns = &DNSConfig{Search: []string{"a b"}} }, `dns search "a b": it is not a domain`},
+		"dns option":     {func(s *ServiceSpec) { s.Task.Container.Dns = &DNSConfig{Options: []string{"a b"}} }, `dns option "a b": it is not one word`},
+		"host":           {func(s *ServiceSpec) { s.Task.Container.Hosts = []string{"db 1.2.3.4"} }, `host "db 1.2.3.4": it is not an address and names; use HOST:IP`},
 		"target port":    {func(s *ServiceSpec) { s.Endpoint.Ports[0].TargetPort = 0 }, "publish 8080: the target port 0 is not a port; use 1 to 65535"},
 		"published port": {func(s *ServiceSpec) { s.Endpoint.Ports[0].PublishedPort = 70000 }, "publish 70000: it is not a port"},
 		"port twice": {func(s *ServiceSpec) {
