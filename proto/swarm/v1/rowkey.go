@@ -36,6 +36,12 @@ func (x *Row) Key() *RowKey {
 		return AlarmKey(row.Alarm.GetKind(), row.Alarm.GetObject())
 	case *Row_Request:
 		return &RowKey{Table: Table_TABLE_REQUEST, Id: row.Request.GetId()}
+	case *Row_Network:
+		return NetworkKey(row.Network.GetId())
+	case *Row_NetworkProgress:
+		return NetworkProgressKey(row.NetworkProgress.GetNetworkId())
+	case *Row_ServiceEndpoint:
+		return ServiceEndpointKey(row.ServiceEndpoint.GetServiceId())
 	default:
 		return nil
 	}
@@ -127,4 +133,17 @@ func AllocationKey(pool, address string) *RowKey {
 // AlarmKey names an alarm's row.
 func AlarmKey(kind, object string) *RowKey {
 	return &RowKey{Table: Table_TABLE_ALARM, Id: kind, Name: object}
+}
+
+// NetworkKey names a network's row.
+func NetworkKey(id string) *RowKey { return &RowKey{Table: Table_TABLE_NETWORK, Id: id} }
+
+// NetworkProgressKey names the row of what a network was given.
+func NetworkProgressKey(networkID string) *RowKey {
+	return &RowKey{Table: Table_TABLE_NETWORK_PROGRESS, Id: networkID}
+}
+
+// ServiceEndpointKey names the row of what a service was given.
+func ServiceEndpointKey(serviceID string) *RowKey {
+	return &RowKey{Table: Table_TABLE_SERVICE_ENDPOINT, Id: serviceID}
 }
