@@ -129,7 +129,28 @@ func (d *db) tryOpen() (err error) {
 	if err != nil {
 		return err
 	}
-	err = b.Update(func(tx *bolt.Tx) error {
+	if err := makeBuckets(b); err != nil {
+		return errors.Join(err, b.Close())
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.bolt = b
+	return nil
+}
+
+// makeBuckets writes nothing where they are there: what is on a full disk is to be read all the same.
+func makeBuckets(b *bolt.DB) error {
+	missing := false
+	err := b.View(func(tx *bolt.Tx) error {
+		for _, name := range buckets {
+			missing = missing || tx.Bucket([]byte(name)) == nil
+		}
+		return nil
+	})
+	if err != nil || !missing {
+		return err
+	}
+	return b.Update(func(tx *bolt.Tx) error {
 		for _, name := range buckets {
 			if _, err := tx.CreateBucketIfNotExists([]byte(name)); err != nil {
 				return err
@@ -137,13 +158,6 @@ func (d *db) tryOpen() (err error) {
 		}
 		return nil
 	})
-	if err != nil {
-		return errors.Join(err, b.Close())
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.bolt = b
-	return nil
 }
 
 func (d *db) close() {

@@ -23,7 +23,7 @@ func oneLine(text string) string {
 // explainExit says why a container ended; empty when it ended well.
 func explainExit(exit runtime.Exit) string {
 	switch {
-	case exit.OOMKilled:
+	case exit.OOMKilled && (exit.Code != 0 || exit.Unknown): // one of its processes was killed, and it did not get over it
 		return "out of memory"
 	case exit.Reason != "":
 		return exit.Reason

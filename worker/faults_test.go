@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -507,4 +508,24 @@ func TestAgent_ImagesRemovedBeforeStartAndRegistryHangs_OthersStart(t *testing.T
 		h.settle(time.Second)
 		h.wantRunning("other")
 	})
+}
+
+// A database on a full disk is read all the same: opening it writes nothing.
+func TestDB_Opened_WritesNothingBeforeThereIsSomethingNew(t *testing.T) {
+	d := newDB(t.TempDir(), slog.New(slog.DiscardHandler), newProblems())
+	must(t, d.open())
+	d.set(bucketTasks, "a", &swarmpb.AssignedTask{Id: "a"})
+	d.close()
+	before, err := os.ReadFile(d.path)
+	must(t, err)
+	must(t, d.open())
+	if k := d.load(); k.tasks["a"] == nil || k.unread {
+		t.Errorf("it holds %v", k.tasks)
+	}
+	d.close()
+	after, err := os.ReadFile(d.path)
+	must(t, err)
+	if !bytes.Equal(before, after) {
+		t.Error("the file is another one after it was opened and closed")
+	}
 }

@@ -154,10 +154,13 @@ func TestManagers_Pick_FollowsWeightsAndLeavesWhatFailed(t *testing.T) {
 
 func TestExplain_Exits_AreOneLine(t *testing.T) {
 	for want, exit := range map[string]runtime.Exit{
-		"": {}, "exit code 3": {Code: 3}, "killed by signal 9": {Code: 137}, "exit code 255": {Code: 255},
+		"": {OOMKilled: true}, "exit code 3": {Code: 3}, "killed by signal 9": {Code: 137}, "exit code 255": {Code: 255},
 		"out of memory": {Code: 137, OOMKilled: true},
 		"it ended while nobody watched; its exit code is not known": {Unknown: true},
 	} {
+		if good := explainExit(runtime.Exit{}); good != "" {
+			t.Errorf("a good end: %q", good)
+		}
 		if got := explainExit(exit); got != want {
 			t.Errorf("%+v: %q, want %q", exit, got, want)
 		}

@@ -227,6 +227,9 @@ func (r *Runtime) remove(ctx context.Context, id string) error {
 	if err := r.deleteTask(ctx, id); err != nil {
 		return err
 	}
+	if s != nil && s.started() && s.Exit == nil {
+		r.unpin(ctx, id) // its exit is of no use any more
+	}
 	if err := r.client.ContainerService().Delete(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return translate("remove container "+id, err)
 	}
@@ -303,12 +306,12 @@ func (r *Runtime) List(ctx context.Context) ([]runtime.Container, error) {
 
 func (r *Runtime) describe(s *state) runtime.Container {
 	c := runtime.Container{ID: s.ID, State: runtime.Created, Pid: s.Pid, Labels: s.Labels, Digest: s.Digest}
-	switch {
-	case s.Exit != nil:
-		exit := *s.Exit
-		c.State, c.Exit, c.Pid = runtime.Stopped, &exit, 0
-	case s.started():
-		c.State = runtime.Running
+	if !s.started() {
+		return c
+	}
+	c.State = runtime.Running
+	if exit := r.exitOf(s); exit != nil {
+		c.State, c.Exit, c.Pid = runtime.Stopped, exit, 0
 	}
 	return c
 }

@@ -75,35 +75,35 @@ func (r *Runtime) follow(id string, m *monitor) {
 	if !ok {
 		return
 	}
-	defer r.unpin(r.ctx, id)
 	exit.OOMKilled = r.oomKilled(id)
 	if young := m.young.Load(); young != nil {
 		exit.Reason = r.reasonOf(id, exit, young.since)
 	}
-	if !r.keepExit(id, m, exit) {
-		return
-	}
+	kept := r.keepExit(id, m, exit)
 	m.exit = exit
 	close(m.done)
 	defer r.ids.lock(id)()
 	r.mu.Lock()
-	current := r.monitors[id] == m
+	current := r.monitors[id]
 	r.mu.Unlock()
-	if !current {
-		return // removed meanwhile, and perhaps made anew
-	}
-	if err := r.deleteTask(r.ctx, id); err != nil && r.ctx.Err() == nil {
-		r.log.Warn("let the shim of an ended container go", "task", id, "error", err)
+	switch {
+	case current == nil: // removed meanwhile, which may have been before the shim was pinned
+		r.unpin(r.ctx, id)
+	case current != m: // and made anew: the pin is the new one's
+	case !kept: // then its shim is the one that knows, until the container is removed
+	default:
+		if err := r.deleteTask(r.ctx, id); err != nil && r.ctx.Err() == nil {
+			r.log.Warn("let the shim of an ended container go", "task", id, "error", err)
+		}
+		r.unpin(r.ctx, id)
 	}
 }
 
-// keepExit writes the exit down; false when the container was removed meanwhile.
+// keepExit writes the exit down; false when that failed, as on a full disk, or the container was removed meanwhile.
 func (r *Runtime) keepExit(id string, m *monitor, exit runtime.Exit) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.monitors[id] != m {
-		m.exit = exit
-		close(m.done)
 		return false
 	}
 	s, err := r.readState(id)
@@ -114,7 +114,28 @@ func (r *Runtime) keepExit(id string, m *monitor, exit runtime.Exit) bool {
 	if err != nil {
 		r.log.Warn("write down how a container ended", "task", id, "error", err)
 	}
-	return true
+	return err == nil
+}
+
+// exitOf is how a container ended that was started, also when that could not be written down; nil while it runs.
+func (r *Runtime) exitOf(s *state) *runtime.Exit {
+	if s.Exit != nil {
+		exit := *s.Exit
+		return &exit
+	}
+	r.mu.Lock()
+	m := r.monitors[s.ID]
+	r.mu.Unlock()
+	if m == nil {
+		return nil
+	}
+	select {
+	case <-m.done:
+		exit := m.exit
+		return &exit
+	default:
+		return nil
+	}
 }
 
 // awaitExit asks until there is an answer. A containerd that restarts answers once it has loaded its tasks, so
