@@ -75,12 +75,24 @@ func TestWait_CreateUpdateScaleRemove_ShowProgress(t *testing.T) {
 		}
 		return out
 	}
+	pulls := func(n, percent int) []*swarmpb.TaskInfo {
+		tasks := many(n, preparing, "")
+		for _, t := range tasks {
+			on("n1", t).Message = fmt.Sprintf("pulling whoami:v1: %d MB of 100 MB", percent)
+		}
+		return tasks
+	}
 	const update = swarmpb.UpdateState_UPDATE_STATE_UPDATING
 	for _, c := range []struct {
 		name, line string
 		steps      []step
 	}{
 		{"create", "service create --name web --replicas 2 whoami:v1", rollout()},
+		{"slow pull", "service create --name web --replicas 8 whoami:v1", []step{
+			say(8, pulls(8, 1)...), wait(4 * time.Second), say(8, pulls(8, 30)...), wait(time.Second), say(8, pulls(8, 31)...), wait(time.Second),
+			say(8, append(pulls(8, 90)[:7], on("n1", task("m7", 8, 1, running, starting, "")))...), wait(4 * time.Second),
+			say(8, many(8, starting, "")...), say(8, many(8, running, "")...), wait(5 * time.Second),
+		}},
 		{"quiet", "service create --name web -q --replicas 2 whoami:v1", rollout()},
 		{"detach", "service create --name web -d --replicas 2 whoami:v1", nil},
 		{"crash loop", "service create --name web whoami:v1", []step{say(1, task("a1", 1, 1, running, pending, "")), crash(1), crash(2), crash(3)}},

@@ -15,6 +15,8 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/known/durationpb"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
 
 // inspected is an object to look at: its message, and how it reads to people.
@@ -113,6 +115,9 @@ type plainer struct {
 	whole bool
 }
 
+// credentials are shown to nobody, whoever sends them.
+var credentials = (&swarmpb.RegistryAuth{}).ProtoReflect().Descriptor().FullName()
+
 // exportedName is a field's name in a template: Spec, ServiceID.
 func exportedName(f protoreflect.FieldDescriptor) string {
 	name := f.JSONName()
@@ -135,7 +140,7 @@ func (p plainer) message(m protoreflect.Message) map[string]any {
 		f := fields.Get(i)
 		v := m.Get(f)
 		switch {
-		case f.Kind() == protoreflect.BytesKind:
+		case f.Kind() == protoreflect.BytesKind, f.Message() != nil && f.Message().FullName() == credentials:
 		case f.IsList():
 			list := []any{}
 			for i := range v.List().Len() {

@@ -62,8 +62,9 @@ func (a *app) await(ctx context.Context, c *client, w waiting, g goal) error {
 			return p.endOfWatch(ctx, w, err)
 		case <-tick:
 		}
-		v := p.judge(a.now())
-		s.draw(v)
+		now := a.now()
+		v := p.judge(now)
+		s.draw(v, now)
 		if v.done || v.err != nil {
 			return v.err
 		}
@@ -210,6 +211,8 @@ type replica struct {
 	name, text string
 	// trouble is what went wrong with it; empty: nothing.
 	trouble string
+	// prepares: its image is being pulled, and text says how far that is.
+	prepares bool
 }
 
 // verdict is what the picture comes to at a moment.
@@ -433,6 +436,7 @@ func (p *picture) describe(of attempts, ok bool) replica {
 		r.text += ", " + r.trouble
 	case t.GetMessage() != "":
 		r.text += ": " + t.GetMessage()
+		r.prepares = t.GetState() == swarmpb.TaskState_TASK_STATE_PREPARING
 	}
 	return r
 }

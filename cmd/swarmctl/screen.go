@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -12,8 +13,10 @@ const (
 	// shownTroubles.
 	shownReplicas = 20
 	shownTroubles = 5
-	// saidTroubles is how many lines about troubles are printed where nothing can be drawn over.
+	// saidTroubles is how many lines about troubles are printed where nothing can be drawn over, and saidPulls of how
+	// many replicas it is said every sayEvery how far their images are.
 	saidTroubles = 20
+	saidPulls    = 5
 )
 
 // screen shows verdicts. On a terminal it draws them over one another; elsewhere it prints what is new.
@@ -25,9 +28,12 @@ type screen struct {
 	drawn int
 	last  string
 	said  map[string]bool
+	// pulls are the replicas of which it was said how far their images are, saidAt when that was; zero = none is under way.
+	pulls  map[string]bool
+	saidAt time.Time
 }
 
-func (s *screen) draw(v verdict) {
+func (s *screen) draw(v verdict, now time.Time) {
 	if s.quiet || v.summary == "" {
 		return
 	}
@@ -36,6 +42,7 @@ func (s *screen) draw(v verdict) {
 		return
 	}
 	s.print(v)
+	s.printPulls(v.replicas, now)
 }
 
 // overdraw writes all lines anew in the place of those before.
@@ -117,5 +124,43 @@ func (s *screen) print(v verdict) {
 	if v.summary != s.last {
 		s.last = v.summary
 		_, _ = fmt.Fprintln(s.out, v.summary)
+	}
+}
+
+// printPulls says now and then how far images are that take their time, and of those what came of it.
+func (s *screen) printPulls(replicas []replica, now time.Time) {
+	var under []replica
+	for _, r := range replicas {
+		switch {
+		case r.prepares:
+			under = append(under, r)
+		case s.pulls[r.name]:
+			delete(s.pulls, r.name)
+			if r.trouble == "" { // which is said anyway
+				_, _ = fmt.Fprintln(s.out, clean(r.name+"  "+r.text))
+			}
+		}
+	}
+	switch {
+	case len(under) == 0:
+		s.saidAt = time.Time{}
+		return
+	case s.saidAt.IsZero():
+		s.saidAt = now // most are there before anything is to be said
+		return
+	case now.Sub(s.saidAt) < sayEvery:
+		return
+	}
+	s.saidAt = now
+	if s.pulls == nil {
+		s.pulls = map[string]bool{}
+	}
+	shown := min(len(under), saidPulls)
+	for _, r := range under[:shown] {
+		s.pulls[r.name] = true
+		_, _ = fmt.Fprintln(s.out, clean(r.name+"  "+r.text))
+	}
+	if more := len(under) - shown; more > 0 {
+		_, _ = fmt.Fprintln(s.out, "and "+count(more, "more replica")+" being prepared")
 	}
 }
