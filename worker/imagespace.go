@@ -59,10 +59,11 @@ func (f *fleet) trimImages(ctx context.Context, rest time.Duration) error {
 	if err != nil {
 		return err
 	}
+	var failed error // one image that cannot go is not in the way of the others
 	for _, image := range f.unusedImages(images, rest) {
 		used, err := f.diskUsed()
-		if err != nil || used <= imagesLow {
-			return err
+		if err != nil || used <= imagesLow || call.Err() != nil {
+			return errors.Join(failed, err)
 		}
 		if len(f.unusedImages([]runtime.Image{image}, rest)) == 0 {
 			continue // a task has come for it meanwhile
@@ -71,12 +72,12 @@ func (f *fleet) trimImages(ctx context.Context, rest time.Duration) error {
 		switch {
 		case errors.Is(err, runtime.ErrInUse) || errors.Is(err, runtime.ErrNotFound):
 		case err != nil:
-			return err
+			failed = errors.Join(failed, err)
 		default:
 			f.log.Info("the disk is nearly full: an image that nothing uses was removed", "image", image.Name, "names", removed, "bytes", image.Size)
 		}
 	}
-	return nil
+	return failed
 }
 
 // diskUsed is how much of the disk is not free, in percent.

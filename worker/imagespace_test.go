@@ -144,3 +144,36 @@ func TestImageSpace_DiskFull_RoomIsMadeAtOnceAndOnlyTheYoungestStay(t *testing.T
 		running.Wait()
 	})
 }
+
+// stuckImage is a runtime that cannot remove one of its images.
+type stuckImage struct {
+	*runtimetest.Fake
+	name string
+}
+
+func (r stuckImage) RemoveImage(ctx context.Context, name string, force bool) ([]string, error) {
+	if name == r.name {
+		return nil, errStuck
+	}
+	return r.Fake.RemoveImage(ctx, name, force)
+}
+
+func TestImageSpace_OneCannotGo_OthersDo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		base := 85
+		f, fake := imageFleet(t, &base)
+		f.runtime = stuckImage{fake, "docker.io/library/a:v1"}
+		for _, name := range []string{"a:v1", "b:v1", "c:v1"} {
+			if _, err := fake.Pull(t.Context(), runtime.PullRequest{Image: name}); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Hour)
+		}
+		if err := f.trimImages(t.Context(), imagesRest); !errors.Is(err, errStuck) {
+			t.Errorf("error is %v", err)
+		}
+		if images, err := fake.Images(t.Context()); err != nil || len(images) != 1 || images[0].Name != "docker.io/library/a:v1" {
+			t.Errorf("left are %v, %v", images, err)
+		}
+	})
+}

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -311,7 +312,7 @@ func TestTrimLogs_MoreThanTheirShare_OldestEndedGoFirst(t *testing.T) {
 	f := &fleet{tasks: map[string]*task{}, strangers: map[string]runtime.Container{"stranger": {}}, adopted: make(chan struct{}), log: slog.New(slog.DiscardHandler)}
 	close(f.adopted)
 	f.cfg.LogDir = func(id string) string { return filepath.Join(dir, id) }
-	f.runtime = removedLogs{runtimetest.NewFake(runtimetest.FakeConfig{}), f.cfg.LogDir}
+	f.runtime = removedLogs{runtimetest.NewFake(runtimetest.FakeConfig{}), f.cfg.LogDir, ""}
 	add := func(id string, state swarmpb.TaskState, at int64, cleaned bool) {
 		f.tasks[id] = &task{id: id, cleaned: cleaned, status: &swarmpb.TaskStatus{TaskId: id, State: state, At: at}}
 		if err := os.Mkdir(f.cfg.LogDir(id), 0o700); err != nil {
@@ -359,13 +360,41 @@ func TestTrimLogs_MoreThanTheirShare_OldestEndedGoFirst(t *testing.T) {
 	}
 }
 
-// removedLogs is a runtime that removes log directories.
+// removedLogs is a runtime that removes log directories, but for one that is stuck.
 type removedLogs struct {
 	*runtimetest.Fake
-	dir func(string) string
+	dir   func(string) string
+	stuck string
 }
 
-func (r removedLogs) RemoveLogs(_ context.Context, id string) error { return os.RemoveAll(r.dir(id)) }
+func (r removedLogs) RemoveLogs(_ context.Context, id string) error {
+	if id == r.stuck {
+		return errStuck
+	}
+	return os.RemoveAll(r.dir(id))
+}
+
+var errStuck = errors.New("it is stuck")
+
+func TestTrimLogs_OneCannotGo_OthersDo(t *testing.T) {
+	dir := t.TempDir()
+	f := &fleet{tasks: map[string]*task{}, adopted: make(chan struct{}), log: slog.New(slog.DiscardHandler)}
+	close(f.adopted)
+	f.cfg.Limits.LogBytes = 1
+	f.cfg.LogDir = func(id string) string { return filepath.Join(dir, id) }
+	r := removedLogs{runtimetest.NewFake(runtimetest.FakeConfig{}), f.cfg.LogDir, "a"}
+	f.runtime = r
+	for _, id := range []string{"a", "b"} {
+		must(t, os.Mkdir(f.cfg.LogDir(id), 0o700))
+		must(t, os.WriteFile(filepath.Join(f.cfg.LogDir(id), "current.log"), make([]byte, 1000), 0o600))
+	}
+	if err := f.trimLogs(t.Context()); !errors.Is(err, errStuck) {
+		t.Errorf("error is %v", err)
+	}
+	if left, err := r.Logged(t.Context()); err != nil || !slices.Equal(left, []string{"a"}) {
+		t.Errorf("%q are left, %v", left, err)
+	}
+}
 
 func (r removedLogs) Logged(context.Context) ([]string, error) {
 	entries, err := os.ReadDir(r.dir(""))

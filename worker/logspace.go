@@ -3,6 +3,7 @@ package worker
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -104,20 +105,22 @@ func (f *fleet) trimLogs(ctx context.Context) error {
 		total += tasks[i].bytes
 	}
 	slices.SortFunc(tasks, func(a, b loggedTask) int { return cmp.Compare(a.endedAt, b.endedAt) })
+	var failed error // one log that cannot go is not in the way of the others
 	for _, t := range tasks {
 		if total <= limit {
-			return nil
+			return failed
 		}
 		if !t.ended || t.bytes == 0 {
 			continue
 		}
 		if err := f.runtime.RemoveLogs(ctx, t.id); err != nil {
-			return err
+			failed = errors.Join(failed, err)
+			continue
 		}
 		f.log.Info("removed the log of an ended task to make room", "task", t.id, "bytes", t.bytes)
 		total -= t.bytes
 	}
-	return nil
+	return failed
 }
 
 // loggedTasks also has those that only their logs are left of, as the oldest.

@@ -339,7 +339,9 @@ func (r *Runtime) RemoveImage(ctx context.Context, text string, force bool) ([]s
 	}
 	if others > 0 { // the content stays under those names
 		remove = remove[:1]
-	} else if users := r.usersOf(image.Target.Digest.String()); len(users) > 0 && !force {
+	} else if users, err := r.usersOf(image.Target.Digest.String()); err != nil {
+		return nil, fmt.Errorf("remove image %s: find its containers: %w", text, err)
+	} else if len(users) > 0 && !force {
 		return nil, fmt.Errorf("remove image %s: %w by containers %s", text, runtime.ErrInUse, strings.Join(users, ", "))
 	}
 	for i, name := range remove {
@@ -354,13 +356,21 @@ func (r *Runtime) RemoveImage(ctx context.Context, text string, force bool) ([]s
 	return remove, nil
 }
 
-func (r *Runtime) usersOf(digest string) []string {
+// usersOf are the containers that use an image. Where that cannot be told of one, it is an error.
+func (r *Runtime) usersOf(digest string) (users []string, err error) {
 	ids, err := r.known()
 	if err != nil {
-		return nil
+		return nil, err
 	}
-	return slices.DeleteFunc(ids, func(id string) bool {
+	for _, id := range ids {
 		s, err := r.readState(id)
-		return err != nil || s.Digest != digest
-	})
+		switch {
+		case errors.Is(err, runtime.ErrNotFound):
+		case err != nil:
+			return nil, err
+		case s.Digest == digest:
+			users = append(users, id)
+		}
+	}
+	return users, nil
 }
