@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -51,4 +52,39 @@ func TestExit_CannotBeWrittenDown_IsKnownToThisProcessAndTheNext(t *testing.T) {
 		left, err := pins.SandboxStore().List(namespaces.WithNamespace(h.ctx, containerd.Namespace))
 		return err == nil && len(left) == 0
 	})
+}
+
+// Whatever keeps a containerd that died from being started again passes: that is no reason for the host's agent to end.
+func TestChild_CannotBeStartedAgainForAWhile_IsOnceItCan(t *testing.T) {
+	h := newHost(t)
+	pid := h.run("stays", "sleep")
+	before := h.daemonPid()
+	log := h.daemon.child.LogFile()
+	if err := os.Rename(log, log+".aside"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(log, 0o700); err != nil { // it cannot be opened
+		t.Fatal(err)
+	}
+	if err := unix.Kill(before, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	tries := time.NewTimer(time.Second)
+	defer tries.Stop()
+	select {
+	case <-h.daemon.ended:
+		t.Fatal("it is given up")
+	case <-tries.C:
+	}
+	if err := os.Remove(log); err != nil {
+		t.Fatal(err)
+	}
+	h.eventually("containerd runs again", func() bool {
+		_, err := h.runtime.Info(h.ctx)
+		return err == nil && h.daemonPid() != before
+	})
+	list, err := h.runtime.List(h.ctx)
+	if err != nil || len(list) != 1 || list[0].Pid != pid || list[0].State != runtime.Running {
+		t.Fatalf("list is %+v, %v; want the container running as %d", list, err, pid)
+	}
 }

@@ -122,7 +122,7 @@ func (c *Child) Answered() bool {
 func (c *Child) LogFile() string { return c.logFile() }
 
 // Run keeps one containerd alive until ctx ends: it adopts a live one or starts one, and starts it again, with
-// backoff, whenever it dies. Neither the end of ctx nor that of this process touches it or its containers.
+// backoff, whenever it dies; only a first one that cannot be started is an error. Neither the end of ctx nor that of this process touches it or its containers.
 func (c *Child) Run(ctx context.Context) error {
 	if err := c.prepare(); err != nil {
 		return fmt.Errorf("prepare containerd: %w", err)
@@ -150,11 +150,15 @@ func (c *Child) keep(ctx context.Context) error {
 	for {
 		begun := time.Now()
 		p, err := c.adoptOrStart()
-		if err != nil {
+		switch {
+		case err == nil:
+			err = c.watch(ctx, p)
+			p.close()
+		case !c.Answered():
 			return err
 		}
-		err = c.watch(ctx, p)
-		p.close()
+		// One that has worked is started again whatever keeps it from that now: a full disk, want of memory, a program that
+		// is just being replaced.
 		select {
 		case <-ctx.Done():
 			return nil
@@ -165,7 +169,7 @@ func (c *Child) keep(ctx context.Context) error {
 		if time.Since(begun) > stableAfter {
 			backoff = backoffFirst
 		}
-		c.log.Warn("containerd died; starting it again", "error", err, "after", backoff, "log", c.logFile())
+		c.log.Warn("containerd does not run; starting it again", "error", err, "after", backoff, "log", c.logFile())
 		if !sleep(ctx, backoff) {
 			return nil
 		}
