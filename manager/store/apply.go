@@ -141,7 +141,7 @@ func (t *tx) run(proposal *swarmpb.Proposal) *refusal {
 		}
 	}
 	for _, change := range t.changes[mark:] {
-		if refused := t.checkTemplates(change); refused != nil {
+		if refused := t.checkReferences(change); refused != nil {
 			return refused
 		}
 	}
@@ -149,15 +149,18 @@ func (t *tx) run(proposal *swarmpb.Proposal) *refusal {
 	return nil
 }
 
-// checkTemplates refuses a row that refers to a template which is not there once the proposal has been run: the
-// writes may come in any order.
-func (t *tx) checkTemplates(change Change) *refusal {
+// checkReferences refuses a row that refers to a template or network which is not there once the proposal has been run:
+// the writes may come in any order.
+func (t *tx) checkReferences(change Change) *refusal {
 	switch row := change.New.(type) {
 	case *swarmpb.Service:
 		for _, version := range []uint64{row.TemplateVersion, row.PreviousTemplateVersion} {
 			if version != 0 && t.Service(row.Id) == row && t.Template(row.Id, version) == nil {
 				return invalid("service %s refers to template %d, which is not there: put it in the same proposal", row.Id, version)
 			}
+		}
+		if t.Service(row.Id) == row {
+			return t.checkNetworks(row)
 		}
 	case *swarmpb.ServiceProgress:
 		version := rolloutTemplate(row)

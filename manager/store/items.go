@@ -14,21 +14,25 @@ import (
 // but replaced.
 type taskRow struct {
 	// ordinal stands for the task in the indexes: its place in the taskTable.
-	ordinal   uint32
+	ordinal uint32
+	// lacks is whether an address is missing that the task is to get before it is placed.
+	lacks     bool
 	task      *swarmpb.Task
 	placement *swarmpb.TaskPlacement
 	addresses *swarmpb.TaskAddresses
 	status    *swarmpb.TaskStatus
 }
 
-// observed derives the state that View.Observed documents. No task needs addresses from the allocator in this
-// version, so that a task is PENDING as soon as it is there.
+// observed derives the state that View.Observed documents.
 func (r *taskRow) observed() swarmpb.TaskState {
 	if state := r.status.GetState(); state >= swarmpb.TaskState_TASK_STATE_ACCEPTED {
 		return state
 	}
 	if r.placement.GetNodeId() != "" {
 		return swarmpb.TaskState_TASK_STATE_ASSIGNED
+	}
+	if r.lacks {
+		return swarmpb.TaskState_TASK_STATE_NEW
 	}
 	return swarmpb.TaskState_TASK_STATE_PENDING
 }
@@ -40,8 +44,11 @@ func (r *taskRow) claims() bool {
 
 // waits tells whether the task is to be placed.
 func (r *taskRow) waits() bool {
-	return r != nil && r.placement.GetNodeId() == "" && !r.observed().Ended() &&
-		r.task.DesiredState <= swarmpb.TaskState_TASK_STATE_RUNNING
+	if r == nil || r.placement.GetNodeId() != "" || r.task.DesiredState > swarmpb.TaskState_TASK_STATE_RUNNING {
+		return false
+	}
+	state := r.observed()
+	return state != swarmpb.TaskState_TASK_STATE_NEW && !state.Ended()
 }
 
 // prefixOf is the first eight bytes of an ID, in the ID's own order.

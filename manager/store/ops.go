@@ -21,6 +21,8 @@ func (t *tx) apply(write *swarmpb.Write) *refusal {
 		return t.advanceAttempt(op.AdvanceAttempt)
 	case *swarmpb.Write_RaiseAlarm:
 		return t.raiseAlarm(op.RaiseAlarm)
+	case *swarmpb.Write_SetDrained:
+		return t.setDrained(op.SetDrained)
 	default:
 		return unknown("the proposal holds a write that this version does not know; upgrade this manager")
 	}
@@ -69,6 +71,12 @@ func (t *tx) put(row *swarmpb.Row) *refusal {
 		return t.putAllocation(row.Allocation)
 	case *swarmpb.Row_Alarm:
 		return t.putAlarm(row.Alarm)
+	case *swarmpb.Row_Network:
+		return t.putNetwork(row.Network)
+	case *swarmpb.Row_NetworkProgress:
+		return t.putNetworkProgress(row.NetworkProgress)
+	case *swarmpb.Row_ServiceEndpoint:
+		return t.putEndpoint(row.ServiceEndpoint)
 	default:
 		return invalid("put %s: only the store writes it", swarmpb.Table_TABLE_REQUEST.Name())
 	}
@@ -241,6 +249,8 @@ func (t *tx) delete(key *swarmpb.RowKey) *refusal {
 	case swarmpb.Table_TABLE_TASK:
 		t.deleteTask(t.taskRow(key.Id))
 		return nil
+	case swarmpb.Table_TABLE_NETWORK:
+		return t.deleteNetwork(old.(*swarmpb.Network))
 	}
 	t.write(key.Table, at, old, nil)
 	return nil
@@ -260,6 +270,9 @@ func (t *tx) deleteService(service *swarmpb.Service) *refusal {
 	}
 	for _, slot := range slots {
 		t.write(swarmpb.Table_TABLE_SLOT_PROGRESS, Key{ID: service.Id, Number: slot.Slot}, slot, nil)
+	}
+	if endpoint := t.ServiceEndpoint(service.Id); endpoint != nil {
+		t.write(swarmpb.Table_TABLE_SERVICE_ENDPOINT, Key{ID: service.Id}, endpoint, nil)
 	}
 	t.write(swarmpb.Table_TABLE_SERVICE, Key{ID: service.Id}, service, nil)
 	return nil

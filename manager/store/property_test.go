@@ -19,6 +19,7 @@ import (
 var (
 	someServices = []string{"svc-a", "svc-b"}
 	someNodes    = []string{"node-a", "node-b"}
+	someNetworks = []string{"net-a", "net-b"}
 	someStates   = []swarmpb.TaskState{
 		swarmpb.TaskState_TASK_STATE_ACCEPTED, swarmpb.TaskState_TASK_STATE_RUNNING, swarmpb.TaskState_TASK_STATE_COMPLETE,
 		swarmpb.TaskState_TASK_STATE_FAILED, swarmpb.TaskState_TASK_STATE_ORPHANED,
@@ -40,9 +41,16 @@ func drawTaskID(t *rapid.T) string {
 
 func templateOf(service string, version uint64) *swarmpb.Template {
 	n := int64(version)
+	var networks []*swarmpb.NetworkAttachment
+	if version == 2 && slices.Contains(someServices, service) {
+		networks = append(networks, &swarmpb.NetworkAttachment{Network: "net-a"})
+		if service == "svc-b" {
+			networks = append(networks, &swarmpb.NetworkAttachment{Network: "net-b"})
+		}
+	}
 	return &swarmpb.Template{
 		ServiceId: service, Version: version,
-		Spec: &swarmpb.TaskSpec{Resources: &swarmpb.ResourceRequirements{
+		Spec: &swarmpb.TaskSpec{Networks: networks, Resources: &swarmpb.ResourceRequirements{
 			Reservations: &swarmpb.Resources{NanoCpus: 100 * n, MemoryBytes: 1000 / n},
 		}},
 		HostPorts: []*swarmpb.PortConfig{
@@ -55,7 +63,33 @@ func templateOf(service string, version uint64) *swarmpb.Template {
 
 // drawWrites makes what belongs in one proposal.
 func drawWrites(t *rapid.T) []*swarmpb.Write {
-	switch rapid.IntRange(0, 15).Draw(t, "op") {
+	switch rapid.IntRange(0, 18).Draw(t, "op") {
+	case 16:
+		id := rapid.SampledFrom(someNetworks).Draw(t, "network")
+		return []*swarmpb.Write{
+			put(&swarmpb.Row{Row: &swarmpb.Row_Network{Network: &swarmpb.Network{
+				Id: id, Spec: &swarmpb.NetworkSpec{Name: rapid.SampledFrom([]string{"front", "back"}).Draw(t, "name")},
+				Removing: rapid.IntRange(0, 3).Draw(t, "removing") == 0,
+			}}}),
+			put(&swarmpb.Row{Row: &swarmpb.Row_NetworkProgress{NetworkProgress: &swarmpb.NetworkProgress{
+				NetworkId: rapid.SampledFrom(someNetworks).Draw(t, "progress"), Vni: 4096,
+			}}}),
+		}
+	case 17:
+		row := &swarmpb.TaskAddresses{TaskId: drawTaskID(t)}
+		for _, id := range someNetworks[:rapid.IntRange(0, 2).Draw(t, "networks")] {
+			row.Networks = append(row.Networks, &swarmpb.NetworkAddress{NetworkId: id, Address: "10.0.0.2"})
+		}
+		return []*swarmpb.Write{put(&swarmpb.Row{Row: &swarmpb.Row_TaskAddresses{TaskAddresses: row}})}
+	case 18:
+		return []*swarmpb.Write{
+			{Op: &swarmpb.Write_SetDrained{SetDrained: &swarmpb.SetDrained{
+				TaskIds: []string{drawTaskID(t), drawTaskID(t)}, At: rapid.Int64Range(1, 9).Draw(t, "drained"),
+			}}},
+			put(&swarmpb.Row{Row: &swarmpb.Row_ServiceEndpoint{ServiceEndpoint: &swarmpb.ServiceEndpoint{
+				ServiceId: rapid.SampledFrom(someServices).Draw(t, "endpoint"),
+			}}}),
+		}
 	case 0:
 		id := rapid.SampledFrom(someNodes).Draw(t, "node")
 		return []*swarmpb.Write{
@@ -139,7 +173,9 @@ func drawService(t *rapid.T) []*swarmpb.Write {
 
 func drawDelete(t *rapid.T) *swarmpb.Write {
 	var key *swarmpb.RowKey
-	switch rapid.IntRange(0, 5).Draw(t, "what") {
+	switch rapid.IntRange(0, 6).Draw(t, "what") {
+	case 6:
+		key = swarmpb.NetworkKey(rapid.SampledFrom(someNetworks).Draw(t, "network"))
 	case 0:
 		key = swarmpb.NodeKey(rapid.SampledFrom(someNodes).Draw(t, "node"))
 	case 1:
@@ -177,6 +213,11 @@ func ground() *swarmpb.Entry {
 	var writes []*swarmpb.Write
 	for _, id := range someNodes {
 		writes = append(writes, put(&swarmpb.Row{Row: &swarmpb.Row_Node{Node: &swarmpb.Node{Id: id}}}))
+	}
+	for _, id := range someNetworks {
+		writes = append(writes, put(&swarmpb.Row{Row: &swarmpb.Row_Network{Network: &swarmpb.Network{
+			Id: id, Spec: &swarmpb.NetworkSpec{Name: id},
+		}}}))
 	}
 	for _, id := range someServices {
 		writes = append(writes,
@@ -438,8 +479,9 @@ func TestView_Indexes_ListWhatAWalkFinds(t *testing.T) {
 			check("tasks on "+id, list(v.TasksOn(id)), walk(func(x *swarmpb.Task) bool { return v.NodeID(x.Id) == id }))
 		}
 		check("unplaced", list(v.Unplaced()), walk(func(x *swarmpb.Task) bool {
-			return v.NodeID(x.Id) == "" && x.DesiredState <= 80 && !v.Observed(x.Id).Ended()
+			return v.NodeID(x.Id) == "" && x.DesiredState <= 80 && !v.Observed(x.Id).Ended() && v.Observed(x.Id) != 10
 		}))
+		checkNetworkIndexes(t, v)
 		for _, owner := range someNodes {
 			var got, want []string
 			for a := range v.AllocationsOf(owner) {
@@ -455,4 +497,34 @@ func TestView_Indexes_ListWhatAWalkFinds(t *testing.T) {
 			}
 		}
 	})
+}
+
+// checkNetworkIndexes compares what is derived for networks with what a walk finds.
+func checkNetworkIndexes(t *rapid.T, v *View) {
+	for _, id := range someNetworks {
+		in := func(service string, version uint64) bool {
+			return slices.ContainsFunc(templateOf(service, version).Spec.Networks, func(a *swarmpb.NetworkAttachment) bool { return a.Network == id })
+		}
+		tasks := 0
+		for task := range v.Tasks() {
+			if in(task.ServiceId, task.TemplateVersion) && !v.Observed(task.Id).Ended() {
+				tasks++
+			}
+		}
+		if got := v.TasksOnNetwork(id); got != tasks {
+			t.Fatalf("tasks on %s: got %d, want %d", id, got, tasks)
+		}
+		var got, want []string
+		for service := range v.ServicesOn(id) {
+			got = append(got, service.Id)
+		}
+		for service := range v.Services() {
+			if in(service.Id, service.TemplateVersion) || (service.PreviousTemplateVersion != 0 && in(service.Id, service.PreviousTemplateVersion)) {
+				want = append(want, service.Id)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Fatalf("services on %s: got %v, want %v", id, got, want)
+		}
+	}
 }

@@ -29,6 +29,12 @@ func (t *tx) sharePart(task *taskRow, part proto.Message) {
 		row.Message = t.strings.share(row.Message)
 	case *swarmpb.TaskAddresses:
 		row.TaskId = task.task.Id
+		row.Message = t.strings.share(row.Message)
+		for _, address := range row.Networks {
+			if network := t.Network(address.GetNetworkId()); network != nil {
+				address.NetworkId = network.Id
+			}
+		}
 	case *swarmpb.TaskStatus:
 		row.TaskId = task.task.Id
 		row.Message = t.strings.share(row.Message)

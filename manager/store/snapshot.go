@@ -144,6 +144,16 @@ func (v *View) objectRows(yield func(*swarmpb.Row) bool) bool {
 			return false
 		}
 	}
+	for network := range v.Networks() {
+		if !yield(&swarmpb.Row{Row: &swarmpb.Row_Network{Network: network}}) {
+			return false
+		}
+	}
+	for progress := range values(v.networkProgress) {
+		if !yield(&swarmpb.Row{Row: &swarmpb.Row_NetworkProgress{NetworkProgress: progress}}) {
+			return false
+		}
+	}
 	return true
 }
 
@@ -163,6 +173,11 @@ func (v *View) serviceRows(yield func(*swarmpb.Row) bool) bool {
 	}
 	for progress := range values(v.progress) {
 		if !yield(&swarmpb.Row{Row: &swarmpb.Row_ServiceProgress{ServiceProgress: progress}}) {
+			return false
+		}
+	}
+	for endpoint := range values(v.endpoints) {
+		if !yield(&swarmpb.Row{Row: &swarmpb.Row_ServiceEndpoint{ServiceEndpoint: endpoint}}) {
 			return false
 		}
 	}
@@ -258,6 +273,10 @@ func (t *tx) load(row *swarmpb.Row) error {
 		if _, taken := t.names.Get(row.GetSpec().GetName()); taken {
 			return fmt.Errorf("%s: its name is taken", key.Describe())
 		}
+	case *swarmpb.Network:
+		if _, taken := t.networkNames.Get(row.GetSpec().GetName()); taken {
+			return fmt.Errorf("%s: its name is taken", key.Describe())
+		}
 	case *swarmpb.Task:
 		service := t.Service(row.ServiceId)
 		if service == nil || t.Template(row.ServiceId, row.TemplateVersion) == nil {
@@ -313,6 +332,12 @@ func content(row *swarmpb.Row) proto.Message {
 		return row.Allocation
 	case *swarmpb.Row_Alarm:
 		return row.Alarm
+	case *swarmpb.Row_Network:
+		return row.Network
+	case *swarmpb.Row_NetworkProgress:
+		return row.NetworkProgress
+	case *swarmpb.Row_ServiceEndpoint:
+		return row.ServiceEndpoint
 	default:
 		return nil
 	}

@@ -70,6 +70,12 @@ func (t *tx) set(table swarmpb.Table, key Key, row proto.Message) {
 		t.setAllocation(key, row)
 	case swarmpb.Table_TABLE_ALARM:
 		setItem(t.alarms, &swarmpb.Alarm{Kind: key.ID, Object: key.Name}, row)
+	case swarmpb.Table_TABLE_NETWORK:
+		t.setNetwork(key.ID, row)
+	case swarmpb.Table_TABLE_NETWORK_PROGRESS:
+		setValue(t.networkProgress, key.ID, row)
+	case swarmpb.Table_TABLE_SERVICE_ENDPOINT:
+		setValue(t.endpoints, key.ID, row)
 	}
 }
 
@@ -91,11 +97,23 @@ func setItem[V proto.Message](tree *btree.BTreeG[V], pivot V, row proto.Message)
 
 func (t *tx) setTemplate(key Key, row proto.Message) {
 	if row == nil {
+		t.attach(t.Template(key.ID, key.Number), false)
 		t.templates.Delete(templateItem{service: key.ID, version: key.Number})
 		return
 	}
 	template := row.(*swarmpb.Template)
+	t.attach(template, true)
 	t.templates.Set(templateItem{template.ServiceId, template.Version, template})
+}
+
+func (t *tx) setNetwork(id string, row proto.Message) {
+	if old := t.Network(id); old != nil {
+		t.networkNames.Delete(old.GetSpec().GetName())
+	}
+	setValue(t.networks, id, row)
+	if network, ok := row.(*swarmpb.Network); ok {
+		t.networkNames.Set(network.GetSpec().GetName(), id)
+	}
 }
 
 func (t *tx) setService(id string, row proto.Message) {
@@ -151,11 +169,13 @@ func (t *tx) setTaskPart(table swarmpb.Table, old *taskRow, row proto.Message) {
 		next.task = row.(*swarmpb.Task)
 		if old == nil {
 			next.ordinal = t.rows.take(t.index)
+			next.lacks = t.lacks(next.task, nil)
 		}
 	case swarmpb.Table_TABLE_TASK_PLACEMENT:
 		next.placement, _ = row.(*swarmpb.TaskPlacement)
 	case swarmpb.Table_TABLE_TASK_ADDRESSES:
 		next.addresses, _ = row.(*swarmpb.TaskAddresses)
+		next.lacks = t.lacks(next.task, next.addresses)
 	case swarmpb.Table_TABLE_TASK_STATUS:
 		next.status, _ = row.(*swarmpb.TaskStatus)
 	}
@@ -217,6 +237,12 @@ func (v *View) get(table swarmpb.Table, key Key) (row proto.Message, version uin
 		if alarm := v.Alarm(key.ID, key.Name); alarm != nil {
 			return alarm, alarm.Version, true
 		}
+	case swarmpb.Table_TABLE_NETWORK:
+		return found(v.Network(key.ID))
+	case swarmpb.Table_TABLE_NETWORK_PROGRESS:
+		return found(v.NetworkProgress(key.ID))
+	case swarmpb.Table_TABLE_SERVICE_ENDPOINT:
+		return found(v.ServiceEndpoint(key.ID))
 	default:
 		return nil, 0, false
 	}

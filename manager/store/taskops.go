@@ -139,6 +139,9 @@ func (t *tx) putPlacement(row *swarmpb.TaskPlacement) *refusal {
 	if row.NodeId != "" && t.Node(row.NodeId) == nil {
 		return gone(swarmpb.NodeKey(row.NodeId))
 	}
+	if row.NodeId != "" && task.observed() == swarmpb.TaskState_TASK_STATE_NEW {
+		return conflict(swarmpb.TaskAddressesKey(row.TaskId), "task %s has no addresses yet", row.TaskId)
+	}
 	t.sharePart(task, row)
 	row.Version = t.index
 	t.writePart(swarmpb.Table_TABLE_TASK_PLACEMENT, task, message(task.placement), row)
@@ -172,6 +175,7 @@ func (t *tx) mergeStatus(row *swarmpb.TaskStatus) *refusal {
 	if old != nil && (row.State < old.State || (row.State == old.State && row.At < old.At)) {
 		return nil
 	}
+	row.DrainedAt = old.GetDrainedAt()
 	// What the worker no longer names is still true: a container that has ended keeps its ID and address.
 	if row.Container == nil {
 		row.Container = old.GetContainer()

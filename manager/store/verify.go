@@ -20,7 +20,7 @@ func (v *View) Verify() error {
 	if err := v.verifyLists(); err != nil {
 		return err
 	}
-	return errors.Join(r.objects(v), r.tasks(v), r.compare(v))
+	return errors.Join(r.objects(v), r.tasks(v), r.compare(v), v.verifyNetworks())
 }
 
 // rebuild is what the rows add up to.
@@ -116,6 +116,9 @@ func (r *rebuild) tasks(v *View) error {
 
 func (r *rebuild) task(v *View, row *taskRow) error {
 	task := row.task
+	if row.lacks != v.lacks(task, row.addresses) {
+		return fmt.Errorf("task %s: that it lacks addresses is kept as %t", task.Id, row.lacks)
+	}
 	service := r.service(task.ServiceId)
 	service.tasks++
 	service.counts[stateCount{template: task.TemplateVersion, state: row.observed()}]++

@@ -28,6 +28,10 @@ type View struct {
 	alarms       *btree.BTreeG[*swarmpb.Alarm]
 	requests     *btree.Map[string, request]
 
+	networks        *btree.Map[string, *swarmpb.Network]
+	networkProgress *btree.Map[string, *swarmpb.NetworkProgress]
+	endpoints       *btree.Map[string, *swarmpb.ServiceEndpoint]
+
 	// What follows is derived from the rows above; verify.go says how.
 
 	// requestOrder is the requests by age.
@@ -35,6 +39,10 @@ type View struct {
 	nextRequest  uint64
 	// names is service name -> ID.
 	names *btree.Map[string, string]
+	// networkNames is network name -> ID.
+	networkNames *btree.Map[string, string]
+	// attachments is network -> the templates whose tasks are in it.
+	attachments *btree.BTreeG[attachment]
 	// owners is the allocations by live owner.
 	owners *btree.BTreeG[ownerItem]
 	// tasks is the tasks by ID.
@@ -71,6 +79,12 @@ func newView() *View {
 		references:   newTree(lessReference),
 		perNode:      btree.NewMap[string, *nodeIndex](degree),
 		perService:   btree.NewMap[string, *serviceIndex](degree),
+
+		networks:        btree.NewMap[string, *swarmpb.Network](0),
+		networkProgress: btree.NewMap[string, *swarmpb.NetworkProgress](0),
+		endpoints:       btree.NewMap[string, *swarmpb.ServiceEndpoint](0),
+		networkNames:    btree.NewMap[string, string](0),
+		attachments:     newTree(lessAttachment),
 	}
 }
 
@@ -94,6 +108,11 @@ func (v *View) fork() *View {
 	next.references = v.references.Copy()
 	next.perNode = v.perNode.Copy()
 	next.perService = v.perService.Copy()
+	next.networks = v.networks.Copy()
+	next.networkProgress = v.networkProgress.Copy()
+	next.endpoints = v.endpoints.Copy()
+	next.networkNames = v.networkNames.Copy()
+	next.attachments = v.attachments.Copy()
 	return &next
 }
 
@@ -242,7 +261,7 @@ func (v *View) TaskRows(id string) TaskRows {
 }
 
 // Observed is how far a task has come: what its worker said, once it has accepted the task; before that
-// ASSIGNED with a node, else PENDING when the allocator owes it nothing, else NEW. UNSPECIFIED: no such task.
+// ASSIGNED with a node, else PENDING when it has an address in each network of its template, else NEW. UNSPECIFIED: no such task.
 func (v *View) Observed(taskID string) swarmpb.TaskState {
 	if row := v.taskRow(taskID); row != nil {
 		return row.observed()
@@ -321,7 +340,7 @@ func (v *View) TasksOn(nodeID string) iter.Seq[*swarmpb.Task] {
 	}
 }
 
-// Unplaced are the tasks that wait for a node: without one, not ended, desired state at most RUNNING; by
+// Unplaced are the tasks that wait for a node: without one, not NEW, not ended, desired state at most RUNNING; by
 // service, slot and attempt.
 func (v *View) Unplaced() iter.Seq[*swarmpb.Task] {
 	return func(yield func(*swarmpb.Task) bool) {
