@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/distribution/reference"
-
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/proto/wire"
 )
@@ -19,11 +17,11 @@ const (
 
 // shown is a service without what nobody is to see.
 func shown(service *swarmpb.Service) *swarmpb.Service {
-	if service.GetRegistryAuth() == nil {
+	if service.GetRegistryAuth() == nil && service.GetPreviousRegistryAuth() == nil {
 		return service
 	}
 	service = swarmpb.Clone(service)
-	service.RegistryAuth = nil
+	service.RegistryAuth, service.PreviousRegistryAuth = nil, nil
 	return service
 }
 
@@ -35,8 +33,8 @@ func checkAuth(auth *swarmpb.RegistryAuth, spec *swarmpb.ServiceSpec) (*swarmpb.
 	refuse := func(format string, args ...any) error {
 		return wire.Errorf(wire.CodeInvalid, "registry credentials: "+format, args...)
 	}
-	image := spec.GetTask().GetContainer().GetImage()
-	host, server := registryOf(image), auth.GetServer()
+	image := imageOf(spec)
+	host, server := swarmpb.RegistryOf(image), auth.GetServer()
 	secret := auth.GetPassword() + auth.GetIdentityToken()
 	switch {
 	case len(server) > maxAuthName || len(auth.GetUsername()) > maxAuthName:
@@ -55,14 +53,26 @@ func checkAuth(auth *swarmpb.RegistryAuth, spec *swarmpb.ServiceSpec) (*swarmpb.
 	return auth, nil
 }
 
-// registryOf is the registry of an image's reference; empty when that is none.
-func registryOf(image string) string {
-	ref, err := reference.ParseNormalizedNamed(image)
-	if err != nil {
-		return ""
+// takeAuth gives next, which replaces the service, its credentials: those given, or what the service has for the
+// registry of the new image; those of another registry stay beside them for as long as next may go back to an image of
+// it. What the user should know is returned.
+func takeAuth(next, service *swarmpb.Service, given *swarmpb.RegistryAuth) (warnings []string) {
+	image, before := imageOf(next.GetSpec()), imageOf(next.GetPreviousSpec())
+	next.RegistryAuth, next.PreviousRegistryAuth = given, nil
+	if given == nil {
+		next.RegistryAuth = service.RegistryAuthFor(image)
 	}
-	return reference.Domain(ref)
+	if swarmpb.RegistryOf(before) != swarmpb.RegistryOf(image) {
+		next.PreviousRegistryAuth = service.RegistryAuthFor(before)
+	}
+	if had := service.GetRegistryAuth(); had != nil && next.GetRegistryAuth() == nil {
+		return []string{fmt.Sprintf("image %q: it comes from another registry than the credentials that the service has, which are for %s and not used for it; "+
+			"if it needs some, log in with `swarmctl login %s` and update with --with-registry-auth", image, had.GetServer(), swarmpb.RegistryOf(image))}
+	}
+	return nil
 }
+
+func imageOf(spec *swarmpb.ServiceSpec) string { return spec.GetTask().GetContainer().GetImage() }
 
 // pin gives a checked spec the digest that its image stands for; before is the service's spec until now, nil for a new
 // service. The registry is asked when the image is another one, or when the caller has taken the digest out; so a

@@ -213,6 +213,43 @@ func TestRegistryAuth_IsKeptAndShownToNobody(t *testing.T) {
 	kept(newer) // its nodes may still have to pull what they stop
 }
 
+func TestRegistryAuth_ImageMovesToAnotherRegistry_IsNotUsedThere(t *testing.T) {
+	w, f := registryWorld(t)
+	hub := &swarmpb.RegistryAuth{Server: "docker.io", Username: "ann", Password: "s3cret"}
+	r, err := w.server.CreateService(context.Background(), &swarmpb.CreateServiceRequest{Spec: spec("web", "web:1", 1), RegistryAuth: hub})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := r.GetId()
+	update := func(image string, given *swarmpb.RegistryAuth, warns bool, want, wantPrevious *swarmpb.RegistryAuth) {
+		t.Helper()
+		f.auth = &swarmpb.RegistryAuth{Server: "not asked"}
+		said := strings.Join(w.update(t, id, &swarmpb.UpdateServiceRequest{RegistryAuth: given}, func(c *swarmpb.ContainerSpec) { c.Image = image }), "\n")
+		if got := strings.Contains(said, "another registry than the credentials"); got != warns || strings.Contains(said, "s3cret") {
+			t.Errorf("%s: warnings %q", image, said)
+		}
+		s := w.view().Service(id)
+		if !proto.Equal(s.GetRegistryAuth(), want) || !proto.Equal(s.GetPreviousRegistryAuth(), wantPrevious) {
+			t.Errorf("%s: kept %v and %v, want %v and %v", image, s.GetRegistryAuth(), s.GetPreviousRegistryAuth(), want, wantPrevious)
+		}
+		if !proto.Equal(f.auth, want) {
+			t.Errorf("%s: the registry was asked with %v", image, f.auth)
+		}
+		shown, err := w.server.GetService(context.Background(), &swarmpb.GetServiceRequest{Service: "web"})
+		if text := prototext.Format(shown); err != nil || strings.Contains(text, "s3cret") {
+			t.Errorf("%v, %s", err, text)
+		}
+	}
+	other := &swarmpb.RegistryAuth{Server: "other.local", Username: "ann", Password: "s3cret too"}
+	// The way back stays open for one update, no longer.
+	update("other.local/web:1", nil, true, nil, hub)
+	update("other.local/web:2", other, false, other, nil)
+	update("web:1", hub, false, hub, other)
+	update("other.local/web:2", nil, false, other, hub)
+	update("web:2", nil, false, hub, other)
+	update("web:1", nil, false, hub, nil)
+}
+
 func TestRegistryAuth_OfNoUse_IsRefused(t *testing.T) {
 	w, _ := registryWorld(t)
 	for want, auth := range map[string]*swarmpb.RegistryAuth{

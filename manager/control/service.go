@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"time"
@@ -117,16 +118,24 @@ func (s *Server) UpdateService(caller context.Context, req *swarmpb.UpdateServic
 	if err != nil {
 		return nil, err
 	}
-	if auth == nil {
-		auth = service.GetRegistryAuth()
-	}
 	began := time.Now()
-	said := s.pin(caller, spec, service.GetSpec(), auth, !req.GetNoResolveImage())
+	said := s.pin(caller, spec, service.GetSpec(), cmp.Or(auth, service.RegistryAuthFor(imageOf(spec))), !req.GetNoResolveImage())
 	ctx, done := extended(caller, ctx, time.Since(began))
 	defer done()
-	response := &swarmpb.UpdateServiceResponse{Id: service.GetId(), Warnings: append(warnings(view, spec), said...)}
+	next := &swarmpb.Service{
+		Id:                      service.GetId(),
+		Spec:                    spec,
+		PreviousSpec:            service.GetSpec(),
+		TemplateVersion:         service.GetTemplateVersion(),
+		PreviousTemplateVersion: service.GetTemplateVersion(),
+	}
 	same := proto.Equal(service.GetSpec(), spec)
-	if same && !updatePaused(view, service) && proto.Equal(service.GetRegistryAuth(), auth) {
+	if same {
+		next = swarmpb.Clone(service) // its new version alone resumes the update; the way back stays what it was
+	}
+	said = append(said, takeAuth(next, service, auth)...)
+	response := &swarmpb.UpdateServiceResponse{Id: service.GetId(), Warnings: append(warnings(view, spec), said...)}
+	if same && !updatePaused(view, service) && proto.Equal(service.GetRegistryAuth(), next.GetRegistryAuth()) {
 		return response, nil
 	}
 	if larger(service.GetSpec(), spec) {
@@ -138,17 +147,6 @@ func (s *Server) UpdateService(caller context.Context, req *swarmpb.UpdateServic
 	if version == 0 {
 		version = service.GetMeta().GetVersion()
 	}
-	next := &swarmpb.Service{
-		Id:                      service.GetId(),
-		Spec:                    spec,
-		PreviousSpec:            service.GetSpec(),
-		TemplateVersion:         service.GetTemplateVersion(),
-		PreviousTemplateVersion: service.GetTemplateVersion(),
-	}
-	if same {
-		next = swarmpb.Clone(service) // its new version alone resumes the update; the way back stays what it was
-	}
-	next.RegistryAuth = auth
 	proposal := &swarmpb.Proposal{Guards: []*swarmpb.Guard{guard(swarmpb.ServiceKey(service.GetId()), version)}}
 	if swarmpb.TemplateChanged(service.GetSpec(), spec) {
 		next.TemplateVersion = highestTemplate(view, service) + 1

@@ -89,7 +89,7 @@ func (a *assignment) advance(view *store.View, nodeID string, role swarmpb.NodeR
 			}
 			if _, looked := needed[mark.template]; !looked {
 				needed[mark.template] = struct{}{}
-				auth := view.Service(mark.template.service).GetRegistryAuth()
+				auth := view.Service(mark.template.service).RegistryAuthFor(template.GetSpec().GetContainer().GetImage())
 				if had, ok := a.templates[mark.template]; !ok || had != auth && !proto.Equal(had, auth) {
 					changes = append(changes, templateChange(template, auth))
 				}

@@ -93,6 +93,29 @@ func TestAssignment_RegistryAuth_GoesToNodesWithTasksAndAgainWhenItChanges(t *te
 	}
 }
 
+func TestAssignment_RegistryAuth_GoesAlongWithImagesOfItsRegistryAlone(t *testing.T) {
+	w := testWorld(t, "n1")
+	hub := &swarmpb.RegistryAuth{Server: "docker.io", Username: "ann", Password: "a"}
+	other := &swarmpb.RegistryAuth{Server: "other.local", Username: "ann", Password: "b"}
+	w.task(1, "n1")
+	a := newAssignment()
+	for i, c := range []struct{ auth, previous, want *swarmpb.RegistryAuth }{
+		{other, nil, nil}, {other, hub, hub}, {hub, other, hub},
+	} {
+		w.put(&swarmpb.Row{Row: &swarmpb.Row_Service{Service: &swarmpb.Service{
+			Id: serviceWeb, Spec: &swarmpb.ServiceSpec{Name: "web"}, TemplateVersion: 1, RegistryAuth: c.auth, PreviousRegistryAuth: c.previous}}})
+		a.advance(w.view(), "n1", swarmpb.NodeRole_NODE_ROLE_WORKER)
+		for key, auth := range a.templates {
+			if !proto.Equal(auth, c.want) {
+				t.Errorf("%d: template %v went with %v, want %v", i, key, auth, c.want)
+			}
+		}
+		if len(a.templates) != 1 {
+			t.Fatalf("%d templates", len(a.templates))
+		}
+	}
+}
+
 func TestAssignment_NoTasks_StillOneFullSet(t *testing.T) {
 	w := testWorld(t, "n1")
 	h, a := newHolder(t), newAssignment()

@@ -108,7 +108,8 @@ func (s *Server) wakeFor(c *store.Change) {
 		before, _ := c.Old.(*swarmpb.Service)
 		after, _ := c.New.(*swarmpb.Service)
 		// New credentials are rare; who has no task of the service finds nothing to tell.
-		if before != nil && after != nil && !proto.Equal(before.GetRegistryAuth(), after.GetRegistryAuth()) {
+		if before != nil && after != nil && !(proto.Equal(before.GetRegistryAuth(), after.GetRegistryAuth()) &&
+			proto.Equal(before.GetPreviousRegistryAuth(), after.GetPreviousRegistryAuth())) {
 			s.notify("")
 		}
 	case swarmpb.Table_TABLE_CLUSTER:

@@ -243,13 +243,7 @@ func checkMirror(mirror, of string) string {
 }
 
 // HostOf is the registry of an image's reference; empty when that is none.
-func HostOf(image string) string {
-	ref, err := reference.ParseNormalizedNamed(image)
-	if err != nil {
-		return ""
-	}
-	return reference.Domain(ref)
-}
+func HostOf(image string) string { return swarmpb.RegistryOf(image) }
 
 // SameHost tells whether two names are of one registry: Docker Hub has several.
 func SameHost(a, b string) bool { return canonical(a) == canonical(b) }

@@ -486,9 +486,11 @@ type Service struct {
 	// The user removed it: its tasks stop, then the row goes.
 	Removing bool `protobuf:"varint,7,opt,name=removing,proto3" json:"removing,omitempty"`
 	// For the registry of its image; control shows it to nobody.
-	RegistryAuth  *RegistryAuth `protobuf:"bytes,8,opt,name=registry_auth,json=registryAuth,proto3" json:"registry_auth,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	RegistryAuth *RegistryAuth `protobuf:"bytes,8,opt,name=registry_auth,json=registryAuth,proto3" json:"registry_auth,omitempty"`
+	// For the registry of previous_spec's image where that is another one: what goes back pulls with it. Shown to nobody.
+	PreviousRegistryAuth *RegistryAuth `protobuf:"bytes,9,opt,name=previous_registry_auth,json=previousRegistryAuth,proto3" json:"previous_registry_auth,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *Service) Reset() {
@@ -573,6 +575,13 @@ func (x *Service) GetRemoving() bool {
 func (x *Service) GetRegistryAuth() *RegistryAuth {
 	if x != nil {
 		return x.RegistryAuth
+	}
+	return nil
+}
+
+func (x *Service) GetPreviousRegistryAuth() *RegistryAuth {
+	if x != nil {
+		return x.PreviousRegistryAuth
 	}
 	return nil
 }
@@ -2015,7 +2024,7 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\aaddress\x18\x05 \x01(\tR\aaddress\x12;\n" +
 	"\vdescription\x18\x06 \x01(\v2\x19.swarm.v1.NodeDescriptionR\vdescription\x12\x14\n" +
 	"\x05since\x18\a \x01(\x03R\x05since\x12'\n" +
-	"\x0fmanager_address\x18\b \x01(\tR\x0emanagerAddress\"\xe4\x02\n" +
+	"\x0fmanager_address\x18\b \x01(\tR\x0emanagerAddress\"\xb2\x03\n" +
 	"\aService\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\"\n" +
 	"\x04meta\x18\x02 \x01(\v2\x0e.swarm.v1.MetaR\x04meta\x12)\n" +
@@ -2024,7 +2033,8 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\x10template_version\x18\x05 \x01(\x04R\x0ftemplateVersion\x12:\n" +
 	"\x19previous_template_version\x18\x06 \x01(\x04R\x17previousTemplateVersion\x12\x1a\n" +
 	"\bremoving\x18\a \x01(\bR\bremoving\x12;\n" +
-	"\rregistry_auth\x18\b \x01(\v2\x16.swarm.v1.RegistryAuthR\fregistryAuth\"\xa0\x01\n" +
+	"\rregistry_auth\x18\b \x01(\v2\x16.swarm.v1.RegistryAuthR\fregistryAuth\x12L\n" +
+	"\x16previous_registry_auth\x18\t \x01(\v2\x16.swarm.v1.RegistryAuthR\x14previousRegistryAuth\"\xa0\x01\n" +
 	"\bTemplate\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x18\n" +
@@ -2238,29 +2248,30 @@ var file_swarm_v1_rows_proto_depIdxs = []int32{
 	29, // 12: swarm.v1.Service.spec:type_name -> swarm.v1.ServiceSpec
 	29, // 13: swarm.v1.Service.previous_spec:type_name -> swarm.v1.ServiceSpec
 	30, // 14: swarm.v1.Service.registry_auth:type_name -> swarm.v1.RegistryAuth
-	31, // 15: swarm.v1.Template.spec:type_name -> swarm.v1.TaskSpec
-	32, // 16: swarm.v1.Template.host_ports:type_name -> swarm.v1.PortConfig
-	0,  // 17: swarm.v1.UpdateStatus.state:type_name -> swarm.v1.UpdateState
-	22, // 18: swarm.v1.ServiceProgress.meta:type_name -> swarm.v1.Meta
-	8,  // 19: swarm.v1.ServiceProgress.update:type_name -> swarm.v1.UpdateStatus
-	22, // 20: swarm.v1.SlotProgress.meta:type_name -> swarm.v1.Meta
-	22, // 21: swarm.v1.Task.meta:type_name -> swarm.v1.Meta
-	33, // 22: swarm.v1.Task.desired_state:type_name -> swarm.v1.TaskState
-	14, // 23: swarm.v1.TaskAddresses.networks:type_name -> swarm.v1.NetworkAddress
-	22, // 24: swarm.v1.Network.meta:type_name -> swarm.v1.Meta
-	34, // 25: swarm.v1.Network.spec:type_name -> swarm.v1.NetworkSpec
-	22, // 26: swarm.v1.NetworkProgress.meta:type_name -> swarm.v1.Meta
-	22, // 27: swarm.v1.ServiceEndpoint.meta:type_name -> swarm.v1.Meta
-	32, // 28: swarm.v1.ServiceEndpoint.ports:type_name -> swarm.v1.PortConfig
-	14, // 29: swarm.v1.ServiceEndpoint.vips:type_name -> swarm.v1.NetworkAddress
-	33, // 30: swarm.v1.TaskStatus.state:type_name -> swarm.v1.TaskState
-	18, // 31: swarm.v1.TaskStatus.container:type_name -> swarm.v1.ContainerStatus
-	32, // 32: swarm.v1.TaskStatus.host_ports:type_name -> swarm.v1.PortConfig
-	33, // [33:33] is the sub-list for method output_type
-	33, // [33:33] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	30, // 15: swarm.v1.Service.previous_registry_auth:type_name -> swarm.v1.RegistryAuth
+	31, // 16: swarm.v1.Template.spec:type_name -> swarm.v1.TaskSpec
+	32, // 17: swarm.v1.Template.host_ports:type_name -> swarm.v1.PortConfig
+	0,  // 18: swarm.v1.UpdateStatus.state:type_name -> swarm.v1.UpdateState
+	22, // 19: swarm.v1.ServiceProgress.meta:type_name -> swarm.v1.Meta
+	8,  // 20: swarm.v1.ServiceProgress.update:type_name -> swarm.v1.UpdateStatus
+	22, // 21: swarm.v1.SlotProgress.meta:type_name -> swarm.v1.Meta
+	22, // 22: swarm.v1.Task.meta:type_name -> swarm.v1.Meta
+	33, // 23: swarm.v1.Task.desired_state:type_name -> swarm.v1.TaskState
+	14, // 24: swarm.v1.TaskAddresses.networks:type_name -> swarm.v1.NetworkAddress
+	22, // 25: swarm.v1.Network.meta:type_name -> swarm.v1.Meta
+	34, // 26: swarm.v1.Network.spec:type_name -> swarm.v1.NetworkSpec
+	22, // 27: swarm.v1.NetworkProgress.meta:type_name -> swarm.v1.Meta
+	22, // 28: swarm.v1.ServiceEndpoint.meta:type_name -> swarm.v1.Meta
+	32, // 29: swarm.v1.ServiceEndpoint.ports:type_name -> swarm.v1.PortConfig
+	14, // 30: swarm.v1.ServiceEndpoint.vips:type_name -> swarm.v1.NetworkAddress
+	33, // 31: swarm.v1.TaskStatus.state:type_name -> swarm.v1.TaskState
+	18, // 32: swarm.v1.TaskStatus.container:type_name -> swarm.v1.ContainerStatus
+	32, // 33: swarm.v1.TaskStatus.host_ports:type_name -> swarm.v1.PortConfig
+	34, // [34:34] is the sub-list for method output_type
+	34, // [34:34] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_rows_proto_init() }
