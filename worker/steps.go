@@ -132,7 +132,7 @@ func (f *fleet) attach(wait context.Context, t *task) (network.Attachment, error
 		f.mu.Lock()
 		configured := f.configured
 		f.mu.Unlock()
-		at, err := f.cfg.Network.Attach(wait, t.id)
+		at, err := f.cfg.Network.Attach(wait, f.requestOf(t))
 		if wait.Err() != nil {
 			return at, wait.Err()
 		}
@@ -158,6 +158,13 @@ func (f *fleet) attach(wait context.Context, t *task) (network.Attachment, error
 		}
 		timer.Stop()
 	}
+}
+
+// requestOf is what a task needs of the network.
+func (f *fleet) requestOf(t *task) network.Request {
+	assigned, template, _ := f.look(t)
+	container := template.GetSpec().GetContainer()
+	return network.Request{TaskID: t.id, Networks: assigned.GetNetworks(), DNS: container.GetDns(), Hostname: container.GetHostname()}
 }
 
 // acquire takes a place in a bounded crowd; false when ctx ended first.

@@ -34,10 +34,22 @@ import (
 // Network is what the agent needs of *network.Network; every method is idempotent.
 type Network interface {
 	Configure(ctx context.Context, cfg *swarmpb.NodeConfig) error
-	// Attach fails with network.ErrNotConfigured until the node has its block.
-	Attach(ctx context.Context, taskID string) (network.Attachment, error)
+	// Apply takes what the node is told of peers, networks, services and endpoints; the rest of the changes is ignored.
+	// When it returns, nothing that is gone is answered any more; an error says what is not in the kernel yet.
+	Apply(ctx context.Context, full bool, changes []*swarmpb.AssignmentChange) error
+	// Attach fails with network.ErrNotConfigured until the node has its block, and knows the networks of the task.
+	Attach(ctx context.Context, req network.Request) (network.Attachment, error)
 	// Publish binds the task's host ports; network.ErrPortTaken when one is not free.
 	Publish(ctx context.Context, taskID string, ports []*swarmpb.PortConfig) ([]*swarmpb.PortConfig, error)
+	// Gone takes a task whose process has ended out of this node's balancers and names, and resets its connections.
+	Gone(ctx context.Context, taskID string) error
+	// Established counts the connections that are established with a task.
+	Established(taskID string) (int, error)
+	// Hint is called when gossip's view of who is dead has changed.
+	Hint(dead func(nodeID string) bool) error
+	// Status is what the managers are told of the node's network; Changes has an element when it may have changed.
+	Status() *swarmpb.NodeNetwork
+	Changes() <-chan struct{}
 	Detach(ctx context.Context, taskID string) error
 	// Sweep detaches every task that is not in keep.
 	Sweep(ctx context.Context, keep []string) error

@@ -17,6 +17,7 @@ import (
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/worker"
 	"github.com/swarmd/swarmd/worker/network"
+	"github.com/swarmd/swarmd/worker/network/networktest"
 	"github.com/swarmd/swarmd/worker/runtime/runtimetest"
 )
 
@@ -112,6 +113,8 @@ func (h *host) dial(context.Context, string) (worker.Conn, error) {
 
 // fakeNet is a network in memory: addresses out of the node's block, and ports that one task may have at a time.
 type fakeNet struct {
+	networktest.Fake // what it is told, and says of itself
+
 	mu       sync.Mutex
 	block    string
 	attached map[string]netip.Addr
@@ -151,9 +154,10 @@ func (n *fakeNet) Configure(_ context.Context, cfg *swarmpb.NodeConfig) error {
 	return nil
 }
 
-func (n *fakeNet) Attach(_ context.Context, taskID string) (network.Attachment, error) {
+func (n *fakeNet) Attach(_ context.Context, req network.Request) (network.Attachment, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	taskID := req.TaskID
 	if n.block == "" {
 		return network.Attachment{}, network.ErrNotConfigured
 	}

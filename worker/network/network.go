@@ -41,12 +41,27 @@ type Config struct {
 	Logger *slog.Logger
 }
 
+// Request is what a task needs of the network.
+type Request struct {
+	TaskID string
+	// Networks and the task's addresses in them, in the order of its template.
+	Networks []*swarmpb.NetworkAddress
+	// DNS is the user's wish; nil = none.
+	DNS *swarmpb.DNSConfig
+	// Hostname of the container.
+	Hostname string
+}
+
 // Attachment is a task's place in the network.
 type Attachment struct {
 	// Path of the network namespace.
 	Namespace string
 	// Address of eth0 and the gateway.
 	Address, Gateway netip.Addr
+	// Address6 of eth0; invalid on a host without IPv6.
+	Address6 netip.Addr
+	// Networks are eth1, eth2 and so on, in this order.
+	Networks []*swarmpb.NetworkAddress
 	// Ports as bound on the host.
 	Ports []*swarmpb.PortConfig
 	// ResolvConf is the content of the container's /etc/resolv.conf.
@@ -64,6 +79,11 @@ type Network struct {
 	cursor   netip.Addr // the address given last: a released one rests until the block has been gone through
 	attached map[string]*record
 	rules    *ruleset // nil until configured
+
+	told    *told
+	gone    map[string]bool // tasks whose process has ended; until they are attached again, or the managers know
+	dead    map[string]bool // nodes that gossip calls dead
+	changes chan struct{}
 }
 
 // New reads what a former process attached. It changes nothing in the kernel before Configure.
@@ -77,7 +97,8 @@ func New(cfg Config) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Network{cfg: cfg, ports: newReservations(cfg.Logger), attached: attached}, nil
+	return &Network{cfg: cfg, ports: newReservations(cfg.Logger), attached: attached,
+		told: newTold(), gone: map[string]bool{}, dead: map[string]bool{}, changes: make(chan struct{}, 1)}, nil
 }
 
 func (c Config) namespaces() string { return filepath.Join(c.Dir, "netns") }
@@ -139,9 +160,10 @@ func (n *Network) Configure(_ context.Context, cfg *swarmpb.NodeConfig) error {
 }
 
 // Attach makes the task's namespace with eth0 on the uplink. Its ports come with Publish.
-func (n *Network) Attach(_ context.Context, taskID string) (Attachment, error) {
+func (n *Network) Attach(_ context.Context, req Request) (Attachment, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	taskID := req.TaskID
 	if n.rules == nil {
 		return Attachment{}, fmt.Errorf("attach task %s: %w", taskID, ErrNotConfigured)
 	}

@@ -99,7 +99,7 @@ func (l *lab) start(t *testing.T) {
 
 func (l *lab) attach(t *testing.T, id string) Attachment {
 	t.Helper()
-	a, err := l.Attach(t.Context(), id)
+	a, err := l.Attach(t.Context(), Request{TaskID: id})
 	must(t, err)
 	return a
 }
@@ -280,12 +280,12 @@ func TestAttach_BeforeConfigureOrFullBlock_SaysSo(t *testing.T) {
 	l := newLab(t)
 	n, err := New(Config{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)})
 	must(t, err)
-	if _, err := n.Attach(t.Context(), "x"); !errors.Is(err, ErrNotConfigured) {
+	if _, err := n.Attach(t.Context(), Request{TaskID: "x"}); !errors.Is(err, ErrNotConfigured) {
 		t.Errorf("got %v; want ErrNotConfigured", err)
 	}
 	must(t, l.Configure(t.Context(), &swarmpb.NodeConfig{UplinkBlock: "100.64.4.0/30"}))
 	l.attach(t, "atask00000000000000000001")
-	if _, err := l.Attach(t.Context(), "btask00000000000000000002"); !errors.Is(err, ErrBlockFull) {
+	if _, err := l.Attach(t.Context(), Request{TaskID: "btask00000000000000000002"}); !errors.Is(err, ErrBlockFull) {
 		t.Errorf("got %v; want ErrBlockFull", err)
 	}
 	for _, bad := range []string{"nonsense", "fd00::/64", "10.0.0.0/31"} {

@@ -26,6 +26,16 @@ type Fake struct {
 	ports    map[uint32]string // published port -> task
 	last     netip.Addr
 	torn     bool
+
+	networks    map[string][]*swarmpb.NetworkAddress // by task
+	endpoints   map[string]*swarmpb.Endpoint
+	peers       map[string]*swarmpb.Peer
+	gone        []string
+	established map[string]int
+	status      *swarmpb.NodeNetwork
+	hint        func(nodeID string) bool
+	refuse      error
+	changes     chan struct{}
 }
 
 // Configure takes the node's block; one without a block changes nothing.
@@ -44,9 +54,10 @@ func (n *Fake) Configure(_ context.Context, cfg *swarmpb.NodeConfig) error {
 }
 
 // Attach gives a task the next free address of the block, or the one that it has.
-func (n *Fake) Attach(_ context.Context, taskID string) (network.Attachment, error) {
+func (n *Fake) Attach(_ context.Context, req network.Request) (network.Attachment, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	taskID := req.TaskID
 	if !n.block.IsValid() {
 		return network.Attachment{}, fmt.Errorf("attach %s: %w", taskID, network.ErrNotConfigured)
 	}
@@ -56,11 +67,11 @@ func (n *Fake) Attach(_ context.Context, taskID string) (network.Attachment, err
 			return network.Attachment{}, fmt.Errorf("attach %s: %w", taskID, err)
 		}
 		if n.attached == nil {
-			n.attached = map[string]netip.Addr{}
+			n.attached, n.networks = map[string]netip.Addr{}, map[string][]*swarmpb.NetworkAddress{}
 		}
-		n.last, n.attached[taskID] = addr, addr
+		n.last, n.attached[taskID], n.networks[taskID] = addr, addr, req.Networks
 	}
-	return network.Attachment{Namespace: "/run/netns/" + taskID, Address: n.attached[taskID]}, nil
+	return network.Attachment{Namespace: "/run/netns/" + taskID, Address: n.attached[taskID], Networks: n.networks[taskID]}, nil
 }
 
 // free is the next address after the one given last that no task has, past the network's own and the gateway.
@@ -130,6 +141,7 @@ func (n *Fake) keep(wanted func(id string) bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	maps.DeleteFunc(n.attached, func(id string, _ netip.Addr) bool { return !wanted(id) })
+	maps.DeleteFunc(n.networks, func(id string, _ []*swarmpb.NetworkAddress) bool { return !wanted(id) })
 	maps.DeleteFunc(n.ports, func(_ uint32, owner string) bool { return !wanted(owner) })
 }
 

@@ -14,19 +14,19 @@ var _ worker.Network = (*Fake)(nil)
 
 func TestFake_BehavesAsTheNetworkDoes(t *testing.T) {
 	n, ctx := &Fake{}, t.Context()
-	if _, err := n.Attach(ctx, "a"); !errors.Is(err, network.ErrNotConfigured) {
+	if _, err := n.Attach(ctx, network.Request{TaskID: "a"}); !errors.Is(err, network.ErrNotConfigured) {
 		t.Errorf("attached without a block: %v", err)
 	}
 	if err := n.Configure(ctx, &swarmpb.NodeConfig{UplinkBlock: "100.64.3.0/30"}); err != nil {
 		t.Fatal(err)
 	}
-	a, err := n.Attach(ctx, "a")
-	again, _ := n.Attach(ctx, "a")
-	b, _ := n.Attach(ctx, "b")
+	a, err := n.Attach(ctx, network.Request{TaskID: "a"})
+	again, _ := n.Attach(ctx, network.Request{TaskID: "a"})
+	b, _ := n.Attach(ctx, network.Request{TaskID: "b"})
 	if err != nil || a.Address != again.Address || a.Address == b.Address || a.Namespace == b.Namespace {
 		t.Errorf("attached %v, again %v, another %v: %v", a, again, b, err)
 	}
-	if _, err := n.Attach(ctx, "c"); !errors.Is(err, network.ErrBlockFull) {
+	if _, err := n.Attach(ctx, network.Request{TaskID: "c"}); !errors.Is(err, network.ErrBlockFull) {
 		t.Errorf("attached beyond the block: %v", err)
 	}
 	bound, err := n.Publish(ctx, "a", []*swarmpb.PortConfig{{TargetPort: 80, PublishedPort: 8080}, {TargetPort: 81}})
@@ -42,7 +42,7 @@ func TestFake_BehavesAsTheNetworkDoes(t *testing.T) {
 	if err := errors.Join(n.Detach(ctx, "a"), n.Detach(ctx, "a")); err != nil || len(n.Ports()) != 0 {
 		t.Errorf("detached: %v, ports %v", err, n.Ports())
 	}
-	c, err := n.Attach(ctx, "c")
+	c, err := n.Attach(ctx, network.Request{TaskID: "c"})
 	if err != nil || c.Address != a.Address {
 		t.Errorf("a free address is not given again: %v, %v", c, err)
 	}

@@ -1,0 +1,94 @@
+package network
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// States of a TCP socket as /proc/net/tcp writes them.
+const (
+	tcpEstablished = "01"
+	tcpListen      = "0A"
+)
+
+// Established counts the connections with a task that its clients have opened: the sockets of its namespace that are
+// established and whose local port is one that is listened on there.
+func (n *Network) Established(taskID string) (int, error) {
+	count := 0
+	err := inNamespace(n.namespacePath(taskID), func() (err error) {
+		count, err = establishedHere()
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("count connections of task %s: %w", taskID, err)
+	}
+	return count, nil
+}
+
+// establishedHere reads the tables of the calling thread's namespace.
+func establishedHere() (int, error) {
+	ports := map[string]int{}
+	listening := map[string]bool{}
+	for _, table := range []string{"tcp", "tcp6"} {
+		f, err := os.Open("/proc/thread-self/net/" + table)
+		if errors.Is(err, os.ErrNotExist) && table == "tcp6" {
+			continue // a host without IPv6
+		}
+		if err != nil {
+			return 0, err
+		}
+		err = countSockets(f, ports, listening)
+		_ = f.Close()
+		if err != nil {
+			return 0, fmt.Errorf("read %s: %w", table, err)
+		}
+	}
+	total := 0
+	for port := range listening {
+		total += ports[port]
+	}
+	return total, nil
+}
+
+// countSockets adds the established sockets a local port, and the ports that are listened on. A port is kept as the
+// table writes it.
+func countSockets(table io.Reader, established map[string]int, listening map[string]bool) error {
+	s := bufio.NewScanner(table)
+	for s.Scan() {
+		// sl, local_address, rem_address, st
+		line := strings.TrimLeft(s.Text(), " ")
+		_, line, _ = strings.Cut(line, " ")
+		local, line, _ := strings.Cut(line, " ")
+		_, line, _ = strings.Cut(line, " ")
+		state, _, _ := strings.Cut(line, " ")
+		_, port, _ := strings.Cut(local, ":")
+		switch state {
+		case tcpEstablished:
+			established[port]++
+		case tcpListen:
+			listening[port] = true
+		}
+	}
+	return s.Err()
+}
+
+// inNamespace runs fn on a thread of its own within the namespace at path.
+func inNamespace(path string, fn func() error) error {
+	return onThreadOfItsOwn(func() error {
+		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return &os.PathError{Op: "open namespace", Path: path, Err: err}
+		}
+		defer unix.Close(fd)
+		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter namespace %s: %w", path, err)
+		}
+		return fn()
+	})
+}
