@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	goruntime "runtime"
 	"slices"
@@ -15,7 +16,16 @@ import (
 	"github.com/swarmd/swarmd/worker/runtime/runtimetest"
 )
 
-func TestConformance(t *testing.T) {
+func TestConformance(t *testing.T) { conformance(t, containerd.Runc) }
+
+func TestConformance_Crun(t *testing.T) {
+	if _, err := exec.LookPath(containerd.Crun); err != nil {
+		t.Skip("no crun on this host: apt-get install crun")
+	}
+	conformance(t, containerd.Crun)
+}
+
+func conformance(t *testing.T, oci string) {
 	child := shared.open(t)
 	archive, err := runtimetest.Archive(runtimetest.ImageName, goruntime.GOARCH, binary(t))
 	if err != nil {
@@ -23,6 +33,7 @@ func TestConformance(t *testing.T) {
 	}
 	runtimetest.Conformance(t, runtimetest.Options{Open: func(t *testing.T) runtimetest.System {
 		config := configure(t, child)
+		config.OCIRuntime = oci
 		registry := emptyRegistry(t)
 		config.InsecureRegistries = []string{registry}
 		var last func() // of the runtime in use: it must outlive what the suite removes at the end

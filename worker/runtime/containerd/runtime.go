@@ -54,7 +54,7 @@ type Config struct {
 	Dir string
 	// RunDir is transient: state of the OCI runtime.
 	RunDir string
-	// OCIRuntime is runc (default), crun or the path of one.
+	// OCIRuntime is runc (default), crun, auto or the path of one.
 	OCIRuntime string
 	// CgroupParent is the cgroup below which each container gets its own.
 	CgroupParent string
@@ -128,12 +128,8 @@ func New(c Config) (*Runtime, error) {
 			return nil, fmt.Errorf("%s %q is not an absolute path", name, path)
 		}
 	}
-	oci, err := FindOCIRuntime(c.OCIRuntime)
-	if err != nil {
-		return nil, err
-	}
 	r := &Runtime{
-		Config: c, log: c.Logger, oci: oci, snapshotter: c.Snapshotter,
+		Config: c, log: c.Logger, snapshotter: c.Snapshotter,
 		host: probeHost(), monitors: map[string]*monitor{}, seen: map[string]seen{},
 	}
 	for _, dir := range []string{r.containersDir(), r.volumesDir(), r.logsDir(), r.registriesDir(), c.RunDir} {
@@ -153,6 +149,13 @@ func New(c Config) (*Runtime, error) {
 	}
 	if r.logger, err = bin.Extract(filepath.Join(c.Dir, "bin")); err != nil {
 		return nil, err
+	}
+	var why string
+	if r.oci, why, err = chooseOCI(c.OCIRuntime, filepath.Join(c.Dir, "bin"), r.logger); err != nil {
+		return nil, err
+	}
+	if why != "" {
+		r.log.Info("chose the OCI runtime", "runtime", r.oci.String(), "because", why)
 	}
 	if r.client, err = connect(c.Address); err != nil {
 		return nil, fmt.Errorf("connect to containerd at %s: %w", c.Address, err)

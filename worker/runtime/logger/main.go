@@ -1,6 +1,7 @@
 // Command logger keeps what a container writes. The shim starts one beside each container (a containerd
 // `binary://` logger), so it serves while swarmd and containerd are down; with `init` as its first argument it
-// is the container's first process instead (see init.go).
+// is the container's first process instead (see init.go), and under the name crun it runs that where it cannot work
+// by itself (see hybrid.go).
 //
 // It promises lines of the form
 //
@@ -33,6 +34,9 @@ const (
 )
 
 func main() {
+	if isHybrid(os.Args[0]) {
+		os.Exit(runHybrid(os.Args))
+	}
 	if len(os.Args) > 1 && os.Args[1] == "init" {
 		os.Exit(runInit(os.Args[2:]))
 	}

@@ -43,11 +43,11 @@ func (c *Child) writeConfig() error {
 			return fmt.Errorf("write containerd's configuration: %w", err)
 		}
 	}
-	return link(c.Executable, filepath.Join(c.binDir(), shimName))
+	return Link(c.Executable, filepath.Join(c.binDir(), shimName))
 }
 
-// link points path at target, without a moment in which it points nowhere.
-func link(target, path string) error {
+// Link points path at target, without a moment in which it points nowhere.
+func Link(target, path string) error {
 	if there, err := os.Readlink(path); err == nil && there == target {
 		return nil
 	}
@@ -56,7 +56,7 @@ func link(target, path string) error {
 		return err
 	}
 	if err := os.Symlink(target, next); err != nil {
-		return fmt.Errorf("link the shim: %w", err)
+		return fmt.Errorf("link %s: %w", path, err)
 	}
 	return os.Rename(next, path)
 }
