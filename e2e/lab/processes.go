@@ -20,7 +20,10 @@ func (h *Host) Start(name string, argv ...string) error {
 
 // Processes finds the live processes of the host, outside of containers, whose program has the given name: their
 // pids as seen from outside.
-func (h *Host) Processes(name string) []int {
+func (h *Host) Processes(name string) []int { return h.Programs()[name] }
+
+// Programs are the live processes of the host, outside of containers, by their program's name: pids as seen from outside.
+func (h *Host) Programs() map[string][]int {
 	if h.node == nil {
 		return nil
 	}
@@ -28,10 +31,16 @@ func (h *Host) Processes(name string) []int {
 	if err != nil {
 		return nil
 	}
-	return pidsWhere(func(pid string) bool {
+	out := map[string][]int{}
+	for _, pid := range pidsWhere(func(pid string) bool {
 		ns, err := os.Readlink(filepath.Join("/proc", pid, "ns/pid"))
-		return err == nil && ns == own && filepath.Base(program(pid)) == name
-	})
+		return err == nil && ns == own
+	}) {
+		if path := program(strconv.Itoa(pid)); path != "" {
+			out[filepath.Base(path)] = append(out[filepath.Base(path)], pid)
+		}
+	}
+	return out
 }
 
 // Containers are the live processes in containers of the host, by the container's ID: pids as seen from outside.

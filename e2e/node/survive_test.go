@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -44,7 +43,7 @@ func TestWorker_DaemonsKilledAgainAndAgain_NothingRestartsAndNothingLeaks(t *tes
 	c.runningAre(t, "many", replicas)
 	h := c.host(2)
 	before := inventoryOf(t, h)
-	if before.containers != replicas || before.shims != replicas {
+	if before.containers != replicas || before.shims != replicas || before.loggers != replicas {
 		t.Fatalf("at first: %+v", before)
 	}
 	n := cycles(t)
@@ -81,6 +80,8 @@ func TestWorker_DaemonsKilledAgainAndAgain_NothingRestartsAndNothingLeaks(t *tes
 		})
 	}
 	t.Logf("%d kills of containerd took %s", (n+1)/2, time.Since(began).Round(time.Second))
+	// What a kill kept containerd from collecting, it collects at its next removal.
+	killAndLose(t, c, "no kill", 0, func() error { return nil }, func() {})
 	var after inventory
 	until(t, func() error {
 		if after = inventoryOf(t, h); after.leaks(before) != "" {
@@ -92,7 +93,7 @@ func TestWorker_DaemonsKilledAgainAndAgain_NothingRestartsAndNothingLeaks(t *tes
 	t.Logf("after:  %+v", after)
 	c.remove(t, "many")
 	until(t, func() error {
-		if left := inventoryOf(t, h); left.containers+left.shims+left.namespaces+left.cgroups+left.records != 0 {
+		if left := inventoryOf(t, h); left.containers+left.shims+left.loggers+left.namespaces+left.cgroups+left.records != 0 || left.snapshots != before.snapshots-replicas {
 			return fmt.Errorf("left after the service: %+v", left)
 		}
 		return nil
@@ -164,26 +165,32 @@ func lose(t *testing.T, h *lab.Host, x task, pid int) {
 
 // inventory is what a host has of what leaks.
 type inventory struct {
-	containers, shims, namespaces, mounts, links, cgroups, records, snapshots int
-	containerdFiles, swarmdFiles                                              int
+	containers, shims, loggers, processes, namespaces, mounts, links, cgroups, records, snapshots int
+	containerdFiles, swarmdFiles, shimFiles, loggerFiles                                          int
 }
 
 func inventoryOf(t *testing.T, h *lab.Host) inventory {
 	t.Helper()
 	var v inventory
 	v.containers = len(h.Containers())
-	for _, name := range []string{"swarmd", "containerd-shim-runc-v2"} {
-		for _, pid := range h.Processes(name) {
+	for name, pids := range h.Programs() {
+		v.processes += len(pids)
+		for _, pid := range pids {
 			line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-			if args := bytes.Split(line, []byte{0}); len(args) > 1 && string(args[1]) == "-namespace" {
+			args := bytes.Split(line, []byte{0})
+			switch {
+			case strings.HasPrefix(name, "logger-"):
+				v.loggers++
+				v.loggerFiles += files(pid)
+			case name == "containerd":
+				v.containerdFiles += files(pid)
+			case len(args) > 1 && string(args[1]) == "-namespace":
 				v.shims++
-			} else if len(args) > 1 {
-				v.swarmdFiles = files(pid)
+				v.shimFiles += files(pid)
+			case name == lab.Daemon:
+				v.swarmdFiles += files(pid)
 			}
 		}
-	}
-	for _, pid := range h.Processes("containerd") {
-		v.containerdFiles = files(pid)
 	}
 	mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", h.Pid()))
 	if err != nil {
@@ -214,84 +221,22 @@ func entries(h *lab.Host, dir string) int {
 	return len(list)
 }
 
-// leaks says what there is more of than before; daemons may hold a few files more at one moment than at another.
+// leaks says what there is more of than before; processes may hold a few files more at one moment than at another.
 func (v inventory) leaks(before inventory) string {
 	const breath = 12
-	v.containerdFiles, v.swarmdFiles = max(0, v.containerdFiles-before.containerdFiles-breath), max(0, v.swarmdFiles-before.swarmdFiles-breath)
-	before.containerdFiles, before.swarmdFiles = 0, 0
-	if v == before {
+	most := before
+	for _, f := range []struct{ now, then *int }{
+		{&v.containerdFiles, &most.containerdFiles}, {&v.swarmdFiles, &most.swarmdFiles},
+		{&v.shimFiles, &most.shimFiles}, {&v.loggerFiles, &most.loggerFiles},
+	} {
+		if *f.now <= *f.then+breath {
+			*f.now = *f.then
+		}
+	}
+	if v == most {
 		return ""
 	}
 	return fmt.Sprintf("there was %+v, there is %+v", before, v)
-}
-
-func TestSwarmd_ReplacedByAnotherBuild_ServesWhatTheOldOneStarted(t *testing.T) {
-	t.Parallel()
-	dir, err := os.MkdirTemp("", "swb")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	program, second := filepath.Join(dir, "swarmd"), filepath.Join(dir, "second")
-	if err := os.Symlink(artifact(t, "bin/swarmd"), program); err != nil {
-		t.Fatal(err)
-	}
-	c := newHostsOf(t, 1, program)
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.version=second", "-o", second, "../../cmd/swarmd")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
-	h := c.host(1)
-	c.start(h)
-	c.form(t, 1)
-	c.loadTrouble(t, 1)
-	c.ok(t, 1, "service", "create", "--name", "many", "--replicas", "4", "--restart-delay", "0s", "trouble:v1")
-	old := c.runningAre(t, "many", 4)
-	before, containerd := c.pids(), h.Processes("containerd")
-	if err := h.KillSwarmd(); err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(os.Remove(program), os.Symlink(second, program)); err != nil {
-		t.Fatal(err)
-	}
-	c.start(h)
-	c.nodesReady(t, 1)
-	c.runningAre(t, "many", 4)
-	if version := c.ok(t, 1, "info", "--format", "{{.Version}}"); strings.TrimSpace(version) != "second" {
-		t.Errorf("version is %s", version)
-	}
-	if now := c.pids(); !maps.EqualFunc(now, before, slices.Equal) || !slices.Equal(h.Processes("containerd"), containerd) {
-		t.Fatalf("containers were %v, are %v; containerd was %v, is %v", before, now, containerd, h.Processes("containerd"))
-	}
-	ends := func(x task) {
-		t.Helper()
-		lose(t, h, x, c.pid(t, x))
-		until(t, func() error {
-			if box := c.inspectTask(t, x.ID).Status.Container; box.ExitCode != lostCode {
-				return fmt.Errorf("exit code of %s is %d", x.Name, box.ExitCode)
-			}
-			return nil
-		})
-		c.runningAre(t, "many", 4)
-	}
-	ends(old[0]) // under the old containerd
-	c.signal(t, containerd[0], syscall.SIGKILL)
-	until(t, func() error { // the new build's, with shims of the old one and of the new one
-		if now := h.Processes("containerd"); len(now) != 1 || now[0] == containerd[0] {
-			return fmt.Errorf("containerd is %v", now)
-		}
-		return nil
-	})
-	ends(old[1])
-	now := c.pids()
-	for _, x := range old[2:] {
-		if !slices.Equal(now[x.ID], before[x.ID]) {
-			t.Errorf("%s had processes %v, has %v", x.Name, before[x.ID], now[x.ID])
-		}
-	}
-	c.remove(t, "many")
-	c.runningAre(t, "many", 0)
 }
 
 func TestWorker_ManagersDead_RestartsWhatFailsAlsoAcrossItsOwnRestart(t *testing.T) {

@@ -2,12 +2,14 @@ package node_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -120,7 +122,7 @@ func TestContainers_ThatMakeTrouble_AreContainedAndToldInOneLine(t *testing.T) {
 		})
 	}
 	t.Run("killed", func(t *testing.T) {
-		c.ok(t, 1, "service", "create", "--name", "deaf", "--stop-grace-period", "1s", "trouble:v1", "deaf")
+		c.ok(t, 1, "service", "create", "--name", "deaf", "--update-monitor", "100ms", "--stop-grace-period", "1s", "trouble:v1", "deaf")
 		x := c.runningAre(t, "deaf", 1)[0]
 		c.ok(t, 1, "service", "scale", "deaf=0")
 		until(t, func() error {
@@ -136,9 +138,102 @@ func TestContainers_ThatMakeTrouble_AreContainedAndToldInOneLine(t *testing.T) {
 		})
 		c.remove(t, "deaf")
 	})
+	t.Run("log-flood", func(t *testing.T) { logFlood(t, c) })
 	c.get(t, fmt.Sprintf("http://%s:8080/", c.addr(1)))
 	if now := c.runningAre(t, "good", 1); len(now) != 1 || fmt.Sprint(c.pids()) != fmt.Sprint(good) {
 		t.Errorf("the good service had processes %v, has %v", good, c.pids())
+	}
+}
+
+// logFlood lets a container write as fast as it can: its log is bounded on the disk, can be read, and the container be removed.
+func logFlood(t *testing.T, c *cluster) {
+	const most = 3*10<<20 + 1<<20 // the sizes of the files that are kept, and a breath
+	c.ok(t, 1, "service", "create", "--name", "flood", "--update-monitor", "100ms", "trouble:v1", "flood")
+	x := c.runningAre(t, "flood", 1)[0]
+	dir := filepath.Join(c.host(1).Dir, "data/logs", x.ID)
+	var first os.FileInfo
+	rotated := 0
+	until(t, func() error {
+		var size int64
+		list, err := os.ReadDir(dir)
+		for _, entry := range list {
+			if info, err := entry.Info(); err == nil {
+				size += info.Size()
+			}
+		}
+		if size > most {
+			t.Fatalf("the log has %d MB in %d files", size>>20, len(list))
+		}
+		info, err2 := os.Stat(filepath.Join(dir, "current.log"))
+		if err := errors.Join(err, err2); err != nil {
+			return err
+		}
+		if first == nil || !os.SameFile(first, info) {
+			first = info
+			rotated++
+		}
+		if rotated < 6 { // what was written first is long gone
+			return fmt.Errorf("%d files were begun, %d MB are there", rotated, size>>20)
+		}
+		return nil
+	})
+	if out := c.ok(t, 1, "service", "logs", "--raw", "--tail", "2", "flood"); strings.Count(out, "full disk") != 6 {
+		t.Errorf("the last two lines are %q", out)
+	}
+	c.remove(t, "flood")
+	c.runningAre(t, "flood", 0)
+}
+
+// TestServicePS_TellsHowEachAttemptOfAReplicaEnded: exit code, signal, memory and image, with node and time, newest first.
+func TestServicePS_TellsHowEachAttemptOfAReplicaEnded(t *testing.T) {
+	t.Parallel()
+	c := newHosts(t, 1, "--insecure-registry", registryHost)
+	c.registry(t)
+	c.form(t, 1)
+	c.loadTrouble(t, 1)
+	replaced := func(x task) task {
+		t.Helper()
+		now := task{}
+		until(t, func() error {
+			running := c.running(t, "story")
+			if len(running) != 1 || running[0].ID == x.ID {
+				return errors.New("it is not replaced:\n" + describe(c.tasks(t, "story")))
+			}
+			now = running[0]
+			return nil
+		})
+		return now
+	}
+	ended := func(state, why string) {
+		t.Helper()
+		until(t, func() error {
+			if !slices.ContainsFunc(c.tasks(t, "story"), func(x task) bool { return x.State == state && strings.Contains(x.Error, why) }) {
+				return fmt.Errorf("no task is %s with %q:\n%s", state, why, describe(c.tasks(t, "story")))
+			}
+			return nil
+		})
+	}
+	c.ok(t, 1, "service", "create", "--name", "story", "--update-monitor", "100ms", "--restart-delay", "0s", "trouble:v1")
+	x := c.runningAre(t, "story", 1)[0]
+	lose(t, c.host(1), x, c.pid(t, x))
+	x = replaced(x)
+	c.signal(t, c.pid(t, x), syscall.SIGKILL)
+	replaced(x)
+	c.ok(t, 1, "service", "update", "--detach", "--args", "hog", "--limit-memory", "32M", "--restart-delay", "1h", "story")
+	ended("failed", "out of memory")
+	c.ok(t, 1, "service", "update", "--detach", "--image", registryHost+"/demo/whoami:v9", "story")
+	ended("rejected", "image not found")
+	out := c.ok(t, 1, "service", "ps", "--no-trunc", "story")
+	t.Log(out)
+	at := len(out)
+	for _, end := range [][]string{{"failed", "exit code 41"}, {"failed", "killed by signal 9"}, {"failed", "out of memory"}, {"rejected", "image not found: " + registryHost}} {
+		i := slices.IndexFunc(lines(out), func(line string) bool {
+			return !slices.ContainsFunc(append(end, "node-1", "story.1", " ago"), func(word string) bool { return !strings.Contains(line, word) })
+		})
+		if i < 0 || i >= at {
+			t.Errorf("no line with %q on node-1 above the older ones:\n%s", end, out)
+		}
+		at = i
 	}
 }
 

@@ -3,11 +3,13 @@
 //	sleep     sleeps; ends with code 0 on SIGTERM and with 41 on SIGUSR1
 //	deaf      sleeps and ignores SIGTERM
 //	exit N    ends with code N
+//	flood     writes lines to standard output, as fast as they are taken
 //	hog       takes memory until it is killed
 //	bomb      starts itself again and again, each of them too, until it cannot; then it ends with code 42
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
@@ -37,6 +39,14 @@ func main() {
 			os.Exit(2)
 		}
 		os.Exit(code)
+	case "flood":
+		line := bytes.Repeat([]byte("all work and no play makes a full disk "), 3)
+		line[len(line)-1] = '\n'
+		for lines := bytes.Repeat(line, 64); ; {
+			if _, err := os.Stdout.Write(lines); err != nil {
+				os.Exit(2)
+			}
+		}
 	case "hog":
 		for held := [][]byte{}; ; {
 			held = append(held, make([]byte, 1<<20))
