@@ -123,6 +123,10 @@ func (p *planner) observe(view *store.View, changes []store.Change) {
 			if c.New == nil {
 				delete(p.successors, c.Key.ID)
 			}
+		case swarmpb.Table_TABLE_TASK_ADDRESSES: // its last one makes it PENDING
+			if task := view.Task(c.Key.ID); task != nil && view.NodeID(c.Key.ID) == "" {
+				p.enqueue(task.GetServiceId())
+			}
 		case swarmpb.Table_TABLE_TASK_STATUS: // goes before the placement when a task is deleted
 			old, _ := c.Old.(*swarmpb.TaskStatus)
 			now, _ := c.New.(*swarmpb.TaskStatus)

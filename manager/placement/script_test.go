@@ -23,6 +23,7 @@ var rewrite = flag.Bool("rewrite", false, "write what the scripts in testdata pr
 //	node n1 cpu=4 down pause zone=a      service web cpu=1 port=80 max=1 constraint=node.labels.zone==a
 //	tasks web 3   global web n1          replace web.1 [start-first] (as the newest template)
 //	down n1   up n1   pause n1   active n1   label n1 zone=b   rmnode n1
+//	network front   service web cpu=1 networks=front,back   addresses web.1 front back
 //	end web.1   stop web.1   remove web.1 (a successor is called web.1.ATTEMPT)
 //	place: plans and writes until nothing is left, then prints the proposals' number and each waiting or placed task
 func TestScripts(t *testing.T) {
@@ -222,6 +223,14 @@ func (w *world) do(command string, args []string) {
 		w.write(&swarmpb.Write{Op: &swarmpb.Write_MergeStatus{MergeStatus: &swarmpb.TaskStatus{TaskId: id, State: swarmpb.TaskState_TASK_STATE_FAILED, At: w.now.UnixNano()}}})
 	case "stop":
 		w.write(&swarmpb.Write{Op: &swarmpb.Write_SetTaskState{SetTaskState: &swarmpb.SetTaskState{TaskId: id, DesiredState: swarmpb.TaskState_TASK_STATE_SHUTDOWN}}})
+	case "network":
+		w.write(put(&swarmpb.Row{Row: &swarmpb.Row_Network{Network: &swarmpb.Network{Id: id, Spec: &swarmpb.NetworkSpec{Name: id}}}}))
+	case "addresses": // in the networks named
+		row := &swarmpb.TaskAddresses{TaskId: id}
+		for _, network := range args[1:] {
+			row.Networks = append(row.Networks, &swarmpb.NetworkAddress{NetworkId: network, Address: "10.0.0.2"})
+		}
+		w.write(put(&swarmpb.Row{Row: &swarmpb.Row_TaskAddresses{TaskAddresses: row}}))
 	case "remove":
 		w.write(&swarmpb.Write{Op: &swarmpb.Write_Delete{Delete: swarmpb.TaskKey(id)}})
 	default:
@@ -279,6 +288,11 @@ func (w *world) service(id string, options map[string]string) {
 	}
 	if c := options["constraint"]; c != "" {
 		spec.Placement.Constraints = []string{c}
+	}
+	if options["networks"] != "" {
+		for _, network := range strings.Split(options["networks"], ",") {
+			spec.Networks = append(spec.Networks, &swarmpb.NetworkAttachment{Network: network})
+		}
 	}
 	version := w.store.View().Service(id).GetTemplateVersion() + 1
 	template := &swarmpb.Template{ServiceId: id, Version: version, Spec: spec}
