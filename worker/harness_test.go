@@ -307,6 +307,7 @@ func (d *dispatcher) UpdateStatus(_ context.Context, r *swarmpb.UpdateStatusRequ
 	for _, s := range r.Statuses {
 		if before := d.statuses[s.TaskId]; s.State < before.GetState() {
 			d.went = append(d.went, fmt.Sprintf("%s: %s to %s", s.TaskId, before.GetState().Name(), s.State.Name()))
+			continue // managers keep the higher one
 		}
 		d.statuses[s.TaskId] = s
 	}
@@ -332,9 +333,11 @@ type host struct {
 
 	managers []*swarmpb.ManagerPeer // given; nil = one
 	disk     func(string) (Disk, error)
-	pull     puller             // nil = the runtime's own
-	role     []swarmpb.NodeRole // as told
-	gossip   []GossipConfig     // as told
+	pull     puller // nil = the runtime's own
+	// stalled: at some time the disk took no writes; wasCut: there were no managers.
+	stalled, wasCut bool
+	role            []swarmpb.NodeRole // as told
+	gossip          []GossipConfig     // as told
 
 	mu    sync.Mutex
 	isCut bool
