@@ -115,7 +115,10 @@ func (a *app) imageRemoveCommand() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use: "rm IMAGE...", Aliases: []string{"remove"}, Short: "Remove images from this host",
-		Args: someArgs("image"), ValidArgsFunction: a.complete(imageNames),
+		Long: `Remove images from this host's store. One that containers use stays, unless --force is given. Images that nothing uses
+go by themselves when the disk is 85 % full.`,
+		Example: "  swarmctl image rm whoami:v1",
+		Args:    someArgs("image"), ValidArgsFunction: a.complete(imageNames),
 		RunE: a.call(func(ctx context.Context, c *client, args []string) error {
 			return each(args, func(arg string) error {
 				r, err := c.local.RemoveImage(ctx, &swarmpb.RemoveImageRequest{Image: arg, Force: force})

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -142,13 +141,9 @@ func detailOf(r *swarmpb.InspectImageResponse) imageDetail {
 
 // parsePull reads --pull.
 func parsePull(s string) (swarmpb.PullPolicy, error) {
-	switch strings.ToLower(s) {
-	case "always":
-		return swarmpb.PullPolicy_PULL_POLICY_ALWAYS, nil
-	case "missing":
-		return swarmpb.PullPolicy_PULL_POLICY_MISSING, nil
-	case "never":
-		return swarmpb.PullPolicy_PULL_POLICY_NEVER, nil
+	policy, err := swarmpb.ParsePullPolicy(s)
+	if err != nil {
+		return 0, fmt.Errorf("--pull %q: want always, missing or never", s)
 	}
-	return 0, fmt.Errorf("--pull %q: want always, missing or never", s)
+	return policy, nil
 }

@@ -28,6 +28,7 @@ const (
 // logFlags are what `service logs` is asked for.
 type logFlags struct {
 	follow, timestamps, raw bool
+	noTaskIDs, noTrunc      bool
 	tail                    tailFlag
 	since                   sinceFlag
 	format                  lineFormat
@@ -73,13 +74,29 @@ func (f *sinceFlag) Set(s string) error {
 		f.ago = d
 		return nil
 	}
-	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02T15:04", time.DateTime, time.DateOnly} {
+	layouts := []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02T15:04Z07:00", "2006-01-02T15:04", time.DateTime, "2006-01-02Z07:00", time.DateOnly}
+	for _, layout := range layouts {
 		if at, err := time.ParseInLocation(layout, s, time.Local); err == nil && at.Unix() > 0 {
 			f.at = at
 			return nil
 		}
 	}
-	return errors.New("want how long ago, such as 90s or 2h, or a time such as 2026-01-02T15:04:05Z or 2026-01-02")
+	if at, ok := unixTime(s); ok {
+		f.at = at
+		return nil
+	}
+	return errors.New("want how long ago, such as 90s or 2h, or a time such as 2026-01-02T15:04:05Z, 2026-01-02 or 1767366245 (seconds since 1970)")
+}
+
+// unixTime reads seconds since 1970, with up to nine digits behind the point.
+func unixTime(s string) (time.Time, bool) {
+	whole, part, _ := strings.Cut(s, ".")
+	seconds, err := strconv.ParseUint(whole, 10, 33) // to the year 2242
+	if err != nil || seconds == 0 || len(part) > 9 {
+		return time.Time{}, false
+	}
+	nanoseconds, err := strconv.ParseUint(part+strings.Repeat("0", 9-len(part)), 10, 32)
+	return time.Unix(int64(seconds), int64(nanoseconds)), err == nil
 }
 
 // nanoseconds since 1970; 0 without a time.
@@ -120,6 +137,8 @@ func (a *app) serviceLogsCommand() *cobra.Command {
 have ended too, for as long as their nodes keep the logs. Without --follow the lines come in the order of
 their times.
 
+A line begins with the replica's name, the ID of the attempt at it that wrote the line, and its node.
+
 What a task wrote to its standard error goes to standard error. So do notices, of a node that does not
 answer for example; where something is missing for that reason, the exit code is 1. With --follow, a node
 that comes back goes on where it was, and tasks that are new to the service appear by themselves.`,
@@ -141,6 +160,8 @@ that comes back goes on where it was, and tasks that are new to the service appe
 	f.Var(&flags.since, "since", "only what was written since a `time`, or for so long: 2026-01-02T15:04:05Z, 10m")
 	f.BoolVarP(&flags.timestamps, "timestamps", "t", false, "put its time before each line")
 	f.BoolVar(&flags.raw, "raw", false, "print lines as they were written, without saying of which task they are")
+	f.BoolVar(&flags.noTaskIDs, "no-task-ids", false, "leave the tasks' IDs out")
+	f.BoolVar(&flags.noTrunc, "no-trunc", false, "do not shorten the tasks' IDs")
 	f.Var(&flags.format, "format", "text, or json: an object on a line of its own for each line of a log")
 	completeWords(cmd, "tail", "all", "10", "100", "1000")
 	completeWords(cmd, "since", "10m", "1h", "24h")
@@ -216,7 +237,7 @@ func (p *logPrinter) print(m *swarmpb.LogsStreamResponse) error {
 	switch {
 	case m.GetSource() != nil:
 		s := &shownSource{LogSource: m.GetSource()}
-		s.name = clean(s.GetTaskName() + "@" + s.GetNodeHostname())
+		s.name = clean(p.nameOf(s.LogSource))
 		s.colour = fmt.Sprintf("\x1b[3%dm", 1+s.GetNumber()%6)
 		p.sources[s.GetNumber()] = s
 		p.width = max(p.width, utf8.RuneCountInString(s.name))
@@ -241,6 +262,19 @@ func (p *logPrinter) print(m *swarmpb.LogsStreamResponse) error {
 		}
 	}
 	return errors.Join(p.out.Flush(), p.err.Flush())
+}
+
+// nameOf is what stands before a task's lines.
+func (p *logPrinter) nameOf(s *swarmpb.LogSource) string {
+	name := s.GetTaskName()
+	switch {
+	case p.flags.noTaskIDs:
+	case p.flags.noTrunc:
+		name += "." + s.GetTaskId()
+	default:
+		name += "." + short(s.GetTaskId())
+	}
+	return name + "@" + s.GetNodeHostname()
 }
 
 // line shows a record.

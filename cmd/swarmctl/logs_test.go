@@ -77,6 +77,7 @@ func TestLogs_EveryForm_ReadsAsBefore(t *testing.T) {
 	f, _ := startLogs(t)
 	golden(t, "logs", f.play(
 		"service logs web", "service logs --timestamps web", "service logs --raw web", "service logs --raw -t web", "service logs --format json web",
+		"service logs --no-task-ids web", "service logs --no-trunc web",
 		"service logs nope", "service logs", "service logs web api", "service logs --tail few web", "service logs --since yesterday web",
 		"service logs --format table web", "service logs --raw --format json web",
 	))
@@ -98,6 +99,9 @@ func TestLogs_Flags_MakeTheRequest(t *testing.T) {
 		"--tail all web":                   {},
 		"--since 10m web":                  {Since: noon.Add(-10 * time.Minute).UnixNano()},
 		"--since 2020-01-02T03:04:05Z web": {Since: time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC).UnixNano()},
+		"--since 1577934245 web":           {Since: 1577934245_000000000},
+		"--since 1577934245.25 web":        {Since: 1577934245_250000000},
+		"--since 2020-01-02+02:00 web":     {Since: time.Date(2020, 1, 1, 22, 0, 0, 0, time.UTC).UnixNano()},
 		"--since 2020-01-02 web":           {Since: time.Date(2020, 1, 2, 0, 0, 0, 0, time.Local).UnixNano()},
 	} {
 		f.run(append([]string{"service", "logs"}, strings.Fields(line)...)...)

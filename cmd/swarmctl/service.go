@@ -138,6 +138,9 @@ func (a *app) prettyService(w io.Writer, s *swarmpb.ServiceInfo) {
 func prettyContainer(p printer, c *swarmpb.ContainerSpec) {
 	p.line("Image", c.GetImage())
 	p.line("Digest", c.GetImageDigest())
+	if c.GetPullPolicy() != swarmpb.PullPolicy_PULL_POLICY_UNSPECIFIED {
+		p.line("Pull", c.GetPullPolicy().Name())
+	}
 	p.line("Entrypoint", strings.Join(c.GetCommand(), " "))
 	p.line("Arguments", strings.Join(c.GetArgs(), " "))
 	p.lines("Environment", c.GetEnv())

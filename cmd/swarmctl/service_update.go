@@ -38,7 +38,10 @@ func (a *app) serviceUpdateCommand() *cobra.Command {
 		Use:   "update [flags] SERVICE",
 		Short: "Change a service; replicas are replaced a few at a time",
 		Long: `Change a service. Only the flags given change anything. When the tasks' template changes (the image, the
-environment and so on, or with --force) the replicas are replaced as the --update flags say.`,
+environment and so on, or with --force) the replicas are replaced as the --update flags say.
+
+Without --image the replicas keep the digest that the tag stood for before, wherever the tag has moved since. Credentials
+of --with-registry-auth are kept as well, for images of the same registry.`,
 		Example: `  swarmctl service update --image whoami:v2 web
   swarmctl service update --env-add MODE=test --env-rm DEBUG --update-parallelism 2 web
   swarmctl service update --replicas 5 web
@@ -49,7 +52,7 @@ environment and so on, or with --force) the replicas are replaced as the --updat
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.StringVar(&image, "image", "", "`image` to run")
+	f.StringVar(&image, "image", "", "`image` to run; its tag is looked up anew, also where it is the same as before")
 	f.StringVar(&args, "args", "", "`arguments` of the command, in one word, split as a shell does")
 	f.BoolVar(&force, "force", false, "replace all replicas though nothing else has changed")
 	flags.define(cmd, false)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 
@@ -73,6 +74,60 @@ func portsText(ports []*swarmpb.PortConfig, task bool) string {
 type taskListing struct {
 	listing
 	current, whole bool
+	filter         taskFilter
+}
+
+// taskFilter picks tasks as docker's --filter does: values of one key are alternatives, all keys have to match.
+type taskFilter struct{ byKey map[string][]string }
+
+// filterKeys are what a task is filtered by, and whether a value of it matches.
+var filterKeys = map[string]func(r taskRow, value string) bool{
+	"id":            func(r taskRow, v string) bool { return strings.HasPrefix(r.ID, v) },
+	"name":          func(r taskRow, v string) bool { return strings.HasPrefix(r.Name, v) },
+	"node":          func(r taskRow, v string) bool { return r.Node == v || strings.HasPrefix(r.NodeID, v) },
+	"state":         func(r taskRow, v string) bool { return r.State == v },
+	"desired-state": func(r taskRow, v string) bool { return r.DesiredState == v },
+}
+
+func (*taskFilter) Type() string   { return "key=value" }
+func (*taskFilter) String() string { return "" }
+
+func (f *taskFilter) Set(s string) error {
+	key, value, ok := strings.Cut(s, "=")
+	if filterKeys[key] == nil || !ok || value == "" {
+		return errors.New("want id=, name=, node=, state= or desired-state= and a value, for example state=failed")
+	}
+	if key == "state" || key == "desired-state" {
+		if !slices.Contains(taskStates(), value) {
+			return fmt.Errorf("no task has the state %q; there are %s", value, strings.Join(taskStates(), ", "))
+		}
+	}
+	if f.byKey == nil {
+		f.byKey = map[string][]string{}
+	}
+	f.byKey[key] = append(f.byKey[key], value)
+	return nil
+}
+
+// taskStates are all states, in the order in which tasks go through them.
+func taskStates() []string {
+	var out []string
+	for _, n := range slices.Sorted(maps.Keys(swarmpb.TaskState_name)) {
+		if n != 0 {
+			out = append(out, swarmpb.TaskState(n).Name())
+		}
+	}
+	return out
+}
+
+// drops says whether a task is left out.
+func (f *taskFilter) drops(r taskRow) bool {
+	for key, values := range f.byKey {
+		if !slices.ContainsFunc(values, func(v string) bool { return filterKeys[key](r, v) }) {
+			return true
+		}
+	}
+	return false
 }
 
 // tasksCommand is a command that lists tasks: those that requests, made of the arguments, ask for.
@@ -81,6 +136,8 @@ func (a *app) tasksCommand(cmd *cobra.Command, requests func(args []string) []*s
 	l.define(cmd)
 	cmd.Flags().BoolVar(&l.current, "current", false, "leave out tasks that have ended or are to end")
 	a.reading(cmd)
+	cmd.Flags().Var(&l.filter, "filter", "only tasks with `key=value`: id, name, node, state or desired-state; may be repeated")
+	completeWords(cmd, "filter", "state=failed", "state=running", "desired-state=running", "node=", "name=")
 	cmd.Flags().BoolVar(&l.whole, "no-trunc", false, "shorten nothing, neither IDs nor errors")
 	cmd.RunE = a.call(func(ctx context.Context, c *client, args []string) error {
 		var rows []taskRow
@@ -95,6 +152,7 @@ func (a *app) tasksCommand(cmd *cobra.Command, requests func(args []string) []*s
 			return errors.Join(errs...)
 		}
 		sortTasks(rows)
+		rows = slices.DeleteFunc(rows, l.filter.drops)
 		return errors.Join(append([]error{a.printTasks(l, rows)}, errs...)...)
 	})
 	return cmd
@@ -194,7 +252,12 @@ func (a *app) servicePsCommand() *cobra.Command {
 	return a.tasksCommand(&cobra.Command{
 		Use: "ps SERVICE...", Short: "List the tasks of services, with what happened to them",
 		Args: someArgs("service"), ValidArgsFunction: a.complete(serviceNames),
-		Example: "  swarmctl service ps web\n  swarmctl service ps --current --format json web",
+		Long: `List the tasks of services: for each replica the attempt that is to run, and below it the former ones, as many as
+the cluster keeps (--task-history-limit at init). STATE says what a task came to and since when, ERROR why it ended or what
+it waits for: an exit code, a signal, "out of memory", an image that cannot be pulled. PREPARING shows how far its image is.`,
+		Example: `  swarmctl service ps web
+  swarmctl service ps --filter state=failed --no-trunc web
+  swarmctl service ps --current --format json web`,
 	}, func(args []string) []*swarmpb.ListTasksRequest {
 		var out []*swarmpb.ListTasksRequest
 		for _, arg := range args {

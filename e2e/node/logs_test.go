@@ -200,7 +200,7 @@ func logsFollowed(t *testing.T, c *cluster) {
 	if len(on) != 5 {
 		t.Fatalf("replicas are on %d hosts, want 5:\n%s", len(on), describe(c.tasks(t, "talk")))
 	}
-	followed := c.tap(t, 1, "service", "logs", "-f", "talk")
+	followed := c.tap(t, 1, "service", "logs", "-f", "--no-task-ids", "talk")
 	said := map[string][]string{}
 	write := func(host string) {
 		t.Helper()

@@ -17,7 +17,9 @@ func Find(view *store.View, ref string) (*swarmpb.Service, *swarmpb.Task, error)
 	}
 	task, err := findTask(view, ref)
 	if err != nil {
-		if errors.Is(err, wire.ErrNotFound) {
+		if other := mistaken(view, ref); errors.Is(err, wire.ErrNotFound) && other != "" {
+			err = wire.Errorf(wire.CodeNotFound, "%q: there is no such service and no such task; %s", ref, other)
+		} else if errors.Is(err, wire.ErrNotFound) {
 			err = wire.Errorf(wire.CodeNotFound, "%q: there is no such service and no such task; `swarmctl service ls` and `swarmctl task ls` show what there is", ref)
 		}
 		return nil, nil, err

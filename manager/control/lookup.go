@@ -1,6 +1,8 @@
 package control
 
 import (
+	"errors"
+	"fmt"
 	"iter"
 	"strconv"
 	"strings"
@@ -73,7 +75,30 @@ func findService(view *store.View, ref string) (*swarmpb.Service, error) {
 	if service := view.ServiceByName(ref); service != nil {
 		return service, nil
 	}
-	return byPrefix(nounService, ref, view.Services())
+	service, err := byPrefix(nounService, ref, view.Services())
+	if errors.Is(err, wire.ErrNotFound) {
+		if other := mistaken(view, ref); other != "" {
+			err = wire.Errorf(wire.CodeNotFound, "service %q: not found; %s", ref, other)
+		}
+	}
+	return service, err
+}
+
+// mistaken says what the user names instead of a service; empty = nothing that is there.
+func mistaken(view *store.View, ref string) string {
+	task := view.Task(ref)
+	if task == nil {
+		task = taskByName(view, ref)
+	}
+	if task != nil {
+		return fmt.Sprintf("it is a task of service %q: `swarmctl task inspect %s` shows it", view.Service(task.GetServiceId()).GetSpec().GetName(), ref)
+	}
+	for node := range view.Nodes() {
+		if node.GetId() == ref || view.NodeStatus(node.GetId()).GetDescription().GetHostname() == ref {
+			return fmt.Sprintf("it is a node: `swarmctl node ps %s` lists its tasks", ref)
+		}
+	}
+	return ""
 }
 
 // findNode finds a node by full ID, hostname or unique prefix of the ID; "self" is this manager.

@@ -95,7 +95,7 @@ func pullError(err error) error {
 	if errors.Is(err, runtime.ErrNotFound) {
 		return wire.Errorf(wire.CodeNotFound, "%w", err)
 	}
-	return imageError("image", err)
+	return imageError("", err)
 }
 
 // InspectImage tells all about an image of this host's store.
@@ -122,7 +122,7 @@ func (s *localServer) ListImages(ctx context.Context, _ *swarmpb.ListImagesReque
 	}
 	images, err := s.node.runtime.Images(ctx)
 	if err != nil {
-		return nil, imageError("list images", err)
+		return nil, imageError("", err)
 	}
 	return &swarmpb.ListImagesResponse{Images: listed(images)}, nil
 }
@@ -134,7 +134,7 @@ func (s *localServer) RemoveImage(ctx context.Context, req *swarmpb.RemoveImageR
 	}
 	removed, err := s.node.runtime.RemoveImage(ctx, req.GetImage(), req.GetForce())
 	if err != nil {
-		return nil, imageError("remove image "+req.GetImage(), err)
+		return nil, imageError("", err)
 	}
 	return &swarmpb.RemoveImageResponse{Removed: removed}, nil
 }
@@ -162,9 +162,11 @@ func listed(images []runtime.Image) []*swarmpb.Image {
 	return out
 }
 
-// imageError gives the runtime's errors their code.
+// imageError gives the runtime's errors their code, and those that do not say what failed the verb.
 func imageError(verb string, err error) error {
-	err = fmt.Errorf("%s: %w", verb, err)
+	if verb != "" {
+		err = fmt.Errorf("%s: %w", verb, err)
+	}
 	switch {
 	case errors.Is(err, runtime.ErrNotFound):
 		return wire.Errorf(wire.CodeNotFound, "%w; `swarmctl image ls` lists what this host has", err)

@@ -60,6 +60,11 @@ func (x PublishMode) Name() string {
 	return nameOf(PublishMode_name, int32(x), "PUBLISH_MODE_")
 }
 
+// Name is the policy in the user's words: always, missing or never.
+func (x PullPolicy) Name() string {
+	return nameOf(PullPolicy_name, int32(x), "PULL_POLICY_")
+}
+
 // Name is the type in the user's words: bind, volume or tmpfs.
 func (x MountType) Name() string {
 	return nameOf(MountType_name, int32(x), "MOUNT_TYPE_")
@@ -114,6 +119,11 @@ func ParseProtocol(s string) (Protocol, error) {
 // ParsePublishMode reads ingress or host.
 func ParsePublishMode(s string) (PublishMode, error) {
 	return parseName[PublishMode]("publish mode", s, PublishMode_value, "PUBLISH_MODE_", PublishMode_name)
+}
+
+// ParsePullPolicy reads always, missing or never.
+func ParsePullPolicy(s string) (PullPolicy, error) {
+	return parseName[PullPolicy]("pull policy", s, PullPolicy_value, "PULL_POLICY_", PullPolicy_name)
 }
 
 // ParseMountType reads bind, volume or tmpfs.

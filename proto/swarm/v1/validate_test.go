@@ -234,6 +234,11 @@ func TestNames_EveryWord_ReadsBack(t *testing.T) {
 			t.Errorf("%s reads back as %v, %v", mode.Name(), got, err)
 		}
 	}
+	for _, policy := range []PullPolicy{PullPolicy_PULL_POLICY_ALWAYS, PullPolicy_PULL_POLICY_MISSING, PullPolicy_PULL_POLICY_NEVER} {
+		if got, err := ParsePullPolicy(policy.Name()); err != nil || got != policy {
+			t.Errorf("%s reads back as %v, %v", policy.Name(), got, err)
+		}
+	}
 	if got, err := ParseRestartCondition("on-failure"); err != nil || got.Name() != "on-failure" {
 		t.Errorf("on-failure reads back as %v, %v", got, err)
 	}
