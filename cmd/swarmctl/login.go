@@ -252,7 +252,7 @@ func (a *app) logoutCommand() *cobra.Command {
 				return err
 			}
 			key := keyOf(args[0])
-			if saved, err := c.GetAuthConfig(key); err == nil && saved.Username == "" && saved.Password == "" && saved.IdentityToken == "" {
+			if saved, err := c.GetAuthConfig(key); err == nil && saved.Username == "" && saved.Password == "" && saved.IdentityToken == "" && saved.RegistryToken == "" {
 				_, err := fmt.Fprintf(a.out, "not logged in to %s\n", args[0])
 				return err
 			}

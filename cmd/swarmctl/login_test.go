@@ -99,6 +99,24 @@ func TestLogin_CredentialHelper_KeepsThem(t *testing.T) {
 	}
 }
 
+func TestLogout_AToken_IsForgottenToo(t *testing.T) {
+	f := start(t, false)
+	dir := os.Getenv("DOCKER_CONFIG")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "config.json")
+	if err := os.WriteFile(path, []byte(`{"auths": {"registry.local": {"registrytoken": "t0ken"}}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if o := f.run("logout", "registry.local"); o.stdout != "logged out of registry.local\n" {
+		t.Errorf("%+v", o)
+	}
+	if kept, err := os.ReadFile(path); err != nil || strings.Contains(string(kept), "t0ken") {
+		t.Errorf("%v\n%s", err, kept)
+	}
+}
+
 func TestLogin_Refused_KeepsNothing(t *testing.T) {
 	f := start(t, false)
 	host := guardedRegistry(t)
