@@ -226,8 +226,9 @@ func (f *fleet) checkAge(s *set) error {
 // takeFull ends what a full set does not name.
 func (f *fleet) takeFull(named map[string]bool, templates map[templateKey]bool) {
 	for id, t := range f.tasks {
-		// An ended task that is named no more only leaves its logs, which history bounds.
-		if !named[id] && !t.status.GetState().Ended() {
+		// An ended task that is named no more only leaves its logs, which history bounds, but for one whose removal a former
+		// process could not finish.
+		if removed := t.assigned.GetDesiredState() >= swarmpb.TaskState_TASK_STATE_REMOVE; !named[id] && (removed || !t.status.GetState().Ended()) {
 			f.removeTask(id)
 		}
 	}

@@ -464,3 +464,26 @@ func (h *host) wantLogs(ids ...string) {
 		h.Fatalf("logs are there of %q, want %q; %v", got, ids, err)
 	}
 }
+
+func TestAgent_RestartedWhileATaskIsRemoved_ItsLogsGoToo(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *host) {
+		h.manager.assign("a", stateRunning, "print", "hello", "1h")
+		h.settle(time.Second)
+		h.runtime.SetBefore(func(ctx context.Context, op runtimetest.Op, _ string) error {
+			if op == runtimetest.OpStop {
+				sleep(ctx, 5*time.Second)
+			}
+			return ctx.Err()
+		})
+		h.manager.remove("a")
+		h.settle(time.Second)
+		h.cut(true)
+		h.restart()
+		h.settle(20 * time.Second)
+		h.wantContainers() // it ended before the managers could be asked
+		h.wantLogs("a")
+		h.cut(false)
+		h.settle(30 * time.Second)
+		h.wantLogs()
+	})
+}
