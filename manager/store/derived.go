@@ -78,6 +78,9 @@ func (t *tx) indexTask(old, next *taskRow) {
 	if old.waits() && !next.waits() {
 		t.unwait(row)
 	}
+	if old.isNew() && !next.isNew() {
+		t.ownService(row.task.ServiceId).unaddressed.remove(t.index, row.ordinal, t.bySlot(row.task))
+	}
 	switch {
 	case old == nil:
 		service := t.ownService(row.task.ServiceId)
@@ -100,6 +103,9 @@ func (t *tx) indexTask(old, next *taskRow) {
 
 	if next.waits() && !old.waits() {
 		t.wait(row)
+	}
+	if next.isNew() && !old.isNew() {
+		t.ownService(row.task.ServiceId).unaddressed.insert(t.index, row.ordinal, t.bySlot(row.task))
 	}
 	was, is := old.nodeID(), next.nodeID()
 	if was == is {

@@ -42,6 +42,11 @@ func (r *taskRow) claims() bool {
 	return r != nil && r.placement.GetNodeId() != "" && !r.observed().Ended()
 }
 
+// isNew tells whether the task is to get addresses first.
+func (r *taskRow) isNew() bool {
+	return r != nil && r.lacks && r.observed() == swarmpb.TaskState_TASK_STATE_NEW
+}
+
 // waits tells whether the task is to be placed.
 func (r *taskRow) waits() bool {
 	if r == nil || r.placement.GetNodeId() != "" || r.task.DesiredState > swarmpb.TaskState_TASK_STATE_RUNNING {

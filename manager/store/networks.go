@@ -62,6 +62,25 @@ func (v *View) attachedTo(networkID string) iter.Seq[attachment] {
 	return from(v.attachments, attachment{network: networkID}, func(a attachment) bool { return a.network == networkID })
 }
 
+// TemplatesOn are the templates whose tasks are in the network, by service and version.
+func (v *View) TemplatesOn(networkID string) iter.Seq2[string, uint64] {
+	return func(yield func(service string, version uint64) bool) {
+		for a := range v.attachedTo(networkID) {
+			if !yield(a.service, a.version) {
+				return
+			}
+		}
+	}
+}
+
+// NetworkInUse says by whom a network is used so that it may not be deleted; empty = by nobody.
+func (v *View) NetworkInUse(networkID string) string {
+	if refused := v.inUse(networkID, v.Network(networkID).GetSpec().GetName(), true); refused != nil {
+		return refused.message
+	}
+	return ""
+}
+
 // ServicesOn are the services whose current or previous spec names the network, by ID.
 func (v *View) ServicesOn(networkID string) iter.Seq[*swarmpb.Service] {
 	return func(yield func(*swarmpb.Service) bool) {
@@ -184,18 +203,18 @@ func (t *tx) deleteNetwork(network *swarmpb.Network) *refusal {
 
 // inUse refuses to take a network away from a service that is to run in it, or from tasks that live there. Services
 // that are being removed themselves count only when even they must have gone.
-func (t *tx) inUse(networkID, name string, removing bool) *refusal {
-	for a := range t.attachedTo(networkID) {
-		service := t.Service(a.service)
+func (v *View) inUse(networkID, name string, removing bool) *refusal {
+	for a := range v.attachedTo(networkID) {
+		service := v.Service(a.service)
 		if service == nil || (service.Removing && !removing) {
 			continue
 		}
-		if t.goesTo(service, a.version) {
+		if v.goesTo(service, a.version) {
 			return conflict(swarmpb.ServiceKey(service.Id),
 				"network %q is in use by service %q; detach it there (swarmctl service update --network-rm) or remove the service first",
 				name, service.Spec.GetName())
 		}
-		if n := t.liveTasks(a); n > 0 {
+		if n := v.liveTasks(a); n > 0 {
 			return conflict(swarmpb.ServiceKey(service.Id), "network %q still has %d tasks of service %q in it; wait until they have stopped",
 				name, n, service.Spec.GetName())
 		}

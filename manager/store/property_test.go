@@ -130,8 +130,8 @@ func drawWrites(t *rapid.T) []*swarmpb.Write {
 		return []*swarmpb.Write{drawDelete(t)}
 	case 13:
 		return []*swarmpb.Write{put(&swarmpb.Row{Row: &swarmpb.Row_Allocation{Allocation: &swarmpb.Allocation{
-			Pool: "uplink", Address: rapid.SampledFrom([]string{"10.0.0.0/24", "10.0.1.0/24"}).Draw(t, "address"),
-			Owner: rapid.SampledFrom([]string{"", "node-a", "node-b"}).Draw(t, "owner"),
+			Pool: "uplink", Address: rapid.SampledFrom([]string{"10.0.0.0/24", "10.0.0.1", "10.0.0.2", "10.0.0.3", "7", "0.0.0.8", "08"}).Draw(t, "address"),
+			Owner: rapid.SampledFrom([]string{"", "node-a", "node-b"}).Draw(t, "owner"), ReleasedAt: rapid.Int64Range(-1, 1).Draw(t, "released"),
 		}}})}
 	case 14:
 		return []*swarmpb.Write{{Op: &swarmpb.Write_RaiseAlarm{RaiseAlarm: &swarmpb.RaiseAlarm{
@@ -173,7 +173,9 @@ func drawService(t *rapid.T) []*swarmpb.Write {
 
 func drawDelete(t *rapid.T) *swarmpb.Write {
 	var key *swarmpb.RowKey
-	switch rapid.IntRange(0, 6).Draw(t, "what") {
+	switch rapid.IntRange(0, 7).Draw(t, "what") {
+	case 7:
+		key = swarmpb.AllocationKey("uplink", rapid.SampledFrom([]string{"10.0.0.0/24", "10.0.0.1", "10.0.0.2", "10.0.0.3", "8", "0.0.0.8"}).Draw(t, "address"))
 	case 6:
 		key = swarmpb.NetworkKey(rapid.SampledFrom(someNetworks).Draw(t, "network"))
 	case 0:
@@ -482,6 +484,7 @@ func TestView_Indexes_ListWhatAWalkFinds(t *testing.T) {
 			return v.NodeID(x.Id) == "" && x.DesiredState <= 80 && !v.Observed(x.Id).Ended() && v.Observed(x.Id) != 10
 		}))
 		checkNetworkIndexes(t, v)
+		checkFree(t, v)
 		for _, owner := range someNodes {
 			var got, want []string
 			for a := range v.AllocationsOf(owner) {
@@ -525,6 +528,52 @@ func checkNetworkIndexes(t *rapid.T, v *View) {
 		}
 		if !slices.Equal(got, want) {
 			t.Fatalf("services on %s: got %v, want %v", id, got, want)
+		}
+	}
+}
+
+// checkFree compares what is found free with what a walk finds.
+func checkFree(t *rapid.T, v *View) {
+	base, _ := AddressNumber("10.0.0.0")
+	first := base + rapid.Uint64Range(0, 4).Draw(t, "first")
+	last := base + rapid.Uint64Range(0, 4).Draw(t, "last")
+	var free []uint64
+	for n := first; n <= last; n++ {
+		if v.Allocation("uplink", NumberedAddress(n)) == nil {
+			free = append(free, n)
+		}
+	}
+	low, any1 := v.FirstFree("uplink", first, last)
+	high, any2 := v.LastFree("uplink", first, last)
+	if any1 != (len(free) > 0) || any2 != any1 || (any1 && (low != free[0] || high != free[len(free)-1])) {
+		t.Fatalf("free from %d to %d: %d %t and %d %t, want %v", first-base, last-base, low-base, any1, high-base, any2, free)
+	}
+	var resting []*swarmpb.Allocation
+	for a := range v.Resting("uplink") {
+		if a.Owner != "" || (len(resting) > 0 && resting[len(resting)-1].ReleasedAt > a.ReleasedAt) {
+			t.Fatalf("resting: %v after %v", a, resting)
+		}
+		resting = append(resting, a)
+	}
+	for a := range v.Allocations("uplink") {
+		if a.Owner == "" {
+			resting = resting[:max(0, len(resting)-1)]
+		}
+	}
+	if len(resting) != 0 {
+		t.Fatalf("%d more rest than rows have no owner", len(resting))
+	}
+}
+
+func TestAddressNumber_Addresses_HaveOneEach(t *testing.T) {
+	for address, want := range map[string]uint64{"0": 0, "30001": 30001, "4294967295": 1<<32 - 1, "0.0.0.0": 1 << 32, "255.255.255.255": 1<<33 - 1} {
+		if n, ok := AddressNumber(address); !ok || n != want || NumberedAddress(n) != address {
+			t.Errorf("%s: %d %t, back %s", address, n, ok, NumberedAddress(n))
+		}
+	}
+	for _, address := range []string{"", "08", "+8", "4294967296", "10.0.0.0/24", "::1", "::ffff:1.2.3.4", "010.0.0.1"} {
+		if n, ok := AddressNumber(address); ok {
+			t.Errorf("%q: %d", address, n)
 		}
 	}
 }

@@ -67,7 +67,9 @@ func (t *tx) set(table swarmpb.Table, key Key, row proto.Message) {
 		swarmpb.Table_TABLE_TASK_STATUS:
 		t.setTaskPart(table, t.taskRow(key.ID), row)
 	case swarmpb.Table_TABLE_ALLOCATION:
-		t.setAllocation(key, row)
+		next, _ := row.(*swarmpb.Allocation)
+		t.setAllocation(t.Allocation(key.ID, key.Name), next)
+		setItem(t.allocations, &swarmpb.Allocation{Pool: key.ID, Address: key.Name}, row)
 	case swarmpb.Table_TABLE_ALARM:
 		setItem(t.alarms, &swarmpb.Alarm{Kind: key.ID, Object: key.Name}, row)
 	case swarmpb.Table_TABLE_NETWORK:
@@ -180,16 +182,6 @@ func (t *tx) setTaskPart(table swarmpb.Table, old *taskRow, row proto.Message) {
 		next.status, _ = row.(*swarmpb.TaskStatus)
 	}
 	t.setTaskRow(old, next)
-}
-
-func (t *tx) setAllocation(key Key, row proto.Message) {
-	if old := t.Allocation(key.ID, key.Name); old.GetOwner() != "" {
-		t.owners.Delete(ownerItem{old.Owner, old.Pool, old.Address})
-	}
-	setItem(t.allocations, &swarmpb.Allocation{Pool: key.ID, Address: key.Name}, row)
-	if next, ok := row.(*swarmpb.Allocation); ok && next.Owner != "" {
-		t.owners.Set(ownerItem{next.Owner, next.Pool, next.Address})
-	}
 }
 
 // get is the row under a key and its version; nil and 0 when there is none. known is false for a table that

@@ -153,6 +153,9 @@ func (t *tx) putAddresses(row *swarmpb.TaskAddresses) *refusal {
 	if task == nil {
 		return gone(swarmpb.TaskKey(row.TaskId))
 	}
+	if task.observed().Ended() {
+		return conflict(swarmpb.TaskStatusKey(row.TaskId), "task %s has ended", row.TaskId)
+	}
 	t.sharePart(task, row)
 	row.Version = t.index
 	t.writePart(swarmpb.Table_TABLE_TASK_ADDRESSES, task, message(task.addresses), row)

@@ -38,7 +38,9 @@ type serviceIndex struct {
 	tasks taskSet
 	// waiting are the tasks that wait for a node, by slot and attempt.
 	waiting ordinals
-	counts  []stateCount
+	// unaddressed are the tasks that are NEW, by slot and attempt.
+	unaddressed ordinals
+	counts      []stateCount
 }
 
 // stateCount is the number of tasks of a template in an observed state; ordered by template, then state.

@@ -20,7 +20,7 @@ func (v *View) Verify() error {
 	if err := v.verifyLists(); err != nil {
 		return err
 	}
-	return errors.Join(r.objects(v), r.tasks(v), r.compare(v), v.verifyNetworks())
+	return errors.Join(r.objects(v), r.tasks(v), r.compare(v), v.verifyNetworks(), v.verifyRuns())
 }
 
 // rebuild is what the rows add up to.

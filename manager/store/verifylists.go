@@ -111,5 +111,29 @@ func (v *View) verifyService(id string, index *serviceIndex) error {
 		}
 		last = row.task
 	}
-	return index.waiting.check()
+	if err := index.waiting.check(); err != nil {
+		return err
+	}
+	return v.verifyUnaddressed(id, index)
+}
+
+func (v *View) verifyUnaddressed(id string, index *serviceIndex) error {
+	var last *swarmpb.Task
+	for ordinal := range index.unaddressed.all() {
+		row := v.rows.find(ordinal)
+		if !row.isNew() || row.task.ServiceId != id || (last != nil && compareBySlot(last, row.task) >= 0) {
+			return fmt.Errorf("ordinal %d is not a task of it that is new, or out of order", ordinal)
+		}
+		last = row.task
+	}
+	counted := 0
+	for _, c := range index.counts {
+		if c.state == swarmpb.TaskState_TASK_STATE_NEW {
+			counted += c.count
+		}
+	}
+	if counted != index.unaddressed.count {
+		return fmt.Errorf("%d tasks are listed as new, %d counted", index.unaddressed.count, counted)
+	}
+	return index.unaddressed.check()
 }

@@ -45,6 +45,9 @@ type View struct {
 	attachments *btree.BTreeG[attachment]
 	// owners is the allocations by live owner.
 	owners *btree.BTreeG[ownerItem]
+	// resting is the allocations without an owner, by age, and runs is the numbers of each pool that have a row.
+	resting *btree.BTreeG[restItem]
+	runs    *btree.BTreeG[run]
 	// tasks is the tasks by ID.
 	tasks taskSet
 	// waiting is the services with tasks that wait for a node, and unplaced the number of those tasks.
@@ -74,6 +77,8 @@ func newView() *View {
 		requestOrder: btree.NewMap[uint64, string](0),
 		names:        btree.NewMap[string, string](0),
 		owners:       newTree(lessOwner),
+		resting:      newTree(lessRest),
+		runs:         newTree(lessRun),
 		waiting:      btree.NewMap[string, struct{}](0),
 		heirs:        newTree(lessHeir),
 		references:   newTree(lessReference),
@@ -103,6 +108,8 @@ func (v *View) fork() *View {
 	next.requestOrder = v.requestOrder.Copy()
 	next.names = v.names.Copy()
 	next.owners = v.owners.Copy()
+	next.resting = v.resting.Copy()
+	next.runs = v.runs.Copy()
 	next.waiting = v.waiting.Copy()
 	next.heirs = v.heirs.Copy()
 	next.references = v.references.Copy()
@@ -353,6 +360,21 @@ func (v *View) Unplaced() iter.Seq[*swarmpb.Task] {
 			}
 			return more
 		})
+	}
+}
+
+// UnaddressedOf are the tasks of a service that are NEW, whatever is desired of them, by slot and attempt.
+func (v *View) UnaddressedOf(serviceID string) iter.Seq[*swarmpb.Task] {
+	index, ok := v.perService.Get(serviceID)
+	if !ok {
+		return func(func(*swarmpb.Task) bool) {}
+	}
+	return func(yield func(*swarmpb.Task) bool) {
+		for ordinal := range index.unaddressed.all() {
+			if !yield(v.rows.at(ordinal).task) {
+				return
+			}
+		}
 	}
 }
 
