@@ -21,7 +21,6 @@ import (
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/proto/wire"
 	"github.com/swarmd/swarmd/worker/network/networktest"
-	"github.com/swarmd/swarmd/worker/runtime"
 	"github.com/swarmd/swarmd/worker/runtime/runtimetest"
 )
 
@@ -426,18 +425,6 @@ func (h *host) start() {
 	h.agent, h.cancel, h.done = agent, cancel, make(chan error, 1)
 	go func() { h.done <- agent.Run(ctx) }()
 	h.settle(time.Second)
-}
-
-// puller answers for the registries of a runtime.
-type puller func(ctx context.Context, req runtime.PullRequest) (runtime.Image, error)
-
-type pullingRuntime struct {
-	*runtimetest.Fake
-	pull puller
-}
-
-func (r pullingRuntime) Pull(ctx context.Context, req runtime.PullRequest) (runtime.Image, error) {
-	return r.pull(ctx, req)
 }
 
 // stop ends the agent, as a process that is told to stop does.
