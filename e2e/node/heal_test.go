@@ -3,6 +3,8 @@ package node_test
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"syscall"
 	"testing"
@@ -122,6 +124,7 @@ func TestHosts_ThatFail(t *testing.T) {
 	c.create(t, "free", 3)
 	t.Run("PoweredOff_ReplicasRunElsewhere_AndNoMoreThanAskedForOnceItIsBack", func(t *testing.T) {
 		h := c.host(3)
+		before := inventoryOf(t, h)
 		lost(t, c, h.PowerOff)
 		c.runningAre(t, "free", 3)
 		if err := h.PowerOn(); err != nil {
@@ -129,7 +132,7 @@ func TestHosts_ThatFail(t *testing.T) {
 		}
 		c.start(h)
 		back(t, c)
-		clean(t, h)
+		clean(t, h, before)
 	})
 	t.Run("CutFromTheNetwork_ReplicasRunElsewhere_SupersededOnesStopOnceItIsBack", func(t *testing.T) {
 		h := c.host(2)
@@ -157,15 +160,61 @@ func TestHosts_ThatFail(t *testing.T) {
 		}
 		back(t, c)
 	})
+	t.Run("AllPoweredOffAtOnce_EverythingIsAsItWasAskedForOnceTheyAreBack", func(t *testing.T) { outage(t, c) })
 }
 
-// clean waits until a host has exactly what its containers need: nothing of those that a power cut ended is left.
-func clean(t *testing.T, h *lab.Host) {
+// outage powers all hosts off at once, the only manager too, and on again.
+func outage(t *testing.T, c *cluster) {
+	t.Helper()
+	c.runningAre(t, "web", 3)
+	before := c.pids()
+	var had []inventory
+	for _, h := range c.lab.Hosts() {
+		had = append(had, inventoryOf(t, h))
+		if err := h.PowerOff(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, h := range c.lab.Hosts() {
+		if err := h.PowerOn(); err != nil {
+			t.Fatal(err)
+		}
+		if list, err := os.ReadDir(filepath.Join(h.Dir, "run")); err != nil || len(list) > 0 {
+			t.Fatalf("the run directory of %s is not that of a boot: %v %v", h.Name, list, err)
+		}
+		c.start(h)
+	}
+	back(t, c)
+	for i, h := range c.lab.Hosts() {
+		clean(t, h, had[i])
+	}
+	for id := range c.pids() {
+		if before[id] != nil {
+			t.Errorf("task %s runs again: what a power cut ended is replaced", id)
+		}
+	}
+	for _, x := range c.allTasks(t) {
+		if before[x.ID] != nil && x.State == "failed" {
+			t.Logf("%s on %s: %s", x.Name, x.Node, x.Error)
+		}
+		if before[x.ID] != nil && (!slices.Contains([]string{"failed", "shutdown", "orphaned"}, x.State) || x.State == "failed" && x.Error == "") {
+			t.Errorf("%s on %s is %s with %q, after the power was cut", x.Name, x.Node, x.State, x.Error)
+		}
+	}
+}
+
+// clean waits until a host has exactly what its containers need, and besides what it had before: nothing of what a power cut
+// ended is left.
+func clean(t *testing.T, h *lab.Host, before inventory) {
 	t.Helper()
 	until(t, func() error {
 		v := inventoryOf(t, h)
-		if v.shims != v.containers || v.namespaces != v.containers || v.records != v.containers {
+		if v.shims != v.containers || v.loggers != v.containers || v.namespaces != v.containers || v.records != v.containers {
 			return fmt.Errorf("%s has %+v", h.Name, v)
+		}
+		more := v.containers - before.containers
+		if v.links != before.links+more || v.snapshots != before.snapshots+more {
+			return fmt.Errorf("%s had %+v, has %+v", h.Name, before, v)
 		}
 		return nil
 	})
