@@ -352,21 +352,21 @@ func in(path string, fn func() error) error {
 	})
 }
 
-func up(t *testing.T, name string) {
+func up(t testing.TB, name string) {
 	t.Helper()
 	l, err := netlink.LinkByName(name)
 	must(t, err)
 	must(t, netlink.LinkSetUp(l))
 }
 
-func addAddr(t *testing.T, name string, a netip.Addr) {
+func addAddr(t testing.TB, name string, a netip.Addr) {
 	t.Helper()
 	l, err := netlink.LinkByName(name)
 	must(t, err)
 	must(t, netlink.AddrAdd(l, &netlink.Addr{IPNet: ipNet(a, 24)}))
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
