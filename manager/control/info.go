@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"fmt"
 
 	"github.com/swarmd/swarmd/manager/store"
@@ -37,7 +38,7 @@ func taskInfo(view *store.View, task *swarmpb.Task) *swarmpb.TaskInfo {
 	default:
 		info.Since = task.GetMeta().GetCreatedAt()
 		if wanted(task) {
-			info.Error = rows.Placement.GetMessage()
+			info.Error = cmp.Or(rows.Placement.GetMessage(), rows.Addresses.GetMessage())
 		}
 	}
 	if nodeID != "" && !info.State.Ended() && info.Error == "" {
@@ -99,6 +100,7 @@ func (c *tally) info(view *store.View, service *swarmpb.Service) *swarmpb.Servic
 		Progress: view.ServiceProgress(service.GetId()),
 		Running:  c.running,
 		Desired:  c.wanted,
+		Endpoint: view.ServiceEndpoint(service.GetId()),
 	}
 	// A global service wants a task on every node that suits, which are the tasks that the orchestrator made.
 	if replicated := service.GetSpec().GetMode().GetReplicated(); replicated != nil {

@@ -23,6 +23,7 @@ var (
 	nounNode    = noun{"node", "swarmctl node ls"}
 	nounService = noun{"service", "swarmctl service ls"}
 	nounTask    = noun{"task", "swarmctl task ls"}
+	nounNetwork = noun{"network", "swarmctl network ls"}
 )
 
 func (n noun) check(ref string) error {
@@ -99,6 +100,20 @@ func mistaken(view *store.View, ref string) string {
 		}
 	}
 	return ""
+}
+
+// findNetwork finds a network by full ID, full name or unique prefix of the ID.
+func findNetwork(view *store.View, ref string) (*swarmpb.Network, error) {
+	if err := nounNetwork.check(ref); err != nil {
+		return nil, err
+	}
+	if network := view.Network(ref); network != nil {
+		return network, nil
+	}
+	if network := view.NetworkByName(ref); network != nil {
+		return network, nil
+	}
+	return byPrefix(nounNetwork, ref, view.Networks())
 }
 
 // findNode finds a node by full ID, hostname or unique prefix of the ID; "self" is this manager.

@@ -40,6 +40,9 @@ func (s *Server) CreateService(caller context.Context, req *swarmpb.CreateServic
 	if err := checkSpec(spec); err != nil {
 		return nil, err
 	}
+	if err := checkReach(view, id, spec); err != nil {
+		return nil, err
+	}
 	if other := view.ServiceByName(spec.GetName()); other != nil {
 		return nil, nameTaken(other)
 	}
@@ -112,6 +115,9 @@ func (s *Server) UpdateService(caller context.Context, req *swarmpb.UpdateServic
 	name := service.GetSpec().GetName()
 	spec := withDefaults(req.GetSpec())
 	if err := checkUpdate(service, spec); err != nil {
+		return nil, err
+	}
+	if err := checkReach(view, service.GetId(), spec); err != nil {
 		return nil, err
 	}
 	auth, err := checkAuth(req.GetRegistryAuth(), spec)
@@ -230,7 +236,7 @@ func (s *Server) GetService(ctx context.Context, req *swarmpb.GetServiceRequest)
 	if err != nil {
 		return nil, err
 	}
-	return &swarmpb.GetServiceResponse{Service: serviceInfo(view, service)}, nil
+	return &swarmpb.GetServiceResponse{Service: withConflicts(view, serviceInfo(view, service))}, nil
 }
 
 // ListServices returns all services, by ID.

@@ -95,9 +95,9 @@ func (w *serviceWatch) affected(batch *store.Batch) (map[string]struct{}, bool) 
 	for i := range batch.Changes {
 		c := &batch.Changes[i]
 		switch c.Table {
-		case swarmpb.Table_TABLE_SERVICE, swarmpb.Table_TABLE_SERVICE_PROGRESS:
+		case swarmpb.Table_TABLE_SERVICE, swarmpb.Table_TABLE_SERVICE_PROGRESS, swarmpb.Table_TABLE_SERVICE_ENDPOINT:
 			relevant = relevant || c.Key.ID == w.id
-		case swarmpb.Table_TABLE_TASK, swarmpb.Table_TABLE_TASK_PLACEMENT, swarmpb.Table_TABLE_TASK_STATUS:
+		case swarmpb.Table_TABLE_TASK, swarmpb.Table_TABLE_TASK_PLACEMENT, swarmpb.Table_TABLE_TASK_ADDRESSES, swarmpb.Table_TABLE_TASK_STATUS:
 			if _, known := w.known[c.Key.ID]; known || batch.View.Task(c.Key.ID).GetServiceId() == w.id {
 				changed[c.Key.ID] = struct{}{}
 			}
@@ -107,6 +107,7 @@ func (w *serviceWatch) affected(batch *store.Batch) (map[string]struct{}, bool) 
 			if before.GetState() != after.GetState() && batch.View.TasksOnByService(c.Key.ID, w.id) > 0 {
 				w.onNode(batch.View, c.Key.ID, changed)
 			}
+			relevant = relevant || !slices.EqualFunc(conflictsOf(before), conflictsOf(after), samePort)
 		}
 	}
 	return changed, relevant || len(changed) > 0
@@ -139,7 +140,7 @@ func (w *serviceWatch) step(view *store.View, changed map[string]struct{}) (gone
 	service := view.Service(w.id)
 	var info *swarmpb.ServiceInfo
 	if service != nil {
-		info = w.count.info(view, service)
+		info = withConflicts(view, w.count.info(view, service))
 	}
 	for {
 		message := &swarmpb.WatchServiceResponse{Service: info}

@@ -1,0 +1,286 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/swarmd/swarmd/manager/store"
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/proto/wire"
+)
+
+// CreateNetwork makes a network; the allocator gives it its number and subnet. Its ID follows from the request ID.
+func (s *Server) CreateNetwork(ctx context.Context, req *swarmpb.CreateNetworkRequest) (*swarmpb.CreateNetworkResponse, error) {
+	ctx, cancel := writing(ctx)
+	defer cancel()
+	request, err := requestID(req.GetRequestId())
+	if err != nil {
+		return nil, err
+	}
+	if req.GetSpec() == nil {
+		return nil, wire.Errorf(wire.CodeInvalid, "network: the spec is missing")
+	}
+	view, err := s.fresh(ctx)
+	if err != nil {
+		return nil, err
+	}
+	id := swarmpb.DerivedID("network", request)
+	if made := view.Network(id); made != nil {
+		return &swarmpb.CreateNetworkResponse{Id: id, Warnings: encryptionWarnings(view, made.GetSpec())}, nil
+	}
+	spec := swarmpb.Clone(req.GetSpec())
+	if spec.Driver == "" {
+		spec.Driver = swarmpb.DriverOverlay
+	}
+	if err := spec.Validate(); err != nil {
+		return nil, wire.Errorf(wire.CodeInvalid, "%w", err)
+	}
+	what := "network \"" + spec.GetName() + "\""
+	if other := view.NetworkByName(spec.GetName()); other != nil {
+		return nil, networkTaken(other)
+	}
+	if err := errors.Join(overlaps(view, spec), encryptable(view, spec)); err != nil {
+		return nil, wire.Errorf(wire.CodeInvalid, "%s: %w", what, err)
+	}
+	if err := s.checkSpace(view, what); err != nil {
+		return nil, err
+	}
+	err = s.write(ctx, request, &swarmpb.Proposal{
+		Guards: []*swarmpb.Guard{guard(swarmpb.NetworkKey(id), 0)},
+		Writes: []*swarmpb.Write{put(&swarmpb.Row{Row: &swarmpb.Row_Network{Network: &swarmpb.Network{Id: id, Spec: spec}}})},
+	})
+	var conflict *store.ConflictError
+	if errors.As(err, &conflict) {
+		if other := s.cfg.Store().View().NetworkByName(spec.GetName()); other != nil && other.GetId() != id {
+			return nil, networkTaken(other)
+		}
+		return nil, conflictError(err, what)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &swarmpb.CreateNetworkResponse{Id: id, Warnings: encryptionWarnings(view, spec)}, nil
+}
+
+func networkTaken(other *swarmpb.Network) error {
+	state := ""
+	if other.GetRemoving() {
+		state = ", which is being removed"
+	}
+	return wire.Errorf(wire.CodeExists, "network %q: the name is taken by network %s%s; choose another name or remove that one", other.GetSpec().GetName(), other.GetId(), state)
+}
+
+// overlaps refuses subnets that hosts could then no longer tell from what they reach already.
+func overlaps(view *store.View, spec *swarmpb.NetworkSpec) error {
+	for _, s := range spec.GetSubnets() {
+		subnet, err := netip.ParsePrefix(s.GetSubnet())
+		if err != nil {
+			continue // to be chosen
+		}
+		if fabric, err := netip.ParsePrefix(view.Cluster().GetSpec().GetFabricPool()); err == nil && fabric.Overlaps(subnet) {
+			return fmt.Errorf("subnet %s: it overlaps %s, which the cluster uses between its hosts; choose another subnet", subnet, fabric)
+		}
+		for node := range view.Nodes() {
+			for _, text := range view.NodeStatus(node.GetId()).GetDescription().GetNetwork().GetRoutes() {
+				if route, err := netip.ParsePrefix(text); err == nil && route.Overlaps(subnet) {
+					return fmt.Errorf("subnet %s: it overlaps %s, which node %s reaches already; choose another subnet", subnet, route, view.NodeName(node.GetId()))
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// encryptable refuses an encrypted network that works nowhere.
+func encryptable(view *store.View, spec *swarmpb.NetworkSpec) error {
+	if !spec.GetEncrypted() {
+		return nil
+	}
+	can, _, cannot := encrypting(view)
+	if can == 0 && len(cannot) > 0 {
+		return errors.New("encrypted: no node can run WireGuard, neither in the kernel nor through /dev/net/tun; load one of the modules wireguard and tun on the nodes, or leave --encrypted out")
+	}
+	return nil
+}
+
+// encrypting counts the nodes that encrypt, and of them those that do it in a process of their own; cannot names the others.
+func encrypting(view *store.View) (can, slow int, cannot []string) {
+	for node := range view.Nodes() {
+		status := view.NodeStatus(node.GetId())
+		network := status.GetDescription().GetNetwork()
+		switch {
+		case status.GetState() != swarmpb.NodeState_NODE_STATE_READY:
+		case len(network.GetWireguardKey()) == 0:
+			cannot = append(cannot, view.NodeName(node.GetId()))
+		default:
+			can++
+			if network.GetWireguard() != "kernel" {
+				slow++
+			}
+		}
+	}
+	return can, slow, cannot
+}
+
+const maxNamed = 5
+
+// encryptionWarnings say what encryption costs, and where it does not work.
+func encryptionWarnings(view *store.View, spec *swarmpb.NetworkSpec) []string {
+	if !spec.GetEncrypted() {
+		return nil
+	}
+	var out []string
+	can, slow, cannot := encrypting(view)
+	if slow > 0 {
+		out = append(out, fmt.Sprintf("encrypted: %d of %d nodes have no WireGuard in the kernel and encrypt in a process, at about a tenth of the throughput; load the module wireguard there", slow, can+len(cannot)))
+	}
+	if len(cannot) > 0 {
+		out = append(out, fmt.Sprintf("encrypted: %s cannot run WireGuard and refuse tasks of this network", some(cannot)))
+	}
+	return out
+}
+
+// some names a few of a list.
+func some(names []string) string {
+	slices.Sort(names)
+	if len(names) > maxNamed {
+		return fmt.Sprintf("%s and %d others", strings.Join(names[:maxNamed], ", "), len(names)-maxNamed)
+	}
+	return strings.Join(names, ", ")
+}
+
+// RemoveNetwork marks a network that nothing uses; the allocator takes it away.
+func (s *Server) RemoveNetwork(ctx context.Context, req *swarmpb.RemoveNetworkRequest) (*swarmpb.RemoveNetworkResponse, error) {
+	ctx, cancel := writing(ctx)
+	defer cancel()
+	for try := 1; ; try++ {
+		view, err := s.fresh(ctx)
+		if err != nil {
+			return nil, err
+		}
+		network, err := findNetwork(view, req.GetNetwork())
+		if err != nil {
+			return nil, err
+		}
+		response := &swarmpb.RemoveNetworkResponse{Id: network.GetId()}
+		if network.GetRemoving() {
+			return response, nil
+		}
+		if err := unused(view, network); err != nil {
+			return nil, err
+		}
+		next := swarmpb.Clone(network)
+		next.Removing = true
+		err = s.write(ctx, swarmpb.NewID(), &swarmpb.Proposal{
+			Guards: []*swarmpb.Guard{guard(swarmpb.NetworkKey(network.GetId()), network.GetMeta().GetVersion())},
+			Writes: []*swarmpb.Write{put(&swarmpb.Row{Row: &swarmpb.Row_Network{Network: next}})},
+		})
+		var conflict *store.ConflictError
+		if err == nil {
+			return response, nil
+		}
+		if !errors.As(err, &conflict) || try == rewrites {
+			return nil, conflictError(err, "network \""+network.GetSpec().GetName()+"\"")
+		}
+	}
+}
+
+// unused refuses to remove a network that a service names.
+func unused(view *store.View, network *swarmpb.Network) error {
+	name := network.GetSpec().GetName()
+	var users []string
+	for service := range view.ServicesOn(network.GetId()) {
+		if !service.GetRemoving() {
+			users = append(users, service.GetSpec().GetName())
+		}
+	}
+	if len(users) > 0 {
+		return wire.Errorf(wire.CodeInUse, "network %q: it is used by the services %s; remove them, or take it from them with `swarmctl service update --network-rm %s SERVICE`", name, some(users), name)
+	}
+	if n := view.TasksOnNetwork(network.GetId()); n > 0 {
+		return wire.Errorf(wire.CodeInUse, "network %q: %d tasks on it are still stopping; try again when they are gone", name, n)
+	}
+	return nil
+}
+
+// GetNetwork returns one network.
+func (s *Server) GetNetwork(ctx context.Context, req *swarmpb.GetNetworkRequest) (*swarmpb.GetNetworkResponse, error) {
+	view, err := s.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	network, err := findNetwork(view, req.GetNetwork())
+	if err != nil {
+		return nil, err
+	}
+	return &swarmpb.GetNetworkResponse{Network: networkInfo(view, network)}, nil
+}
+
+// ListNetworks returns all networks, by ID.
+func (s *Server) ListNetworks(ctx context.Context, _ *swarmpb.ListNetworksRequest) (*swarmpb.ListNetworksResponse, error) {
+	view, err := s.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	response := &swarmpb.ListNetworksResponse{}
+	for network := range view.Networks() {
+		response.Networks = append(response.Networks, networkInfo(view, network))
+	}
+	return response, nil
+}
+
+func networkInfo(view *store.View, network *swarmpb.Network) *swarmpb.NetworkInfo {
+	info := &swarmpb.NetworkInfo{
+		Network: network, Progress: view.NetworkProgress(network.GetId()), Tasks: uint32(view.TasksOnNetwork(network.GetId())),
+	}
+	for service := range view.ServicesOn(network.GetId()) {
+		info.Services = append(info.Services, service.GetSpec().GetName())
+	}
+	slices.Sort(info.Services)
+	for row := range view.Allocations(networkPool + network.GetId()) {
+		if row.GetOwner() != "" {
+			info.AddressesUsed++
+		}
+	}
+	if given, err := netip.ParsePrefix(info.Progress.GetIpRange()); err == nil && given.Addr().Is4() {
+		info.AddressesTotal = 1 << (32 - given.Bits())
+		// The network's own address and the broadcast address are nobody's.
+		if subnet, err := netip.ParsePrefix(info.Progress.GetSubnet()); err == nil && subnet.Bits() == given.Bits() {
+			info.AddressesTotal -= 2
+		}
+	}
+	return info
+}
+
+// networkPool is the beginning of the name of the pool of a network's addresses.
+const networkPool = "network/"
+
+// resolveNetworks replaces the names of networks by their IDs.
+func resolveNetworks(view *store.View, spec *swarmpb.ServiceSpec) error {
+	internal := len(spec.GetTask().GetNetworks()) > 0
+	seen := make(map[string]bool)
+	for _, a := range spec.GetTask().GetNetworks() {
+		network, err := findNetwork(view, a.GetNetwork())
+		if err != nil {
+			return err
+		}
+		name := network.GetSpec().GetName()
+		if network.GetRemoving() {
+			return wire.Errorf(wire.CodeFailedPrecondition, "network %q: it is being removed; make it anew once it is gone", name)
+		}
+		if seen[network.GetId()] {
+			return wire.Errorf(wire.CodeInvalid, "network %q: it is named twice; name each network once", name)
+		}
+		seen[network.GetId()] = true
+		a.Network = network.GetId()
+		internal = internal && network.GetSpec().GetInternal()
+	}
+	if ports := spec.GetEndpoint().GetPorts(); internal && len(ports) > 0 {
+		return wire.Errorf(wire.CodeInvalid, "publish %d: all networks of the service are internal, so that nothing reaches it from outside; attach it to a network that is not, or publish nothing", ports[0].GetPublishedPort())
+	}
+	return nil
+}

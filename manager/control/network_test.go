@@ -1,0 +1,207 @@
+package control
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/proto/wire"
+)
+
+// network makes a network through the API.
+func (w *world) network(spec *swarmpb.NetworkSpec) *swarmpb.CreateNetworkResponse {
+	w.t.Helper()
+	r, err := w.server.CreateNetwork(context.Background(), &swarmpb.CreateNetworkRequest{Spec: spec})
+	if err != nil {
+		w.t.Fatalf("create network: %v", err)
+	}
+	return r
+}
+
+// describe lets a node say something of its network.
+func (w *world) describe(id string, network *swarmpb.NodeNetwork) {
+	w.t.Helper()
+	status := swarmpb.Clone(w.view().NodeStatus(id))
+	status.Description.Network = network
+	w.put(&swarmpb.Row{Row: &swarmpb.Row_NodeStatus{NodeStatus: status}})
+}
+
+func subnet(name, subnet string) *swarmpb.NetworkSpec {
+	return &swarmpb.NetworkSpec{Name: name, Subnets: []*swarmpb.NetworkSubnet{{Subnet: subnet}}}
+}
+
+func on(s *swarmpb.ServiceSpec, networks ...string) *swarmpb.ServiceSpec {
+	for _, n := range networks {
+		s.Task.Networks = append(s.Task.Networks, &swarmpb.NetworkAttachment{Network: n})
+	}
+	return s
+}
+
+func publishing(s *swarmpb.ServiceSpec, ports ...*swarmpb.PortConfig) *swarmpb.ServiceSpec {
+	s.Endpoint = &swarmpb.EndpointSpec{Ports: ports}
+	return s
+}
+
+func TestCreateNetwork_WrongInput_ErrorNamesTheObjectAndWhatToDo(t *testing.T) {
+	w := newWorld(t)
+	w.describe(self, &swarmpb.NodeNetwork{Routes: []string{"nonsense", "192.168.1.0/24"}})
+	cluster := swarmpb.Clone(w.view().Cluster())
+	cluster.Spec.FabricPool = "100.64.0.0/10"
+	w.put(&swarmpb.Row{Row: &swarmpb.Row_Cluster{Cluster: cluster}})
+	w.network(&swarmpb.NetworkSpec{Name: "back"})
+	for _, test := range []struct {
+		name  string
+		spec  *swarmpb.NetworkSpec
+		code  wire.Code
+		parts []string
+	}{
+		{"no spec", nil, wire.CodeInvalid, []string{"network"}},
+		{"no name", &swarmpb.NetworkSpec{}, wire.CodeInvalid, []string{"give the network a name"}},
+		{"name taken", &swarmpb.NetworkSpec{Name: "back"}, wire.CodeExists, []string{`network "back"`, "choose another name"}},
+		{"host's route", subnet("a", "192.168.0.0/16"), wire.CodeInvalid, []string{`network "a"`, "192.168.0.0/16", "192.168.1.0/24", "node boss", "choose another subnet"}},
+		{"fabric", subnet("a", "100.65.0.0/24"), wire.CodeInvalid, []string{"100.64.0.0/10", "between its hosts"}},
+		{"encrypted", &swarmpb.NetworkSpec{Name: "a", Encrypted: true}, wire.CodeInvalid, []string{`network "a"`, "WireGuard", "leave --encrypted out"}},
+	} {
+		_, err := w.server.CreateNetwork(context.Background(), &swarmpb.CreateNetworkRequest{Spec: test.spec})
+		t.Run(test.name, func(t *testing.T) { expectError(t, err, test.code, test.parts...) })
+	}
+	if n := w.view().NetworkCount(); n != 1 {
+		t.Errorf("%d networks, want 1", n)
+	}
+	w.network(subnet("b", "10.0.0.0/24"))
+	w.network(subnet("c", "10.0.0.0/24")) // networks of the same subnet do not meet
+}
+
+func TestCreateNetwork_SameRequestTwice_OneNetwork(t *testing.T) {
+	w := newWorld(t)
+	req := &swarmpb.CreateNetworkRequest{RequestId: "r1", Spec: &swarmpb.NetworkSpec{Name: "back"}}
+	first, err := w.server.CreateNetwork(context.Background(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := w.server.CreateNetwork(context.Background(), req)
+	if err != nil || first.GetId() != second.GetId() || w.view().NetworkCount() != 1 {
+		t.Fatalf("%v, %v; %d networks", second, err, w.view().NetworkCount())
+	}
+	if driver := w.view().Network(first.GetId()).GetSpec().GetDriver(); driver != "overlay" {
+		t.Errorf("driver %q", driver)
+	}
+}
+
+func TestCreateNetwork_EncryptedInAProcess_SaysWhatItCosts(t *testing.T) {
+	w := newWorld(t)
+	w.node(nodeA, "a", swarmpb.NodeRole_NODE_ROLE_WORKER, swarmpb.NodeState_NODE_STATE_READY)
+	w.describe(self, &swarmpb.NodeNetwork{WireguardKey: make([]byte, 32), Wireguard: "userspace"})
+	said := strings.Join(w.network(&swarmpb.NetworkSpec{Name: "safe", Encrypted: true}).GetWarnings(), "\n")
+	for _, want := range []string{"1 of 2 nodes", "a tenth of the throughput", "a cannot run WireGuard"} {
+		if !strings.Contains(said, want) {
+			t.Errorf("warnings %q do not say %q", said, want)
+		}
+	}
+}
+
+func TestRemoveNetwork_InUse_NamesTheServices(t *testing.T) {
+	w := newWorld(t)
+	id := w.network(&swarmpb.NetworkSpec{Name: "back"}).GetId()
+	r, err := w.server.CreateService(context.Background(), &swarmpb.CreateServiceRequest{Spec: on(spec("web", "web:1", 1), "back")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := w.view().Service(r.GetId()).GetSpec().GetTask().GetNetworks()[0].GetNetwork(); got != id {
+		t.Errorf("the service's network is %q, want the ID %s", got, id)
+	}
+	_, err = w.server.RemoveNetwork(context.Background(), &swarmpb.RemoveNetworkRequest{Network: "back"})
+	expectError(t, err, wire.CodeInUse, `network "back"`, "web", "--network-rm back")
+	if w.view().Network(id).GetRemoving() {
+		t.Error("the network is being removed all the same")
+	}
+	if info, err := w.server.GetNetwork(context.Background(), &swarmpb.GetNetworkRequest{Network: id[:8]}); err != nil || info.GetNetwork().GetServices()[0] != "web" {
+		t.Errorf("network %v, error %v", info, err)
+	}
+	_, err = w.server.RemoveNetwork(context.Background(), &swarmpb.RemoveNetworkRequest{Network: "front"})
+	expectError(t, err, wire.CodeNotFound, `network "front"`, "swarmctl network ls")
+
+	w.network(&swarmpb.NetworkSpec{Name: "idle"})
+	if _, err := w.server.RemoveNetwork(context.Background(), &swarmpb.RemoveNetworkRequest{Network: "idle"}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.server.CreateService(context.Background(), &swarmpb.CreateServiceRequest{Spec: on(spec("api", "web:1", 1), "idle")})
+	expectError(t, err, wire.CodeFailedPrecondition, `network "idle"`, "being removed")
+}
+
+func TestCreateService_Networks_WrongOnesAreNamed(t *testing.T) {
+	w := newWorld(t)
+	id := w.network(&swarmpb.NetworkSpec{Name: "back", Internal: true}).GetId()
+	for _, test := range []struct {
+		name  string
+		spec  *swarmpb.ServiceSpec
+		code  wire.Code
+		parts []string
+	}{
+		{"unknown", on(spec("web", "web:1", 1), "front"), wire.CodeNotFound, []string{`network "front"`, "swarmctl network ls"}},
+		{"twice", on(spec("web", "web:1", 1), "back", id), wire.CodeInvalid, []string{`network "back"`, "twice"}},
+		{"internal", publishing(on(spec("web", "web:1", 1), "back"), &swarmpb.PortConfig{PublishedPort: 80, TargetPort: 80}), wire.CodeInvalid, []string{"publish 80", "internal"}},
+	} {
+		_, err := w.server.CreateService(context.Background(), &swarmpb.CreateServiceRequest{Spec: test.spec})
+		t.Run(test.name, func(t *testing.T) { expectError(t, err, test.code, test.parts...) })
+	}
+}
+
+func TestPublish_PortTaken_NamesTheService(t *testing.T) {
+	w := newWorld(t)
+	const host = swarmpb.PublishMode_PUBLISH_MODE_HOST
+	port := func(n uint32, mode swarmpb.PublishMode) *swarmpb.PortConfig {
+		return &swarmpb.PortConfig{PublishedPort: n, TargetPort: 80, Mode: mode}
+	}
+	create := func(name string, p *swarmpb.PortConfig) (string, error) {
+		r, err := w.server.CreateService(context.Background(), &swarmpb.CreateServiceRequest{Spec: publishing(spec(name, "web:1", 1), p)})
+		return r.GetId(), err
+	}
+	api, err := create("api", port(8080, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, mode := range []swarmpb.PublishMode{0, host} {
+		_, err = create("web", port(8080, mode))
+		expectError(t, err, wire.CodeExists, `publish 8080: port is already published by service "api"; choose another port or remove it there`)
+	}
+	if _, err = create("dns", &swarmpb.PortConfig{PublishedPort: 8080, TargetPort: 80, Protocol: swarmpb.Protocol_PROTOCOL_UDP}); err != nil {
+		t.Errorf("another protocol: %v", err)
+	}
+	for _, name := range []string{"h1", "h2"} {
+		if _, err := create(name, port(9090, host)); err != nil {
+			t.Errorf("mode host: %v", err)
+		}
+	}
+	web, err := create("web", port(8081, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.server.UpdateService(context.Background(), &swarmpb.UpdateServiceRequest{Service: web, Spec: publishing(spec("web", "web:1", 1), port(8080, 0))})
+	expectError(t, err, wire.CodeExists, `service "api"`)
+	if _, err = w.server.UpdateService(context.Background(), &swarmpb.UpdateServiceRequest{Service: api, Spec: publishing(spec("api", "web:2", 1), port(8080, 0))}); err != nil {
+		t.Errorf("its own port: %v", err)
+	}
+	// A port that the allocator chose.
+	w.put(&swarmpb.Row{Row: &swarmpb.Row_ServiceEndpoint{ServiceEndpoint: &swarmpb.ServiceEndpoint{ServiceId: api, Ports: []*swarmpb.PortConfig{port(30000, 0)}}}})
+	_, err = create("late", port(30000, 0))
+	expectError(t, err, wire.CodeExists, `publish 30000`, `service "api"`)
+}
+
+func TestGetService_PortTakenOnANode_IsShownWithNodeAndProcess(t *testing.T) {
+	w := newWorld(t)
+	id := w.create("web", 1)
+	p := &swarmpb.PortConfig{PublishedPort: 8080, TargetPort: 80, Protocol: swarmpb.Protocol_PROTOCOL_TCP}
+	w.put(&swarmpb.Row{Row: &swarmpb.Row_ServiceEndpoint{ServiceEndpoint: &swarmpb.ServiceEndpoint{ServiceId: id, Ports: []*swarmpb.PortConfig{p}}}})
+	w.describe(self, &swarmpb.NodeNetwork{Conflicts: []*swarmpb.PortConflict{
+		{Protocol: swarmpb.Protocol_PROTOCOL_TCP, Port: 8080, Process: "nginx (pid 12)"}, {Protocol: swarmpb.Protocol_PROTOCOL_TCP, Port: 81}}})
+	r, err := w.server.GetService(context.Background(), &swarmpb.GetServiceRequest{Service: "web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := r.GetService().GetConflicts()
+	if len(got) != 1 || got[0].GetHostname() != "boss" || got[0].GetConflict().GetProcess() != "nginx (pid 12)" {
+		t.Errorf("conflicts %v", got)
+	}
+}

@@ -1,0 +1,98 @@
+package control
+
+import (
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/swarmd/swarmd/manager/store"
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/proto/wire"
+)
+
+// checkPorts refuses published ports that another service has, or the cluster itself.
+func checkPorts(view *store.View, id string, spec *swarmpb.ServiceSpec) error {
+	wanted := make(map[portKey]*swarmpb.PortConfig)
+	for _, port := range spec.GetEndpoint().GetPorts() {
+		if port.GetPublishedPort() == 0 {
+			continue
+		}
+		if port.GetProtocol() == swarmpb.Protocol_PROTOCOL_UDP && port.GetPublishedPort() == view.Cluster().GetSpec().GetDataPathPort() {
+			return wire.Errorf(wire.CodeInvalid, "publish %d: the port carries the traffic between the hosts; choose another port", port.GetPublishedPort())
+		}
+		wanted[keyOf(port)] = port
+	}
+	if len(wanted) == 0 {
+		return nil
+	}
+	for other := range view.Services() {
+		if other.GetId() == id {
+			continue
+		}
+		ports := append(slices.Clone(other.GetSpec().GetEndpoint().GetPorts()), view.ServiceEndpoint(other.GetId()).GetPorts()...)
+		for _, taken := range ports {
+			port, ok := wanted[keyOf(taken)]
+			if !ok || taken.GetPublishedPort() == 0 || onHost(port) && onHost(taken) { // two of mode host may be on different nodes
+				continue
+			}
+			return wire.Errorf(wire.CodeExists, "publish %d: port is already published by service %q; choose another port or remove it there",
+				port.GetPublishedPort(), other.GetSpec().GetName())
+		}
+	}
+	return nil
+}
+
+type portKey struct {
+	port     uint32
+	protocol string
+}
+
+func keyOf(p *swarmpb.PortConfig) portKey {
+	return portKey{p.GetPublishedPort(), p.GetProtocol().Name()}
+}
+
+func onHost(p *swarmpb.PortConfig) bool { return p.GetMode() == swarmpb.PublishMode_PUBLISH_MODE_HOST }
+
+// checkReach makes IDs of the networks that a spec names, and refuses what is not there or taken.
+func checkReach(view *store.View, id string, spec *swarmpb.ServiceSpec) error {
+	if err := resolveNetworks(view, spec); err != nil {
+		return err
+	}
+	return checkPorts(view, id, spec)
+}
+
+// withConflicts adds where a service's ports are somebody else's: all nodes are looked at.
+func withConflicts(view *store.View, info *swarmpb.ServiceInfo) *swarmpb.ServiceInfo {
+	info.Conflicts = portConflicts(view, info.Endpoint)
+	return info
+}
+
+// portConflicts are the nodes on which something else has a port of the service.
+func portConflicts(view *store.View, endpoint *swarmpb.ServiceEndpoint) []*swarmpb.NodePortConflict {
+	if len(endpoint.GetPorts()) == 0 {
+		return nil
+	}
+	ours := make(map[portKey]bool)
+	for _, port := range endpoint.GetPorts() {
+		ours[keyOf(port)] = true
+	}
+	var out []*swarmpb.NodePortConflict
+	for node := range view.Nodes() {
+		for _, c := range conflictsOf(view.NodeStatus(node.GetId())) {
+			if ours[portKey{c.GetPort(), c.GetProtocol().Name()}] && len(out) < maxConflicts {
+				out = append(out, &swarmpb.NodePortConflict{NodeId: node.GetId(), Hostname: view.NodeName(node.GetId()), Conflict: c})
+			}
+		}
+	}
+	return out
+}
+
+// conflictsOf are the ports that something else on the node has.
+func conflictsOf(status *swarmpb.NodeStatus) []*swarmpb.PortConflict {
+	return status.GetDescription().GetNetwork().GetConflicts()
+}
+
+func samePort(a, b *swarmpb.PortConflict) bool { return proto.Equal(a, b) }
+
+// maxConflicts bounds the conflicts of one answer.
+const maxConflicts = 100
