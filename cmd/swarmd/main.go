@@ -98,7 +98,7 @@ func run(ctx context.Context, o *options) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	n, err := node.New(node.Config{
-		DataDir: o.dataDir, RunDir: o.runDir, Containerd: o.containerd, OCIRuntime: o.ociRuntime, ListenAddr: o.listenAddr, GossipAddr: o.gossipAddr,
+		DataDir: o.dataDir, RunDir: o.runDir, Containerd: o.containerd, OCIRuntime: o.ociRuntime, SharedShim: o.sharedShim, ListenAddr: o.listenAddr, GossipAddr: o.gossipAddr,
 		CgroupParent: o.cgroupParent, Registries: known, ConfigDir: o.configDir, PlainRegistries: o.insecureRegistries,
 		Version: version, Logger: logger,
 	})

@@ -26,6 +26,7 @@ type options struct {
 	dataDir, runDir    string
 	containerd         string
 	ociRuntime         string
+	sharedShim         bool
 	listenAddr         string
 	gossipAddr         string
 	logLevel           string
@@ -42,6 +43,7 @@ func (o *options) define(f *pflag.FlagSet) {
 	f.StringVar(&o.runDir, "run-dir", "/run/swarmd", "what need not: swarmd.sock, containerd's state")
 	f.StringVar(&o.containerd, "containerd", "", "socket of an existing containerd (default: our own, embedded)")
 	f.StringVar(&o.ociRuntime, "oci-runtime", "runc", "runc, crun, auto (crun where it works, or else runc) or a path")
+	f.BoolVar(&o.sharedShim, "shared-shim", false, "up to 16 containers share one shim, which saves memory and time; when the shim dies, all of them go down")
 	f.StringVar(&o.listenAddr, "listen-addr", "0.0.0.0:2377", "address of the cluster port, host:port; used while this host is a manager")
 	f.StringVar(&o.gossipAddr, "gossip-addr", "", "address of gossip, IP:port, TCP and UDP; the port is the same on all hosts (default: the advertised address, port 7946)")
 	f.StringVar(&o.cgroupParent, "cgroup-parent", "/swarmd", "cgroup below which every container gets its own")

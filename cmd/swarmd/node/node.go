@@ -44,6 +44,8 @@ type Config struct {
 	Containerd string
 	// OCIRuntime is runc, crun or a path.
 	OCIRuntime string
+	// SharedShim has up to 16 containers share one shim.
+	SharedShim bool
 	// ListenAddr is host:port of the cluster port.
 	ListenAddr string
 	// GossipAddr is IP:port; empty = the advertised address and the default port.
@@ -106,7 +108,7 @@ func New(cfg Config) (*Node, error) {
 	}
 	var err error
 	n.runtime, err = containerd.New(containerd.Config{
-		Address: address, Shared: cfg.Containerd != "", Dir: cfg.DataDir, RunDir: filepath.Join(cfg.RunDir, "oci"), OCIRuntime: cfg.OCIRuntime,
+		Address: address, Shared: cfg.Containerd != "", Dir: cfg.DataDir, RunDir: filepath.Join(cfg.RunDir, "oci"), OCIRuntime: cfg.OCIRuntime, SharedShim: cfg.SharedShim,
 		CgroupParent: cfg.CgroupParent, Registries: cfg.Registries, ExitDir: exits,
 		Logger: cfg.Logger.With("part", "runtime"),
 	})

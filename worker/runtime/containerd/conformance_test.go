@@ -16,16 +16,20 @@ import (
 	"github.com/swarmd/swarmd/worker/runtime/runtimetest"
 )
 
-func TestConformance(t *testing.T) { conformance(t, containerd.Runc) }
+func TestConformance(t *testing.T) { conformance(t, func(*containerd.Config) {}) }
+
+func TestConformance_SharedShim(t *testing.T) {
+	conformance(t, func(c *containerd.Config) { c.SharedShim = true })
+}
 
 func TestConformance_Crun(t *testing.T) {
 	if _, err := exec.LookPath(containerd.Crun); err != nil {
 		t.Skip("no crun on this host: apt-get install crun")
 	}
-	conformance(t, containerd.Crun)
+	conformance(t, func(c *containerd.Config) { c.OCIRuntime = containerd.Crun })
 }
 
-func conformance(t *testing.T, oci string) {
+func conformance(t *testing.T, with func(*containerd.Config)) {
 	child := shared.open(t)
 	archive, err := runtimetest.Archive(runtimetest.ImageName, goruntime.GOARCH, binary(t))
 	if err != nil {
@@ -33,7 +37,7 @@ func conformance(t *testing.T, oci string) {
 	}
 	runtimetest.Conformance(t, runtimetest.Options{Open: func(t *testing.T) runtimetest.System {
 		config := configure(t, child)
-		config.OCIRuntime = oci
+		with(&config)
 		registry := emptyRegistry(t)
 		config.InsecureRegistries = []string{registry}
 		var last func() // of the runtime in use: it must outlive what the suite removes at the end

@@ -174,7 +174,11 @@ func (r *Runtime) spec(ctx context.Context, spec runtime.Spec, info *imageInfo, 
 			return nil, fmt.Errorf("load AppArmor profile: %w", err)
 		}
 	}
-	return buildSpec(in)
+	made, err := buildSpec(in)
+	if err == nil && r.SharedShim {
+		setGroup(made, r.groups.assign(spec.ID))
+	}
+	return made, err
 }
 
 // user of the container: the spec's or the image's. What a name means is remembered with the image.

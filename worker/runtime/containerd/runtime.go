@@ -56,6 +56,8 @@ type Config struct {
 	RunDir string
 	// OCIRuntime is runc (default), crun, auto or the path of one.
 	OCIRuntime string
+	// SharedShim has up to 16 containers share one shim, which takes them down with it when it dies.
+	SharedShim bool
 	// CgroupParent is the cgroup below which each container gets its own.
 	CgroupParent string
 	// PidsLimit of a container that asks for none; -1 = unlimited.
@@ -93,6 +95,7 @@ type Runtime struct {
 	volumes keyed
 	images  imageCache
 	pulls   pulls
+	groups  *groups
 
 	mu          sync.Mutex
 	monitors    map[string]*monitor
@@ -130,7 +133,7 @@ func New(c Config) (*Runtime, error) {
 	}
 	r := &Runtime{
 		Config: c, log: c.Logger, snapshotter: c.Snapshotter,
-		host: probeHost(), monitors: map[string]*monitor{}, seen: map[string]seen{},
+		host: probeHost(), groups: newGroups(), monitors: map[string]*monitor{}, seen: map[string]seen{},
 	}
 	for _, dir := range []string{r.containersDir(), r.volumesDir(), r.logsDir(), r.registriesDir(), c.RunDir} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {

@@ -67,7 +67,12 @@ func (r *Runtime) startTask(ctx context.Context, s *state) (pid uint32, before o
 		return 0, nil, err
 	}
 	service := r.client.TaskService()
+	joined, err := r.joinShim(ctx, s.ID)
+	if err != nil {
+		return 0, nil, err
+	}
 	created, err := service.Create(ctx, request)
+	joined(err == nil)
 	if err == nil {
 		before = programOf(created.Pid)
 	} else if err = errgrpc.ToNative(err); !errdefs.IsAlreadyExists(err) {
@@ -134,6 +139,7 @@ func startTicks(dir string) (uint64, error) {
 
 // deleteTask kills what is left of the process and has the shim end. The caller holds the ID's lock.
 func (r *Runtime) deleteTask(ctx context.Context, id string) error {
+	r.groups.leave(id)
 	service := r.client.TaskService()
 	for attempt := 0; ; attempt++ {
 		_, err := service.Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: id})
