@@ -1,6 +1,6 @@
 // Command bench measures the whole product on one host, manager and worker in one swarmd: replicas created until
 // all run, in turns with a loop over the bare containerd client on the same host; removal; scaling; memory; init
-// and join. It prints medians and ratios beside the targets and Docker Swarm's figures.
+// and join; and, on two hosts, logs that are followed. It prints medians and ratios beside the targets and Docker Swarm's figures.
 package main
 
 import (
@@ -36,6 +36,7 @@ var parts = []struct {
 	{"scale", (*bench).scale},
 	{"memory", (*bench).memory},
 	{"join", (*bench).join},
+	{"logs", (*bench).logs},
 }
 
 // bench is one run of the program.

@@ -291,15 +291,24 @@ func (c *Cluster) Await(ctx context.Context, h *Host, state swarmpb.NodeState) e
 	})
 }
 
-// Kill kills a container's first process with SIGKILL, as its task's ID names it.
-func (h *Host) Kill(task string) error {
+// FirstProcess is the pid, outside the host, of a container's first process, as its task's ID names it.
+func (h *Host) FirstProcess(task string) (int, error) {
 	body, err := os.ReadFile(filepath.Join(freezer, h.cgroup(), task, "cgroup.procs"))
 	if err != nil {
-		return fmt.Errorf("find the processes of task %s: %w", task, err)
+		return 0, fmt.Errorf("find the processes of task %s: %w", task, err)
 	}
-	first, err := strconv.Atoi(strings.Fields(string(body) + " ")[0])
+	first, err := strconv.Atoi(append(strings.Fields(string(body)), "none")[0])
 	if err != nil {
-		return fmt.Errorf("find the processes of task %s: %w", task, err)
+		return 0, fmt.Errorf("find the processes of task %s: %w", task, err)
+	}
+	return first, nil
+}
+
+// Kill kills a container's first process with SIGKILL, as its task's ID names it.
+func (h *Host) Kill(task string) error {
+	first, err := h.FirstProcess(task)
+	if err != nil {
+		return err
 	}
 	p, err := os.FindProcess(first)
 	if err != nil {
