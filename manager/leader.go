@@ -36,7 +36,7 @@ func (m *Manager) lead(ctx context.Context, leader store.Leader) error {
 func Lead(ctx context.Context, st *store.Store, leader store.Leader, sessions *dispatcher.Server, log *slog.Logger,
 	others ...func(context.Context) error) error {
 	var loops []func(context.Context) error
-	for _, r := range append(orchestrator.Reconcilers(), allocator.Uplink{}) {
+	for _, r := range append(orchestrator.Reconcilers(), allocator.Reconcilers()...) {
 		driver, err := reconcile.New(reconcile.Config{Store: st, Leader: leader, Reconciler: r, Clock: time.Now, Logger: log.With("part", r.Name())})
 		if err != nil {
 			return err

@@ -1,9 +1,3 @@
-// Package allocator gives out what must be unique in the cluster: for now to every node one block of uplink
-// addresses, which its containers get theirs from.
-//
-// What is given is a row (pool, address) -> owner, which the store refuses to give twice. The lowest free one
-// goes first; a released one rests, so that connections to its last owner have died before the next has it, and
-// its row goes when the rest is over. It alone writes Allocation rows, and the alarms pool-full.
 package allocator
 
 import (
