@@ -13,8 +13,9 @@ import (
 
 // Bounds of reading logs.
 const (
-	// logFrame is about how many bytes of lines go into one frame; a long line makes it larger.
-	logFrame = 64 << 10
+	// logFrame is about how many bytes of lines go into one frame; a long line makes it larger. With its head it fits gRPC's
+	// buffers of 32 KiB: for a larger message gRPC takes, and clears, one of 1 MiB at each hop.
+	logFrame = 31 << 10
 	// logPollMin and logPollMax bound the pause until a followed log is looked at again: the first after lines have come,
 	// then longer ones.
 	logPollMin, logPollMax = 50 * time.Millisecond, 200 * time.Millisecond
@@ -105,14 +106,19 @@ type logPump struct {
 	stream *answerStream
 	sent   int // frames
 	beaten time.Time
+	// records is the room for a frame's lines, used again: what has been sent is encoded.
+	records []byte
 }
 
 // drain sends all that there is for now.
 func (p *logPump) drain(ctx context.Context) error {
 	for {
-		records, done, err := p.reader.Read(nil, logFrame)
+		records, done, err := p.reader.Read(p.records[:0], logFrame)
 		if err != nil {
 			return err
+		}
+		if cap(records) <= 2*logFrame { // a long line's room is not kept
+			p.records = records
 		}
 		if err := p.put(ctx, records); err != nil || done {
 			return err

@@ -27,8 +27,8 @@ const (
 	headStart   = 500 * time.Millisecond
 	// silence is how long an answer may pause: its sender shows every second that it lives.
 	silence = 4 * time.Second
-	// window is how many frames of an answer may be under way.
-	window = 4
+	// window is how many frames of an answer may be under way; nodes make them of 32 KiB.
+	window = 8
 	// maxFrame is the most bytes that a frame may have.
 	maxFrame = 1 << 20
 	// maxPerNode bounds the requests that a node is asked at a time, maxAnonymous the answers of a node that have not said
