@@ -28,6 +28,7 @@ func taskInfo(view *store.View, task *swarmpb.Task) *swarmpb.TaskInfo {
 		Placement:    rows.Placement,
 		Status:       rows.Status,
 		Message:      rows.Status.GetMessage(),
+		Addresses:    rows.Addresses,
 	}
 	switch {
 	case rows.Status != nil:
@@ -101,6 +102,12 @@ func (c *tally) info(view *store.View, service *swarmpb.Service) *swarmpb.Servic
 		Running:  c.running,
 		Desired:  c.wanted,
 		Endpoint: view.ServiceEndpoint(service.GetId()),
+	}
+	for _, a := range service.GetSpec().GetTask().GetNetworks() {
+		addName(view, &info.NetworkNames, a.GetNetwork())
+	}
+	for _, vip := range info.Endpoint.GetVips() {
+		addName(view, &info.NetworkNames, vip.GetNetworkId())
 	}
 	// A global service wants a task on every node that suits, which are the tasks that the orchestrator made.
 	if replicated := service.GetSpec().GetMode().GetReplicated(); replicated != nil {

@@ -284,3 +284,15 @@ func resolveNetworks(view *store.View, spec *swarmpb.ServiceSpec) error {
 	}
 	return nil
 }
+
+// addName notes the name of a network, unless that is gone.
+func addName(view *store.View, names *map[string]string, id string) {
+	network := view.Network(id)
+	if network == nil {
+		return
+	}
+	if *names == nil {
+		*names = make(map[string]string)
+	}
+	(*names)[id] = network.GetSpec().GetName()
+}

@@ -205,3 +205,39 @@ func TestGetService_PortTakenOnANode_IsShownWithNodeAndProcess(t *testing.T) {
 		t.Errorf("conflicts %v", got)
 	}
 }
+
+func TestGetService_OnANetwork_AnswersItsName(t *testing.T) {
+	w := newWorld(t)
+	back := w.network(&swarmpb.NetworkSpec{Name: "back"}).GetId()
+	id := w.create("web", 1)
+	w.put(&swarmpb.Row{Row: &swarmpb.Row_ServiceEndpoint{ServiceEndpoint: &swarmpb.ServiceEndpoint{
+		ServiceId: id, Vips: []*swarmpb.NetworkAddress{{NetworkId: back, Address: "10.0.0.254"}, {NetworkId: "gone", Address: "10.0.1.254"}},
+	}}})
+	r, err := w.server.GetService(context.Background(), &swarmpb.GetServiceRequest{Service: "web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := r.GetService().GetNetworkNames(); len(got) != 1 || got[back] != "back" {
+		t.Errorf("names %v", got)
+	}
+}
+
+func TestGetTask_WithAddresses_AnswersThemAndTheNetworksNames(t *testing.T) {
+	w := newWorld(t)
+	back := w.network(&swarmpb.NetworkSpec{Name: "back"}).GetId()
+	r, err := w.server.CreateService(context.Background(), &swarmpb.CreateServiceRequest{Spec: on(spec("web", "web:1", 1), "back")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	task := w.task(r.GetId(), 1, 1, "")
+	w.put(&swarmpb.Row{Row: &swarmpb.Row_TaskAddresses{TaskAddresses: &swarmpb.TaskAddresses{
+		TaskId: task, Networks: []*swarmpb.NetworkAddress{{NetworkId: back, Address: "10.0.0.2"}},
+	}}})
+	got, err := w.server.GetTask(context.Background(), &swarmpb.GetTaskRequest{Task: task})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := got.GetTask().GetAddresses().GetNetworks(); len(a) != 1 || a[0].GetAddress() != "10.0.0.2" || got.GetNetworkNames()[back] != "back" {
+		t.Errorf("addresses %v, names %v", a, got.GetNetworkNames())
+	}
+}

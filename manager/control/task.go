@@ -24,10 +24,14 @@ func (s *Server) GetTask(ctx context.Context, req *swarmpb.GetTaskRequest) (*swa
 	if err != nil {
 		return nil, err
 	}
-	return &swarmpb.GetTaskResponse{
+	response := &swarmpb.GetTaskResponse{
 		Task: taskInfo(view, task),
 		Spec: view.Template(task.GetServiceId(), task.GetTemplateVersion()).GetSpec(),
-	}, nil
+	}
+	for _, a := range response.Task.GetAddresses().GetNetworks() {
+		addName(view, &response.NetworkNames, a.GetNetworkId())
+	}
+	return response, nil
 }
 
 // ListTasks returns tasks in pages, by service, slot, attempt and ID. The order does not change while tasks come and

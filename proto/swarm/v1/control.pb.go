@@ -1298,7 +1298,9 @@ type ServiceInfo struct {
 	Desired  uint64           `protobuf:"varint,4,opt,name=desired,proto3" json:"desired,omitempty"`
 	Endpoint *ServiceEndpoint `protobuf:"bytes,5,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
 	// Nodes on which something else has a port that the service publishes.
-	Conflicts     []*NodePortConflict `protobuf:"bytes,6,rep,name=conflicts,proto3" json:"conflicts,omitempty"`
+	Conflicts []*NodePortConflict `protobuf:"bytes,6,rep,name=conflicts,proto3" json:"conflicts,omitempty"`
+	// ID -> name of the networks that the service is attached to or has an address in.
+	NetworkNames  map[string]string `protobuf:"bytes,7,rep,name=network_names,json=networkNames,proto3" json:"network_names,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1371,6 +1373,13 @@ func (x *ServiceInfo) GetEndpoint() *ServiceEndpoint {
 func (x *ServiceInfo) GetConflicts() []*NodePortConflict {
 	if x != nil {
 		return x.Conflicts
+	}
+	return nil
+}
+
+func (x *ServiceInfo) GetNetworkNames() map[string]string {
+	if x != nil {
+		return x.NetworkNames
 	}
 	return nil
 }
@@ -2068,8 +2077,10 @@ type TaskInfo struct {
 	Placement    *TaskPlacement `protobuf:"bytes,9,opt,name=placement,proto3" json:"placement,omitempty"`
 	Status       *TaskStatus    `protobuf:"bytes,10,opt,name=status,proto3" json:"status,omitempty"`
 	// One line: why it is not running, or why it ended.
-	Error         string `protobuf:"bytes,11,opt,name=error,proto3" json:"error,omitempty"`
-	Message       string `protobuf:"bytes,12,opt,name=message,proto3" json:"message,omitempty"`
+	Error   string `protobuf:"bytes,11,opt,name=error,proto3" json:"error,omitempty"`
+	Message string `protobuf:"bytes,12,opt,name=message,proto3" json:"message,omitempty"`
+	// Unset for a task without networks.
+	Addresses     *TaskAddresses `protobuf:"bytes,13,opt,name=addresses,proto3" json:"addresses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2188,6 +2199,13 @@ func (x *TaskInfo) GetMessage() string {
 	return ""
 }
 
+func (x *TaskInfo) GetAddresses() *TaskAddresses {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
 type GetTaskRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Task          string                 `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
@@ -2233,9 +2251,11 @@ func (x *GetTaskRequest) GetTask() string {
 }
 
 type GetTaskResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Task          *TaskInfo              `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
-	Spec          *TaskSpec              `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Task  *TaskInfo              `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	Spec  *TaskSpec              `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
+	// ID -> name of the networks that the task has an address in.
+	NetworkNames  map[string]string `protobuf:"bytes,3,rep,name=network_names,json=networkNames,proto3" json:"network_names,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2280,6 +2300,13 @@ func (x *GetTaskResponse) GetTask() *TaskInfo {
 func (x *GetTaskResponse) GetSpec() *TaskSpec {
 	if x != nil {
 		return x.Spec
+	}
+	return nil
+}
+
+func (x *GetTaskResponse) GetNetworkNames() map[string]string {
+	if x != nil {
+		return x.NetworkNames
 	}
 	return nil
 }
@@ -2614,14 +2641,18 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x02 \x01(\tR\trequestId\"'\n" +
 	"\x15RemoveServiceResponse\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x96\x02\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xa5\x03\n" +
 	"\vServiceInfo\x12+\n" +
 	"\aservice\x18\x01 \x01(\v2\x11.swarm.v1.ServiceR\aservice\x125\n" +
 	"\bprogress\x18\x02 \x01(\v2\x19.swarm.v1.ServiceProgressR\bprogress\x12\x18\n" +
 	"\arunning\x18\x03 \x01(\x04R\arunning\x12\x18\n" +
 	"\adesired\x18\x04 \x01(\x04R\adesired\x125\n" +
 	"\bendpoint\x18\x05 \x01(\v2\x19.swarm.v1.ServiceEndpointR\bendpoint\x128\n" +
-	"\tconflicts\x18\x06 \x03(\v2\x1a.swarm.v1.NodePortConflictR\tconflicts\"{\n" +
+	"\tconflicts\x18\x06 \x03(\v2\x1a.swarm.v1.NodePortConflictR\tconflicts\x12L\n" +
+	"\rnetwork_names\x18\a \x03(\v2'.swarm.v1.ServiceInfo.NetworkNamesEntryR\fnetworkNames\x1a?\n" +
+	"\x11NetworkNamesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"{\n" +
 	"\x10NodePortConflict\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1a\n" +
 	"\bhostname\x18\x02 \x01(\tR\bhostname\x122\n" +
@@ -2657,7 +2688,7 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\x0faddresses_total\x18\x06 \x01(\x04R\x0eaddressesTotal\"\x15\n" +
 	"\x13ListServicesRequest\"I\n" +
 	"\x14ListServicesResponse\x121\n" +
-	"\bservices\x18\x01 \x03(\v2\x15.swarm.v1.ServiceInfoR\bservices\"\x8f\x03\n" +
+	"\bservices\x18\x01 \x03(\v2\x15.swarm.v1.ServiceInfoR\bservices\"\xc6\x03\n" +
 	"\bTaskInfo\x12\"\n" +
 	"\x04task\x18\x01 \x01(\v2\x0e.swarm.v1.TaskR\x04task\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12!\n" +
@@ -2671,12 +2702,17 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\x06status\x18\n" +
 	" \x01(\v2\x14.swarm.v1.TaskStatusR\x06status\x12\x14\n" +
 	"\x05error\x18\v \x01(\tR\x05error\x12\x18\n" +
-	"\amessage\x18\f \x01(\tR\amessage\"$\n" +
+	"\amessage\x18\f \x01(\tR\amessage\x125\n" +
+	"\taddresses\x18\r \x01(\v2\x17.swarm.v1.TaskAddressesR\taddresses\"$\n" +
 	"\x0eGetTaskRequest\x12\x12\n" +
-	"\x04task\x18\x01 \x01(\tR\x04task\"a\n" +
+	"\x04task\x18\x01 \x01(\tR\x04task\"\xf4\x01\n" +
 	"\x0fGetTaskResponse\x12&\n" +
 	"\x04task\x18\x01 \x01(\v2\x12.swarm.v1.TaskInfoR\x04task\x12&\n" +
-	"\x04spec\x18\x02 \x01(\v2\x12.swarm.v1.TaskSpecR\x04spec\"\x82\x01\n" +
+	"\x04spec\x18\x02 \x01(\v2\x12.swarm.v1.TaskSpecR\x04spec\x12P\n" +
+	"\rnetwork_names\x18\x03 \x03(\v2+.swarm.v1.GetTaskResponse.NetworkNamesEntryR\fnetworkNames\x1a?\n" +
+	"\x11NetworkNamesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x82\x01\n" +
 	"\x10ListTasksRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12!\n" +
@@ -2750,7 +2786,7 @@ func file_swarm_v1_control_proto_rawDescGZIP() []byte {
 	return file_swarm_v1_control_proto_rawDescData
 }
 
-var file_swarm_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_swarm_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_swarm_v1_control_proto_goTypes = []any{
 	(*GetClusterRequest)(nil),       // 0: swarm.v1.GetClusterRequest
 	(*GetClusterResponse)(nil),      // 1: swarm.v1.GetClusterResponse
@@ -2796,113 +2832,119 @@ var file_swarm_v1_control_proto_goTypes = []any{
 	(*ListTasksResponse)(nil),       // 41: swarm.v1.ListTasksResponse
 	(*WatchServiceRequest)(nil),     // 42: swarm.v1.WatchServiceRequest
 	(*WatchServiceResponse)(nil),    // 43: swarm.v1.WatchServiceResponse
-	(*Meta)(nil),                    // 44: swarm.v1.Meta
-	(*ClusterSpec)(nil),             // 45: swarm.v1.ClusterSpec
-	(*Alarm)(nil),                   // 46: swarm.v1.Alarm
-	(*JoinTokens)(nil),              // 47: swarm.v1.JoinTokens
-	(NodeRole)(0),                   // 48: swarm.v1.NodeRole
-	(*Node)(nil),                    // 49: swarm.v1.Node
-	(*NodeStatus)(nil),              // 50: swarm.v1.NodeStatus
-	(*Resources)(nil),               // 51: swarm.v1.Resources
-	(*NodeSpec)(nil),                // 52: swarm.v1.NodeSpec
-	(*ServiceSpec)(nil),             // 53: swarm.v1.ServiceSpec
-	(*RegistryAuth)(nil),            // 54: swarm.v1.RegistryAuth
-	(*Service)(nil),                 // 55: swarm.v1.Service
-	(*ServiceProgress)(nil),         // 56: swarm.v1.ServiceProgress
-	(*ServiceEndpoint)(nil),         // 57: swarm.v1.ServiceEndpoint
-	(*PortConflict)(nil),            // 58: swarm.v1.PortConflict
-	(*NetworkSpec)(nil),             // 59: swarm.v1.NetworkSpec
-	(*Network)(nil),                 // 60: swarm.v1.Network
-	(*NetworkProgress)(nil),         // 61: swarm.v1.NetworkProgress
-	(*Task)(nil),                    // 62: swarm.v1.Task
-	(TaskState)(0),                  // 63: swarm.v1.TaskState
-	(*TaskPlacement)(nil),           // 64: swarm.v1.TaskPlacement
-	(*TaskStatus)(nil),              // 65: swarm.v1.TaskStatus
-	(*TaskSpec)(nil),                // 66: swarm.v1.TaskSpec
+	nil,                             // 44: swarm.v1.ServiceInfo.NetworkNamesEntry
+	nil,                             // 45: swarm.v1.GetTaskResponse.NetworkNamesEntry
+	(*Meta)(nil),                    // 46: swarm.v1.Meta
+	(*ClusterSpec)(nil),             // 47: swarm.v1.ClusterSpec
+	(*Alarm)(nil),                   // 48: swarm.v1.Alarm
+	(*JoinTokens)(nil),              // 49: swarm.v1.JoinTokens
+	(NodeRole)(0),                   // 50: swarm.v1.NodeRole
+	(*Node)(nil),                    // 51: swarm.v1.Node
+	(*NodeStatus)(nil),              // 52: swarm.v1.NodeStatus
+	(*Resources)(nil),               // 53: swarm.v1.Resources
+	(*NodeSpec)(nil),                // 54: swarm.v1.NodeSpec
+	(*ServiceSpec)(nil),             // 55: swarm.v1.ServiceSpec
+	(*RegistryAuth)(nil),            // 56: swarm.v1.RegistryAuth
+	(*Service)(nil),                 // 57: swarm.v1.Service
+	(*ServiceProgress)(nil),         // 58: swarm.v1.ServiceProgress
+	(*ServiceEndpoint)(nil),         // 59: swarm.v1.ServiceEndpoint
+	(*PortConflict)(nil),            // 60: swarm.v1.PortConflict
+	(*NetworkSpec)(nil),             // 61: swarm.v1.NetworkSpec
+	(*Network)(nil),                 // 62: swarm.v1.Network
+	(*NetworkProgress)(nil),         // 63: swarm.v1.NetworkProgress
+	(*Task)(nil),                    // 64: swarm.v1.Task
+	(TaskState)(0),                  // 65: swarm.v1.TaskState
+	(*TaskPlacement)(nil),           // 66: swarm.v1.TaskPlacement
+	(*TaskStatus)(nil),              // 67: swarm.v1.TaskStatus
+	(*TaskAddresses)(nil),           // 68: swarm.v1.TaskAddresses
+	(*TaskSpec)(nil),                // 69: swarm.v1.TaskSpec
 }
 var file_swarm_v1_control_proto_depIdxs = []int32{
-	44, // 0: swarm.v1.GetClusterResponse.meta:type_name -> swarm.v1.Meta
-	45, // 1: swarm.v1.GetClusterResponse.spec:type_name -> swarm.v1.ClusterSpec
-	46, // 2: swarm.v1.GetClusterResponse.alarms:type_name -> swarm.v1.Alarm
-	47, // 3: swarm.v1.GetJoinTokensResponse.tokens:type_name -> swarm.v1.JoinTokens
-	48, // 4: swarm.v1.RotateJoinTokenRequest.role:type_name -> swarm.v1.NodeRole
-	47, // 5: swarm.v1.RotateJoinTokenResponse.tokens:type_name -> swarm.v1.JoinTokens
-	49, // 6: swarm.v1.NodeInfo.node:type_name -> swarm.v1.Node
-	50, // 7: swarm.v1.NodeInfo.status:type_name -> swarm.v1.NodeStatus
-	51, // 8: swarm.v1.NodeInfo.reserved:type_name -> swarm.v1.Resources
+	46, // 0: swarm.v1.GetClusterResponse.meta:type_name -> swarm.v1.Meta
+	47, // 1: swarm.v1.GetClusterResponse.spec:type_name -> swarm.v1.ClusterSpec
+	48, // 2: swarm.v1.GetClusterResponse.alarms:type_name -> swarm.v1.Alarm
+	49, // 3: swarm.v1.GetJoinTokensResponse.tokens:type_name -> swarm.v1.JoinTokens
+	50, // 4: swarm.v1.RotateJoinTokenRequest.role:type_name -> swarm.v1.NodeRole
+	49, // 5: swarm.v1.RotateJoinTokenResponse.tokens:type_name -> swarm.v1.JoinTokens
+	51, // 6: swarm.v1.NodeInfo.node:type_name -> swarm.v1.Node
+	52, // 7: swarm.v1.NodeInfo.status:type_name -> swarm.v1.NodeStatus
+	53, // 8: swarm.v1.NodeInfo.reserved:type_name -> swarm.v1.Resources
 	7,  // 9: swarm.v1.NodeInfo.manager:type_name -> swarm.v1.ManagerStatus
 	6,  // 10: swarm.v1.ListNodesResponse.nodes:type_name -> swarm.v1.NodeInfo
 	6,  // 11: swarm.v1.GetNodeResponse.node:type_name -> swarm.v1.NodeInfo
-	52, // 12: swarm.v1.UpdateNodeRequest.spec:type_name -> swarm.v1.NodeSpec
+	54, // 12: swarm.v1.UpdateNodeRequest.spec:type_name -> swarm.v1.NodeSpec
 	6,  // 13: swarm.v1.UpdateNodeResponse.node:type_name -> swarm.v1.NodeInfo
-	53, // 14: swarm.v1.CreateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
-	54, // 15: swarm.v1.CreateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
-	53, // 16: swarm.v1.UpdateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
-	54, // 17: swarm.v1.UpdateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
-	55, // 18: swarm.v1.ServiceInfo.service:type_name -> swarm.v1.Service
-	56, // 19: swarm.v1.ServiceInfo.progress:type_name -> swarm.v1.ServiceProgress
-	57, // 20: swarm.v1.ServiceInfo.endpoint:type_name -> swarm.v1.ServiceEndpoint
+	55, // 14: swarm.v1.CreateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
+	56, // 15: swarm.v1.CreateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
+	55, // 16: swarm.v1.UpdateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
+	56, // 17: swarm.v1.UpdateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
+	57, // 18: swarm.v1.ServiceInfo.service:type_name -> swarm.v1.Service
+	58, // 19: swarm.v1.ServiceInfo.progress:type_name -> swarm.v1.ServiceProgress
+	59, // 20: swarm.v1.ServiceInfo.endpoint:type_name -> swarm.v1.ServiceEndpoint
 	23, // 21: swarm.v1.ServiceInfo.conflicts:type_name -> swarm.v1.NodePortConflict
-	58, // 22: swarm.v1.NodePortConflict.conflict:type_name -> swarm.v1.PortConflict
-	22, // 23: swarm.v1.GetServiceResponse.service:type_name -> swarm.v1.ServiceInfo
-	59, // 24: swarm.v1.CreateNetworkRequest.spec:type_name -> swarm.v1.NetworkSpec
-	34, // 25: swarm.v1.GetNetworkResponse.network:type_name -> swarm.v1.NetworkInfo
-	34, // 26: swarm.v1.ListNetworksResponse.networks:type_name -> swarm.v1.NetworkInfo
-	60, // 27: swarm.v1.NetworkInfo.network:type_name -> swarm.v1.Network
-	61, // 28: swarm.v1.NetworkInfo.progress:type_name -> swarm.v1.NetworkProgress
-	22, // 29: swarm.v1.ListServicesResponse.services:type_name -> swarm.v1.ServiceInfo
-	62, // 30: swarm.v1.TaskInfo.task:type_name -> swarm.v1.Task
-	63, // 31: swarm.v1.TaskInfo.state:type_name -> swarm.v1.TaskState
-	64, // 32: swarm.v1.TaskInfo.placement:type_name -> swarm.v1.TaskPlacement
-	65, // 33: swarm.v1.TaskInfo.status:type_name -> swarm.v1.TaskStatus
-	37, // 34: swarm.v1.GetTaskResponse.task:type_name -> swarm.v1.TaskInfo
-	66, // 35: swarm.v1.GetTaskResponse.spec:type_name -> swarm.v1.TaskSpec
-	37, // 36: swarm.v1.ListTasksResponse.tasks:type_name -> swarm.v1.TaskInfo
-	22, // 37: swarm.v1.WatchServiceResponse.service:type_name -> swarm.v1.ServiceInfo
-	37, // 38: swarm.v1.WatchServiceResponse.tasks:type_name -> swarm.v1.TaskInfo
-	0,  // 39: swarm.v1.Control.GetCluster:input_type -> swarm.v1.GetClusterRequest
-	2,  // 40: swarm.v1.Control.GetJoinTokens:input_type -> swarm.v1.GetJoinTokensRequest
-	4,  // 41: swarm.v1.Control.RotateJoinToken:input_type -> swarm.v1.RotateJoinTokenRequest
-	8,  // 42: swarm.v1.Control.ListNodes:input_type -> swarm.v1.ListNodesRequest
-	10, // 43: swarm.v1.Control.GetNode:input_type -> swarm.v1.GetNodeRequest
-	12, // 44: swarm.v1.Control.UpdateNode:input_type -> swarm.v1.UpdateNodeRequest
-	14, // 45: swarm.v1.Control.RemoveNode:input_type -> swarm.v1.RemoveNodeRequest
-	16, // 46: swarm.v1.Control.CreateService:input_type -> swarm.v1.CreateServiceRequest
-	18, // 47: swarm.v1.Control.UpdateService:input_type -> swarm.v1.UpdateServiceRequest
-	20, // 48: swarm.v1.Control.RemoveService:input_type -> swarm.v1.RemoveServiceRequest
-	24, // 49: swarm.v1.Control.GetService:input_type -> swarm.v1.GetServiceRequest
-	35, // 50: swarm.v1.Control.ListServices:input_type -> swarm.v1.ListServicesRequest
-	26, // 51: swarm.v1.Control.CreateNetwork:input_type -> swarm.v1.CreateNetworkRequest
-	28, // 52: swarm.v1.Control.RemoveNetwork:input_type -> swarm.v1.RemoveNetworkRequest
-	30, // 53: swarm.v1.Control.GetNetwork:input_type -> swarm.v1.GetNetworkRequest
-	32, // 54: swarm.v1.Control.ListNetworks:input_type -> swarm.v1.ListNetworksRequest
-	38, // 55: swarm.v1.Control.GetTask:input_type -> swarm.v1.GetTaskRequest
-	40, // 56: swarm.v1.Control.ListTasks:input_type -> swarm.v1.ListTasksRequest
-	42, // 57: swarm.v1.Control.WatchService:input_type -> swarm.v1.WatchServiceRequest
-	1,  // 58: swarm.v1.Control.GetCluster:output_type -> swarm.v1.GetClusterResponse
-	3,  // 59: swarm.v1.Control.GetJoinTokens:output_type -> swarm.v1.GetJoinTokensResponse
-	5,  // 60: swarm.v1.Control.RotateJoinToken:output_type -> swarm.v1.RotateJoinTokenResponse
-	9,  // 61: swarm.v1.Control.ListNodes:output_type -> swarm.v1.ListNodesResponse
-	11, // 62: swarm.v1.Control.GetNode:output_type -> swarm.v1.GetNodeResponse
-	13, // 63: swarm.v1.Control.UpdateNode:output_type -> swarm.v1.UpdateNodeResponse
-	15, // 64: swarm.v1.Control.RemoveNode:output_type -> swarm.v1.RemoveNodeResponse
-	17, // 65: swarm.v1.Control.CreateService:output_type -> swarm.v1.CreateServiceResponse
-	19, // 66: swarm.v1.Control.UpdateService:output_type -> swarm.v1.UpdateServiceResponse
-	21, // 67: swarm.v1.Control.RemoveService:output_type -> swarm.v1.RemoveServiceResponse
-	25, // 68: swarm.v1.Control.GetService:output_type -> swarm.v1.GetServiceResponse
-	36, // 69: swarm.v1.Control.ListServices:output_type -> swarm.v1.ListServicesResponse
-	27, // 70: swarm.v1.Control.CreateNetwork:output_type -> swarm.v1.CreateNetworkResponse
-	29, // 71: swarm.v1.Control.RemoveNetwork:output_type -> swarm.v1.RemoveNetworkResponse
-	31, // 72: swarm.v1.Control.GetNetwork:output_type -> swarm.v1.GetNetworkResponse
-	33, // 73: swarm.v1.Control.ListNetworks:output_type -> swarm.v1.ListNetworksResponse
-	39, // 74: swarm.v1.Control.GetTask:output_type -> swarm.v1.GetTaskResponse
-	41, // 75: swarm.v1.Control.ListTasks:output_type -> swarm.v1.ListTasksResponse
-	43, // 76: swarm.v1.Control.WatchService:output_type -> swarm.v1.WatchServiceResponse
-	58, // [58:77] is the sub-list for method output_type
-	39, // [39:58] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	44, // 22: swarm.v1.ServiceInfo.network_names:type_name -> swarm.v1.ServiceInfo.NetworkNamesEntry
+	60, // 23: swarm.v1.NodePortConflict.conflict:type_name -> swarm.v1.PortConflict
+	22, // 24: swarm.v1.GetServiceResponse.service:type_name -> swarm.v1.ServiceInfo
+	61, // 25: swarm.v1.CreateNetworkRequest.spec:type_name -> swarm.v1.NetworkSpec
+	34, // 26: swarm.v1.GetNetworkResponse.network:type_name -> swarm.v1.NetworkInfo
+	34, // 27: swarm.v1.ListNetworksResponse.networks:type_name -> swarm.v1.NetworkInfo
+	62, // 28: swarm.v1.NetworkInfo.network:type_name -> swarm.v1.Network
+	63, // 29: swarm.v1.NetworkInfo.progress:type_name -> swarm.v1.NetworkProgress
+	22, // 30: swarm.v1.ListServicesResponse.services:type_name -> swarm.v1.ServiceInfo
+	64, // 31: swarm.v1.TaskInfo.task:type_name -> swarm.v1.Task
+	65, // 32: swarm.v1.TaskInfo.state:type_name -> swarm.v1.TaskState
+	66, // 33: swarm.v1.TaskInfo.placement:type_name -> swarm.v1.TaskPlacement
+	67, // 34: swarm.v1.TaskInfo.status:type_name -> swarm.v1.TaskStatus
+	68, // 35: swarm.v1.TaskInfo.addresses:type_name -> swarm.v1.TaskAddresses
+	37, // 36: swarm.v1.GetTaskResponse.task:type_name -> swarm.v1.TaskInfo
+	69, // 37: swarm.v1.GetTaskResponse.spec:type_name -> swarm.v1.TaskSpec
+	45, // 38: swarm.v1.GetTaskResponse.network_names:type_name -> swarm.v1.GetTaskResponse.NetworkNamesEntry
+	37, // 39: swarm.v1.ListTasksResponse.tasks:type_name -> swarm.v1.TaskInfo
+	22, // 40: swarm.v1.WatchServiceResponse.service:type_name -> swarm.v1.ServiceInfo
+	37, // 41: swarm.v1.WatchServiceResponse.tasks:type_name -> swarm.v1.TaskInfo
+	0,  // 42: swarm.v1.Control.GetCluster:input_type -> swarm.v1.GetClusterRequest
+	2,  // 43: swarm.v1.Control.GetJoinTokens:input_type -> swarm.v1.GetJoinTokensRequest
+	4,  // 44: swarm.v1.Control.RotateJoinToken:input_type -> swarm.v1.RotateJoinTokenRequest
+	8,  // 45: swarm.v1.Control.ListNodes:input_type -> swarm.v1.ListNodesRequest
+	10, // 46: swarm.v1.Control.GetNode:input_type -> swarm.v1.GetNodeRequest
+	12, // 47: swarm.v1.Control.UpdateNode:input_type -> swarm.v1.UpdateNodeRequest
+	14, // 48: swarm.v1.Control.RemoveNode:input_type -> swarm.v1.RemoveNodeRequest
+	16, // 49: swarm.v1.Control.CreateService:input_type -> swarm.v1.CreateServiceRequest
+	18, // 50: swarm.v1.Control.UpdateService:input_type -> swarm.v1.UpdateServiceRequest
+	20, // 51: swarm.v1.Control.RemoveService:input_type -> swarm.v1.RemoveServiceRequest
+	24, // 52: swarm.v1.Control.GetService:input_type -> swarm.v1.GetServiceRequest
+	35, // 53: swarm.v1.Control.ListServices:input_type -> swarm.v1.ListServicesRequest
+	26, // 54: swarm.v1.Control.CreateNetwork:input_type -> swarm.v1.CreateNetworkRequest
+	28, // 55: swarm.v1.Control.RemoveNetwork:input_type -> swarm.v1.RemoveNetworkRequest
+	30, // 56: swarm.v1.Control.GetNetwork:input_type -> swarm.v1.GetNetworkRequest
+	32, // 57: swarm.v1.Control.ListNetworks:input_type -> swarm.v1.ListNetworksRequest
+	38, // 58: swarm.v1.Control.GetTask:input_type -> swarm.v1.GetTaskRequest
+	40, // 59: swarm.v1.Control.ListTasks:input_type -> swarm.v1.ListTasksRequest
+	42, // 60: swarm.v1.Control.WatchService:input_type -> swarm.v1.WatchServiceRequest
+	1,  // 61: swarm.v1.Control.GetCluster:output_type -> swarm.v1.GetClusterResponse
+	3,  // 62: swarm.v1.Control.GetJoinTokens:output_type -> swarm.v1.GetJoinTokensResponse
+	5,  // 63: swarm.v1.Control.RotateJoinToken:output_type -> swarm.v1.RotateJoinTokenResponse
+	9,  // 64: swarm.v1.Control.ListNodes:output_type -> swarm.v1.ListNodesResponse
+	11, // 65: swarm.v1.Control.GetNode:output_type -> swarm.v1.GetNodeResponse
+	13, // 66: swarm.v1.Control.UpdateNode:output_type -> swarm.v1.UpdateNodeResponse
+	15, // 67: swarm.v1.Control.RemoveNode:output_type -> swarm.v1.RemoveNodeResponse
+	17, // 68: swarm.v1.Control.CreateService:output_type -> swarm.v1.CreateServiceResponse
+	19, // 69: swarm.v1.Control.UpdateService:output_type -> swarm.v1.UpdateServiceResponse
+	21, // 70: swarm.v1.Control.RemoveService:output_type -> swarm.v1.RemoveServiceResponse
+	25, // 71: swarm.v1.Control.GetService:output_type -> swarm.v1.GetServiceResponse
+	36, // 72: swarm.v1.Control.ListServices:output_type -> swarm.v1.ListServicesResponse
+	27, // 73: swarm.v1.Control.CreateNetwork:output_type -> swarm.v1.CreateNetworkResponse
+	29, // 74: swarm.v1.Control.RemoveNetwork:output_type -> swarm.v1.RemoveNetworkResponse
+	31, // 75: swarm.v1.Control.GetNetwork:output_type -> swarm.v1.GetNetworkResponse
+	33, // 76: swarm.v1.Control.ListNetworks:output_type -> swarm.v1.ListNetworksResponse
+	39, // 77: swarm.v1.Control.GetTask:output_type -> swarm.v1.GetTaskResponse
+	41, // 78: swarm.v1.Control.ListTasks:output_type -> swarm.v1.ListTasksResponse
+	43, // 79: swarm.v1.Control.WatchService:output_type -> swarm.v1.WatchServiceResponse
+	61, // [61:80] is the sub-list for method output_type
+	42, // [42:61] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_control_proto_init() }
@@ -2919,7 +2961,7 @@ func file_swarm_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_control_proto_rawDesc), len(file_swarm_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   44,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -60,6 +60,35 @@ func (x PublishMode) Name() string {
 	return nameOf(PublishMode_name, int32(x), "PUBLISH_MODE_")
 }
 
+// Name is the source in the user's words: client or nat. Unspecified means client.
+func (x PublishSource) Name() string {
+	if x == PublishSource_PUBLISH_SOURCE_UNSPECIFIED {
+		return "client"
+	}
+	return nameOf(PublishSource_name, int32(x), "PUBLISH_SOURCE_")
+}
+
+// Name is the affinity in the user's words: none or client-ip. Unspecified means none.
+func (x Affinity) Name() string {
+	if x == Affinity_AFFINITY_UNSPECIFIED {
+		return "none"
+	}
+	return nameOf(Affinity_name, int32(x), "AFFINITY_")
+}
+
+// Name is the mode in the user's words: vip or dnsrr. Unspecified means vip.
+func (x EndpointMode) Name() string {
+	if x == EndpointMode_ENDPOINT_MODE_UNSPECIFIED {
+		return "vip"
+	}
+	return nameOf(EndpointMode_name, int32(x), "ENDPOINT_MODE_")
+}
+
+// Name is the finding in the user's words: ok, warning or problem.
+func (x Finding) Name() string {
+	return nameOf(Finding_name, int32(x), "FINDING_")
+}
+
 // Name is the policy in the user's words: always, missing or never.
 func (x PullPolicy) Name() string {
 	return nameOf(PullPolicy_name, int32(x), "PULL_POLICY_")
@@ -119,6 +148,21 @@ func ParseProtocol(s string) (Protocol, error) {
 // ParsePublishMode reads ingress or host.
 func ParsePublishMode(s string) (PublishMode, error) {
 	return parseName[PublishMode]("publish mode", s, PublishMode_value, "PUBLISH_MODE_", PublishMode_name)
+}
+
+// ParsePublishSource reads client or nat.
+func ParsePublishSource(s string) (PublishSource, error) {
+	return parseName[PublishSource]("source", s, PublishSource_value, "PUBLISH_SOURCE_", PublishSource_name)
+}
+
+// ParseAffinity reads none or client-ip.
+func ParseAffinity(s string) (Affinity, error) {
+	return parseName[Affinity]("affinity", s, Affinity_value, "AFFINITY_", Affinity_name)
+}
+
+// ParseEndpointMode reads vip or dnsrr.
+func ParseEndpointMode(s string) (EndpointMode, error) {
+	return parseName[EndpointMode]("endpoint mode", s, EndpointMode_value, "ENDPOINT_MODE_", EndpointMode_name)
 }
 
 // ParsePullPolicy reads always, missing or never.
