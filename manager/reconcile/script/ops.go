@@ -152,6 +152,12 @@ func setSpec(spec *swarmpb.ServiceSpec, key, value string) (err error) {
 		spec.Task.StopAfterDisconnect, err = parseDuration(value)
 	case "max-attempts":
 		restart.MaxAttempts, err = strconv.ParseUint(value, 10, 64)
+	case "networks":
+		setNetworks(spec, value)
+	case "publish":
+		err = setPorts(spec, value)
+	case "mode":
+		err = setMode(spec, value)
 	case "order":
 		(*config).Order, err = swarmpb.ParseUpdateOrder(value)
 	case "parallelism":

@@ -35,6 +35,9 @@ const indent = "    "
 //	advance DURATION                                  time passes
 //	relist                                            a new leader looks at everything
 //	tasks [NAME];  status NAME                        print
+//	network NAME [subnet=CIDR] [ipv6] | removed;  a service's networks=A,B publish=PUBLISHED:TARGET[/PROTOCOL],... mode=vip|dnsrr
+//	networks;  endpoint NAME                          print what they, a service and its tasks were given
+//	try COMMAND                                       prints why it is refused
 //
 // After each command everything settles before the next one is read.
 func Run(t *testing.T, dir string, update bool, world func() (*World, error)) {
@@ -138,8 +141,12 @@ func commands() map[string]command {
 		"history":  silent(1, (*World).doHistory),
 		"advance":  silent(1, (*World).doAdvance),
 		"relist":   silent(0, func(w *World, _ []string) error { w.Relist(); return nil }),
+		"try":      {1, (*World).doTry},
 		"tasks":    {0, (*World).doTasks},
 		"status":   {1, (*World).doStatus},
+		"network":  silent(1, (*World).doNetwork),
+		"networks": {0, (*World).doNetworks},
+		"endpoint": {1, (*World).doEndpoint},
 	}
 }
 
