@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"slices"
 	"text/tabwriter"
 	"time"
@@ -38,7 +39,35 @@ func meter(h *measure.Host) (func() (time.Duration, error), error) {
 // template is the service whose container the raw loop copies.
 const template = "template"
 
+// variants of swarmd whose starts are measured, each on a cluster of its own beside its own raw loop, which has a shim for
+// each container in all of them.
+var variants = []struct {
+	name, needs string
+	env         []string
+}{
+	{name: "default: runc, a shim each"},
+	{name: "--shared-shim", env: []string{"SWARMD_SHARED_SHIM=true"}},
+	{name: "--oci-runtime crun", needs: "crun", env: []string{"SWARMD_OCI_RUNTIME=crun"}},
+	{name: "--oci-runtime crun --shared-shim", needs: "crun", env: []string{"SWARMD_OCI_RUNTIME=crun", "SWARMD_SHARED_SHIM=true"}},
+}
+
 func (b *bench) starts(ctx context.Context) error {
+	for _, v := range variants {
+		if _, err := exec.LookPath(v.needs); v.needs != "" && err != nil {
+			fmt.Printf("%s: there is no %s on this host\n", v.name, v.needs)
+			continue
+		}
+		fmt.Printf("%s (load %s)\n", v.name, measure.Load())
+		with := *b
+		with.cfg.Env = v.env
+		if err := with.startsOf(ctx); err != nil {
+			return fmt.Errorf("%s: %w", v.name, err)
+		}
+	}
+	return nil
+}
+
+func (b *bench) startsOf(ctx context.Context) error {
 	return b.on(ctx, func(c *measure.Cluster) error {
 		if _, err := createAll(ctx, c, template, 1); err != nil {
 			return err
@@ -54,8 +83,9 @@ func (b *bench) starts(ctx context.Context) error {
 		}
 		defer raw.close()
 		var product, bare, removed, bareRemoved cost
+		var shims measure.Memory
 		for round := range b.rounds {
-			if err := b.productRound(ctx, c, round, &product, &removed); err != nil {
+			if shims, err = b.productRound(ctx, c, round, &product, &removed); err != nil {
 				return err
 			}
 			if err := b.rawRound(ctx, c, raw, round, &bare, &bareRemoved); err != nil {
@@ -69,7 +99,11 @@ func (b *bench) starts(ctx context.Context) error {
 		b.row(out, "create: CPU a replica", b.each(product.cpu), b.each(bare.cpu), fmt.Sprintf("%.2f", targetCPU), "105 to 129 ms")
 		b.row(out, "remove: time until all gone", removed.time, bareRemoved.time, "", "9.5 s for 100")
 		b.row(out, "remove: CPU a replica", b.each(removed.cpu), b.each(bareRemoved.cpu), "", "")
-		return out.Flush()
+		if err := out.Flush(); err != nil {
+			return err
+		}
+		fmt.Printf("%d shims: %.2f MB of PSS a replica\n", shims.Processes, float64(shims.PSS)/1e6/float64(b.replicas+1))
+		return nil
 	})
 }
 
@@ -93,32 +127,37 @@ func short(d time.Duration) string {
 	return measure.Seconds(d)
 }
 
-func (b *bench) productRound(ctx context.Context, c *measure.Cluster, round int, started, removed *cost) error {
+// productRound also gives the memory of the shims while all run.
+func (b *bench) productRound(ctx context.Context, c *measure.Cluster, round int, started, removed *cost) (shims measure.Memory, err error) {
 	name := fmt.Sprintf("round-%d", round)
 	cpu, err := meter(c.Manager())
 	if err != nil {
-		return err
+		return shims, err
 	}
 	took, err := createAll(ctx, c, name, b.replicas)
 	if err != nil {
-		return err
+		return shims, err
 	}
 	used, err := cpu()
 	if err != nil {
-		return err
+		return shims, err
 	}
 	started.add(took, used)
 	fmt.Fprintf(os.Stderr, "  product: %d running after %s, %s CPU each (load %s)\n", b.replicas, short(took), short(used/time.Duration(b.replicas)), measure.Load())
+	kinds, err := c.Manager().Memory()
+	if err != nil {
+		return shims, err
+	}
 	if cpu, err = meter(c.Manager()); err != nil {
-		return err
+		return shims, err
 	}
 	if took, err = removeAll(ctx, c, name); err != nil {
-		return err
+		return shims, err
 	}
 	if used, err = cpu(); err == nil {
 		removed.add(took, used)
 	}
-	return err
+	return kinds["shim"], err
 }
 
 func (b *bench) rawRound(ctx context.Context, c *measure.Cluster, raw *rawLoop, round int, started, removed *cost) error {

@@ -79,6 +79,7 @@ func (l *rawLoop) prepare(ctx context.Context, h *measure.Host, template, archiv
 			ns.Path = ""
 		}
 	}
+	delete(spec.Annotations, "io.containerd.runc.v2.group") // a shim each
 	l.parent = filepath.Dir(spec.Linux.CgroupsPath)
 	if l.spec, err = json.Marshal(&spec); err != nil {
 		return err
