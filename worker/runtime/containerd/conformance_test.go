@@ -78,3 +78,20 @@ func readLogs(r *containerd.Runtime, id string) (string, error) {
 	}
 	return out.String(), nil
 }
+
+// What the suite cannot see: which program has made the container.
+func TestStart_Crun_HasMadeTheContainer(t *testing.T) {
+	if _, err := exec.LookPath(containerd.Crun); err != nil {
+		t.Skip("no crun on this host: apt-get install crun")
+	}
+	h := newHost(t)
+	h.config.OCIRuntime = containerd.Crun
+	h.runtime, _ = open(t, h.config)
+	h.run("one", "sleep")
+	if _, err := os.Stat(filepath.Join(h.config.RunDir, "crun", containerd.Namespace, "one", "status")); err != nil {
+		t.Error(err)
+	}
+	if info, err := h.runtime.Info(h.ctx); err != nil || !strings.HasPrefix(info.OCIRuntime, "crun ") {
+		t.Errorf("%+v, %v", info, err)
+	}
+}
