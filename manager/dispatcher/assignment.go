@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"iter"
+	"maps"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
@@ -19,19 +20,22 @@ const poolUplink = "uplink"
 // missed is computed again from the view and never queued.
 type assignment struct {
 	// version is the index of the view that it was computed from, and base that of the last set sent; 0 before
-	// the full set.
-	version, base uint64
+	// the full set. epoch is reach's.
+	version, base, epoch uint64
 
 	tasks map[string]taskMark
 	// templates are those told, with the credentials that went along; nil = none did.
 	templates map[templateKey]*swarmpb.RegistryAuth
 	config    configMark
+	// networks are those of the node's tasks.
+	networks networkSet
 }
 
 type taskMark struct {
-	template templateKey
-	desired  swarmpb.TaskState
-	draining bool
+	template          templateKey
+	desired           swarmpb.TaskState
+	draining, drained bool
+	addresses         *swarmpb.TaskAddresses
 	// ended tasks are told of no more, until their row goes.
 	ended bool
 }
@@ -42,8 +46,9 @@ type templateKey struct {
 }
 
 type configMark struct {
-	block, pool string
-	role        swarmpb.NodeRole
+	block, pool, prefix6 string
+	number, port         uint32
+	role                 swarmpb.NodeRole
 	// keys are those of gossip, the primary one first, each behind its length.
 	keys string
 }
@@ -52,32 +57,56 @@ func newAssignment() *assignment {
 	return &assignment{tasks: make(map[string]taskMark), templates: make(map[templateKey]*swarmpb.RegistryAuth)}
 }
 
-// advance brings the assignment to the view and returns the changes, in the order in which they are sent: node
-// configuration, templates, tasks, tasks to remove, templates to remove. Before the first call the changes are
-// the full set.
-func (a *assignment) advance(view *store.View, nodeID string, role swarmpb.NodeRole) []*swarmpb.AssignmentChange {
-	full := a.version == 0
-	a.version = view.Index()
-	var changes []*swarmpb.AssignmentChange
-
-	if config := configOf(view, nodeID, role); full || config != a.config {
-		a.config = config
-		changes = append(changes, &swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_NodeConfig{
-			NodeConfig: &swarmpb.NodeConfig{
-				UplinkBlock: config.block, FabricPool: config.pool, Role: config.role, GossipKeys: gossipKeys(view.Cluster())}}})
+// advance brings the assignment to what reach holds and returns the changes in the parts in which they are sent: what all
+// nodes are told alike, node configuration, how tasks are reached, templates, tasks, tasks to remove, templates to remove.
+// Before the first call they are the full set. Nothing of the node itself has changed unless own. It is false when what
+// was told before cannot be gone on from. Call with reach's lock held for reading.
+func (a *assignment) advance(r *reach, nodeID string, role swarmpb.NodeRole, own bool) ([][]message, bool) {
+	full, from := a.version == 0, a.version
+	if !full && (a.epoch != r.epoch || from > r.view.Index()) {
+		return nil, false
 	}
+	a.version, a.epoch = r.view.Index(), r.epoch
+	networks := maps.Clone(a.networks)
+	var shared, changes, tasks []message
+	if own || full {
+		changes = a.advanceConfig(r.view, nodeID, role, full)
+		networks = make(networkSet)
+		tasks = a.advanceTasks(r, nodeID, networks)
+	}
+	if full {
+		shared, changes = r.shared(), append(changes, r.beyondShared(networks)...)
+	} else {
+		missed, ok := r.since(from, a.networks, networks)
+		if !ok {
+			return nil, false
+		}
+		changes = append(changes, missed...)
+	}
+	a.networks = networks
+	return [][]message{shared, append(changes, tasks...)}, true
+}
 
-	var tasks []*swarmpb.AssignmentChange
+func (a *assignment) advanceConfig(view *store.View, nodeID string, role swarmpb.NodeRole, full bool) []message {
+	config := configOf(view, nodeID, role)
+	if config == a.config && !full {
+		return nil
+	}
+	a.config = config
+	return []message{{Change: &swarmpb.AssignmentChange_NodeConfig{NodeConfig: &swarmpb.NodeConfig{
+		UplinkBlock: config.block, FabricPool: config.pool, Role: config.role, GossipKeys: gossipKeys(view.Cluster()),
+		Number: config.number, FabricPrefix6: config.prefix6, DataPathPort: config.port}}}}
+}
+
+// advanceTasks brings tasks and templates to the view, and fills in the networks of the tasks.
+func (a *assignment) advanceTasks(r *reach, nodeID string, networks networkSet) (changes []message) {
+	view := r.view
+	var tasks []message
 	needed := make(map[templateKey]struct{}, len(a.templates))
 	seen := make(map[string]struct{}, len(a.tasks))
 	for task := range view.TasksOn(nodeID) {
-		mark := taskMark{
-			template: templateKey{task.GetServiceId(), task.GetTemplateVersion()},
-			desired:  task.GetDesiredState(),
-			draining: task.GetDraining(),
-			ended:    view.Observed(task.GetId()).Ended(),
-		}
 		before, told := a.tasks[task.GetId()]
+		mark := markOf(r, task, before)
 		if !told && mark.ended {
 			continue
 		}
@@ -94,12 +123,15 @@ func (a *assignment) advance(view *store.View, nodeID string, role swarmpb.NodeR
 					changes = append(changes, templateChange(template, auth))
 				}
 				a.templates[mark.template] = auth
+				for _, network := range template.GetSpec().GetNetworks() {
+					networks[network.GetNetwork()] = nil
+				}
 			}
 		}
 		seen[task.GetId()] = struct{}{}
 		a.tasks[task.GetId()] = mark
 		if !mark.ended && (!told || before != mark) {
-			tasks = append(tasks, taskChange(view, task))
+			tasks = append(tasks, taskChange(view, task, mark))
 		}
 	}
 	changes = append(changes, tasks...)
@@ -107,7 +139,24 @@ func (a *assignment) advance(view *store.View, nodeID string, role swarmpb.NodeR
 	return append(changes, a.removeTemplates(needed)...)
 }
 
-func (a *assignment) removeTasks(keep map[string]struct{}) []*swarmpb.AssignmentChange {
+// markOf is what a node must know of a task. Once it has been told that it may stop the task at once, that is final.
+func markOf(r *reach, task *swarmpb.Task, before taskMark) taskMark {
+	view := r.view
+	mark := taskMark{
+		template:  templateKey{task.GetServiceId(), task.GetTemplateVersion()},
+		desired:   task.GetDesiredState(),
+		draining:  task.GetDraining(),
+		addresses: view.Addresses(task.GetId()),
+		ended:     view.Observed(task.GetId()).Ended(),
+	}
+	if !mark.ended {
+		stopping := before.desired > swarmpb.TaskState_TASK_STATE_RUNNING
+		mark.drained = before.drained && stopping || isDrained(view, task, r.isReached(task.GetServiceId()))
+	}
+	return mark
+}
+
+func (a *assignment) removeTasks(keep map[string]struct{}) []message {
 	var gone []string
 	for id := range a.tasks {
 		if _, ok := keep[id]; !ok {
@@ -115,7 +164,7 @@ func (a *assignment) removeTasks(keep map[string]struct{}) []*swarmpb.Assignment
 		}
 	}
 	slices.Sort(gone)
-	changes := make([]*swarmpb.AssignmentChange, 0, len(gone))
+	changes := make([]message, 0, len(gone))
 	for _, id := range gone {
 		delete(a.tasks, id)
 		changes = append(changes, &swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_RemoveTask{RemoveTask: id}})
@@ -123,7 +172,7 @@ func (a *assignment) removeTasks(keep map[string]struct{}) []*swarmpb.Assignment
 	return changes
 }
 
-func (a *assignment) removeTemplates(keep map[templateKey]struct{}) []*swarmpb.AssignmentChange {
+func (a *assignment) removeTemplates(keep map[templateKey]struct{}) []message {
 	var gone []templateKey
 	for key := range a.templates {
 		if _, ok := keep[key]; !ok {
@@ -133,7 +182,7 @@ func (a *assignment) removeTemplates(keep map[templateKey]struct{}) []*swarmpb.A
 	slices.SortFunc(gone, func(x, y templateKey) int {
 		return cmp.Or(cmp.Compare(x.service, y.service), cmp.Compare(x.version, y.version))
 	})
-	changes := make([]*swarmpb.AssignmentChange, 0, len(gone))
+	changes := make([]message, 0, len(gone))
 	for _, key := range gone {
 		delete(a.templates, key)
 		changes = append(changes, &swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_RemoveTemplate{
@@ -142,7 +191,7 @@ func (a *assignment) removeTemplates(keep map[templateKey]struct{}) []*swarmpb.A
 	return changes
 }
 
-func taskChange(view *store.View, task *swarmpb.Task) *swarmpb.AssignmentChange {
+func taskChange(view *store.View, task *swarmpb.Task, mark taskMark) message {
 	return &swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_Task{Task: &swarmpb.AssignedTask{
 		Id:              task.GetId(),
 		ServiceId:       task.GetServiceId(),
@@ -154,10 +203,12 @@ func taskChange(view *store.View, task *swarmpb.Task) *swarmpb.AssignmentChange 
 		Replaces:        task.GetReplaces(),
 		Draining:        task.GetDraining(),
 		ObservedState:   view.Observed(task.GetId()),
+		Networks:        mark.addresses.GetNetworks(),
+		Drained:         mark.drained,
 	}}}
 }
 
-func templateChange(t *swarmpb.Template, auth *swarmpb.RegistryAuth) *swarmpb.AssignmentChange {
+func templateChange(t *swarmpb.Template, auth *swarmpb.RegistryAuth) message {
 	return &swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_Template{Template: &swarmpb.AssignedTemplate{
 		ServiceId:    t.GetServiceId(),
 		Version:      t.GetVersion(),
@@ -168,12 +219,12 @@ func templateChange(t *swarmpb.Template, auth *swarmpb.RegistryAuth) *swarmpb.As
 }
 
 func configOf(view *store.View, nodeID string, role swarmpb.NodeRole) configMark {
-	config := configMark{pool: view.Cluster().GetSpec().GetFabricPool(), role: role}
-	for a := range view.AllocationsOf(nodeID) {
-		if a.GetPool() == poolUplink && (config.block == "" || a.GetAddress() < config.block) {
-			config.block = a.GetAddress()
-		}
+	spec := view.Cluster().GetSpec()
+	config := configMark{
+		pool: spec.GetFabricPool(), role: role, block: uplinkBlock(view, nodeID),
+		prefix6: fabricPrefix6(view.Cluster().GetId()), port: cmp.Or(spec.GetDataPathPort(), swarmpb.DefaultDataPathPort),
 	}
+	config.number = nodeNumber(config.pool, config.block)
 	var keys []byte
 	for _, key := range gossipKeys(view.Cluster()) {
 		keys = append(binary.AppendUvarint(keys, uint64(len(key))), key...)
@@ -197,15 +248,23 @@ func gossipKeys(cluster *swarmpb.Cluster) [][]byte {
 
 // chunks cuts a set into messages of bounded size. A full set has at least one message; a set without changes
 // otherwise has none.
-func chunks(base, version uint64, changes []*swarmpb.AssignmentChange) iter.Seq[*swarmpb.AssignmentsResponse] {
+func chunks(base, version uint64, parts [][]message) iter.Seq[*swarmpb.AssignmentsResponse] {
 	return func(yield func(*swarmpb.AssignmentsResponse) bool) {
-		if len(changes) == 0 && base != 0 {
+		parts = slices.DeleteFunc(slices.Clone(parts), func(part []message) bool { return len(part) == 0 })
+		if len(parts) == 0 && base != 0 {
 			return
 		}
 		for {
-			n := fitting(changes, maxChunkChanges, func(c *swarmpb.AssignmentChange) int { return proto.Size(c) })
-			chunk := &swarmpb.AssignmentsResponse{BaseVersion: base, Version: version, LastChunk: n == len(changes), Changes: changes[:n]}
-			if changes = changes[n:]; !yield(chunk) || chunk.LastChunk {
+			var changes []message
+			if len(parts) > 0 {
+				n := fitting(parts[0], maxChunkChanges, func(c message) int { return proto.Size(c) })
+				changes, parts[0] = parts[0][:n], parts[0][n:]
+				if len(parts[0]) == 0 {
+					parts = parts[1:]
+				}
+			}
+			chunk := &swarmpb.AssignmentsResponse{BaseVersion: base, Version: version, LastChunk: len(parts) == 0, Changes: changes}
+			if !yield(chunk) || chunk.LastChunk {
 				return
 			}
 		}

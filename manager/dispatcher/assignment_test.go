@@ -12,20 +12,6 @@ import (
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
 
-// deliver advances the assignment and hands the messages to the holder.
-func deliver(w *world, a *assignment, h *holder, node string) (messages int) {
-	base := a.base
-	changes := a.advance(w.view(), node, swarmpb.NodeRole_NODE_ROLE_WORKER)
-	for m := range chunks(base, a.version, changes) {
-		h.receive(m)
-		messages++
-	}
-	if messages > 0 {
-		a.base = a.version
-	}
-	return messages
-}
-
 func TestAssignment_FullSet_HoldsOwnLiveTasksOnly(t *testing.T) {
 	w := testWorld(t, "n1", "n2")
 	mine, other, ended, stopping := w.task(1, "n1"), w.task(2, "n2"), w.task(3, "n1"), w.task(4, "n1")
@@ -36,8 +22,8 @@ func TestAssignment_FullSet_HoldsOwnLiveTasksOnly(t *testing.T) {
 	w.allocate("uplink", "100.64.3.0/24", "n1")
 	w.allocate("other", "10.0.0.1", "n1")
 
-	h, a := newHolder(t), newAssignment()
-	deliver(w, a, h, "n1")
+	h, a := newHolder(t), newTeller(w, maxEvents, "n1")
+	a.deliver(h, "n1")
 	h.expect(w.view(), "n1")
 	if len(h.tasks) != 2 || h.tasks[mine] == nil || h.tasks[stopping] == nil {
 		t.Fatalf("holds %v, want %s and %s without %s, %s, %s", h.tasks, mine, stopping, other, ended, unplaced)
@@ -64,9 +50,10 @@ func TestAssignment_RegistryAuth_GoesToNodesWithTasksAndAgainWhenItChanges(t *te
 	old := login("old")
 	w.task(1, "n1")
 	w.task(2, "n1")
-	told := func(a *assignment, node string) []*swarmpb.RegistryAuth {
+	all := newTeller(w, maxEvents, "n1", "n2")
+	told := func(node string) []*swarmpb.RegistryAuth {
 		var out []*swarmpb.RegistryAuth
-		for _, c := range a.advance(w.view(), node, swarmpb.NodeRole_NODE_ROLE_WORKER) {
+		for _, c := range all.next(node) {
 			if template := c.GetTemplate(); template != nil {
 				out = append(out, template.GetRegistryAuth())
 			}
@@ -76,19 +63,18 @@ func TestAssignment_RegistryAuth_GoesToNodesWithTasksAndAgainWhenItChanges(t *te
 		}
 		return out
 	}
-	first, second := newAssignment(), newAssignment()
-	if got := told(first, "n1"); len(got) != 1 || !proto.Equal(got[0], old) {
+	if got := told("n1"); len(got) != 1 || !proto.Equal(got[0], old) {
 		t.Errorf("the node was told %v", got)
 	}
-	if got := told(second, "n2"); len(got) != 0 {
+	if got := told("n2"); len(got) != 0 {
 		t.Errorf("a node without a task was told %v", got)
 	}
 	login("old") // the same again
-	if got := told(first, "n1"); len(got) != 0 {
+	if got := told("n1"); len(got) != 0 {
 		t.Errorf("nothing has changed, but the node was told %v", got)
 	}
 	renewed := login("new")
-	if got := told(first, "n1"); len(got) != 1 || !proto.Equal(got[0], renewed) {
+	if got := told("n1"); len(got) != 1 || !proto.Equal(got[0], renewed) {
 		t.Errorf("new credentials: the node was told %v", got)
 	}
 }
@@ -98,13 +84,14 @@ func TestAssignment_RegistryAuth_GoesAlongWithImagesOfItsRegistryAlone(t *testin
 	hub := &swarmpb.RegistryAuth{Server: "docker.io", Username: "ann", Password: "a"}
 	other := &swarmpb.RegistryAuth{Server: "other.local", Username: "ann", Password: "b"}
 	w.task(1, "n1")
-	a := newAssignment()
+	all := newTeller(w, maxEvents, "n1")
+	a := all.told["n1"]
 	for i, c := range []struct{ auth, previous, want *swarmpb.RegistryAuth }{
 		{other, nil, nil}, {other, hub, hub}, {hub, other, hub},
 	} {
 		w.put(&swarmpb.Row{Row: &swarmpb.Row_Service{Service: &swarmpb.Service{
 			Id: serviceWeb, Spec: &swarmpb.ServiceSpec{Name: "web"}, TemplateVersion: 1, RegistryAuth: c.auth, PreviousRegistryAuth: c.previous}}})
-		a.advance(w.view(), "n1", swarmpb.NodeRole_NODE_ROLE_WORKER)
+		all.next("n1")
 		for key, auth := range a.templates {
 			if !proto.Equal(auth, c.want) {
 				t.Errorf("%d: template %v went with %v, want %v", i, key, auth, c.want)
@@ -118,11 +105,11 @@ func TestAssignment_RegistryAuth_GoesAlongWithImagesOfItsRegistryAlone(t *testin
 
 func TestAssignment_NoTasks_StillOneFullSet(t *testing.T) {
 	w := testWorld(t, "n1")
-	h, a := newHolder(t), newAssignment()
-	if n := deliver(w, a, h, "n1"); n != 1 || h.config == nil {
+	h, a := newHolder(t), newTeller(w, maxEvents, "n1")
+	if n := a.deliver(h, "n1"); n != 1 || h.config == nil {
 		t.Fatalf("%d messages, config %v", n, h.config)
 	}
-	if n := deliver(w, a, h, "n1"); n != 0 {
+	if n := a.deliver(h, "n1"); n != 0 {
 		t.Errorf("%d messages though nothing changed", n)
 	}
 }
@@ -130,11 +117,11 @@ func TestAssignment_NoTasks_StillOneFullSet(t *testing.T) {
 func TestAssignment_OwnStatus_IsNotEchoed(t *testing.T) {
 	w := testWorld(t, "n1")
 	id := w.task(1, "n1")
-	h, a := newHolder(t), newAssignment()
-	deliver(w, a, h, "n1")
+	h, a := newHolder(t), newTeller(w, maxEvents, "n1")
+	a.deliver(h, "n1")
 	w.status(id, stReady)
 	w.status(id, stRunning)
-	if n := deliver(w, a, h, "n1"); n != 0 {
+	if n := a.deliver(h, "n1"); n != 0 {
 		t.Errorf("%d messages after a status", n)
 	}
 }
@@ -142,11 +129,11 @@ func TestAssignment_OwnStatus_IsNotEchoed(t *testing.T) {
 func TestAssignment_TaskEndsThenGoes_RemovedOnce(t *testing.T) {
 	w := testWorld(t, "n1")
 	id := w.task(1, "n1")
-	h, a := newHolder(t), newAssignment()
-	deliver(w, a, h, "n1")
+	h, a := newHolder(t), newTeller(w, maxEvents, "n1")
+	a.deliver(h, "n1")
 	w.status(id, stFailed)
 	w.desire(id, stShutdown, false)
-	deliver(w, a, h, "n1")
+	a.deliver(h, "n1")
 	if len(h.templates) != 0 {
 		t.Errorf("templates %v are held for an ended task", h.templates)
 	}
@@ -154,7 +141,7 @@ func TestAssignment_TaskEndsThenGoes_RemovedOnce(t *testing.T) {
 		t.Error("the ended task is removed though its row is there")
 	}
 	w.delete(swarmpb.TaskKey(id))
-	deliver(w, a, h, "n1")
+	a.deliver(h, "n1")
 	if len(h.tasks) != 0 {
 		t.Errorf("holds %v after the row is gone", h.tasks)
 	}
@@ -177,7 +164,7 @@ func TestChunks_LargeSet_BoundedAndInOrder(t *testing.T) {
 				changes = append(changes, &swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_RemoveTask{
 					RemoveTask: fmt.Sprint(i) + strings.Repeat("x", tc.bytes)}})
 			}
-			got := slices.Collect(chunks(0, 7, changes))
+			got := slices.Collect(chunks(0, 7, [][]message{changes[:0], changes}))
 			if len(got) != tc.chunks {
 				t.Fatalf("%d chunks, want %d", len(got), tc.chunks)
 			}
@@ -206,7 +193,7 @@ func TestChunks_LargeSet_BoundedAndInOrder(t *testing.T) {
 func TestAssignment_RandomHistory_ReceiverConverges(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := newWorld(t, "n1", "n2")
-		h, a := newHolder(t), newAssignment()
+		h, a := newHolder(t), newTeller(w, maxEvents, "n1")
 		var ids []string
 		attempt, template := uint64(0), uint64(1)
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
@@ -232,14 +219,15 @@ func TestAssignment_RandomHistory_ReceiverConverges(t *testing.T) {
 			case what == 6:
 				w.allocate("uplink", "100.64.9.0/24", rapid.SampledFrom([]string{"", "n1"}).Draw(t, "owner"))
 			case what == 7:
-				deliver(w, a, h, "n1")
+				a.deliver(h, "n1")
 				h.expect(w.view(), "n1")
 			}
 		}
-		deliver(w, a, h, "n1")
+		a.deliver(h, "n1")
 		h.expect(w.view(), "n1")
-		fresh, b := newHolder(t), newAssignment()
-		deliver(w, b, fresh, "n1")
+		fresh := newHolder(t)
+		a.anew("n1")
+		a.deliver(fresh, "n1")
 		fresh.expect(w.view(), "n1")
 		for key := range h.templates {
 			if !fresh.templates[key] {

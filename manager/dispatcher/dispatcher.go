@@ -74,6 +74,16 @@ type Server struct {
 	managers atomic.Pointer[managerList]
 	// fanned is the index up to which changes have reached the sessions they concern.
 	fanned atomic.Uint64
+	// reach is how tasks are reached, made once for all sessions.
+	reach *reach
+	// awaited is the newest index at which a task became DRAINING here: the leader waits until nodes have applied it.
+	// acks says that one may have.
+	awaited atomic.Uint64
+	acks    chan struct{}
+	// hastening is the index whose acknowledgements are waited for here, hastened the last that the leader was told of.
+	hastening, hastened atomic.Uint64
+	// drains counts what the leader's part has drained.
+	drains drainCounters
 	// report asks for a report to the leader before the next tick.
 	report chan struct{}
 	// contact is when the last report that a leader took was begun, or the last question whether this one leads.
@@ -111,6 +121,8 @@ func New(cfg Config) (*Server, error) {
 		limits:   limits,
 		log:      cfg.Logger,
 		statuses: newMerger(cfg.Proposer, cfg.Store, limits.Merge),
+		reach:    newReach(maxEvents),
+		acks:     make(chan struct{}, 1),
 		report:   make(chan struct{}, 1),
 		sessions: make(map[string]*session),
 		refused:  make(map[string]struct{}),
@@ -134,6 +146,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return s.keep(ctx) })
 	g.Go(func() error { return s.reports(ctx) })
 	g.Go(func() error { return s.confirm(ctx) })
+	g.Go(func() error { return s.hasten(ctx) })
 	g.Go(func() error { return s.statuses.run(ctx) })
 	err := g.Wait()
 	s.stop()

@@ -2,6 +2,8 @@ package dispatcher
 
 import (
 	"net"
+	"net/netip"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -71,7 +73,40 @@ func cleanDescription(d *swarmpb.NodeDescription) (*swarmpb.NodeDescription, err
 			Labels:            labels,
 		},
 		TakesNoTasks: cleanText(d.GetTakesNoTasks(), maxNameBytes),
+		Network:      cleanNetwork(d.GetNetwork()),
 	}, nil
+}
+
+// cleanNetwork copies what a node says of its network: what makes sense of it, within bounds, in canonical form. A node
+// with more routes than that, or odd ones, is a node nevertheless.
+func cleanNetwork(n *swarmpb.NodeNetwork) *swarmpb.NodeNetwork {
+	if n == nil {
+		return nil
+	}
+	clean := &swarmpb.NodeNetwork{}
+	seen := make(map[string]bool)
+	for _, route := range n.GetRoutes()[:min(len(n.GetRoutes()), 4*maxRoutes)] {
+		prefix, err := netip.ParsePrefix(route)
+		if text := prefix.Masked().String(); err == nil && !seen[text] && len(clean.Routes) < maxRoutes {
+			seen[text] = true
+			clean.Routes = append(clean.Routes, text)
+		}
+	}
+	for _, c := range n.GetConflicts()[:min(len(n.GetConflicts()), 4*maxConflicts)] {
+		if c.GetPort() < 1 || c.GetPort() > 65535 || swarmpb.Protocol_name[int32(c.GetProtocol())] == "" || len(clean.Conflicts) == maxConflicts {
+			continue
+		}
+		clean.Conflicts = append(clean.Conflicts, &swarmpb.PortConflict{
+			Protocol: c.GetProtocol(), Port: c.GetPort(), Process: cleanText(c.GetProcess(), maxNameBytes)})
+	}
+	for _, problem := range n.GetProblems()[:min(len(n.GetProblems()), maxProblems)] {
+		clean.Problems = append(clean.Problems, cleanText(problem, maxMessageBytes))
+	}
+	if len(n.GetWireguardKey()) == wireguardKeyBytes {
+		clean.WireguardKey = slices.Clone(n.GetWireguardKey())
+		clean.Wireguard = cleanText(n.GetWireguard(), maxIDBytes)
+	}
+	return clean
 }
 
 func cleanLabels(labels map[string]string) (map[string]string, error) {

@@ -44,10 +44,7 @@ func (s *Server) follow(ctx context.Context, st *store.Store, watch *store.Watch
 		if err != nil {
 			return err
 		}
-		for i := range batch.Changes {
-			s.wakeFor(&batch.Changes[i])
-		}
-		s.fanned.Store(batch.View.Index())
+		s.fan(batch)
 	}
 }
 
@@ -66,68 +63,169 @@ func (s *Server) nextOf(ctx context.Context, st *store.Store, watch *store.Watch
 	}
 }
 
+// fan brings reach to the batch's view and wakes the sessions that it concerns. All of it is one step for them.
+func (s *Server) fan(batch store.Batch) {
+	concerned := newTouched()
+	own := newOwners()
+	for i := range batch.Changes {
+		concerned.see(batch.View, &batch.Changes[i])
+		own.see(batch.View, &batch.Changes[i])
+	}
+	s.reach.mu.Lock()
+	before := s.reach.reached(concerned.services)
+	news := s.reach.step(batch.View, concerned)
+	for id, was := range before {
+		if is := s.reach.isReached(id); is != was {
+			own.stopping(batch.View, id)
+		}
+	}
+	s.wakeOwn(own)
+	s.wakeTopics(news)
+	s.reach.mu.Unlock()
+	s.settle(batch.View.Index(), news)
+	for _, id := range own.removed {
+		s.endNode(id)
+	}
+}
+
 // resync treats everything as changed: after a start, an overflow or a restore.
 func (s *Server) resync(view *store.View) {
 	s.mu.Lock()
-	nodes := make([]string, 0, len(s.sessions))
+	var removed []string
 	for id := range s.sessions {
-		nodes = append(nodes, id)
+		if view.Node(id) == nil {
+			removed = append(removed, id)
+		}
 	}
 	s.mu.Unlock()
-	for _, id := range nodes {
-		if view.Node(id) == nil {
-			s.endNode(id)
-		}
+	s.reach.mu.Lock()
+	news := s.reach.step(view, s.reach.everything(view))
+	s.notifyAll(true)
+	s.reach.mu.Unlock()
+	s.settle(view.Index(), news)
+	for _, id := range removed {
+		s.endNode(id)
 	}
-	s.notify("")
-	s.fanned.Store(view.Index())
 }
 
-// wakeFor wakes the sessions that a change concerns. Statuses are not among them: a node knows its own.
-func (s *Server) wakeFor(c *store.Change) {
+// settle notes that all up to an index has reached the sessions that it concerns.
+func (s *Server) settle(index uint64, news news) {
+	s.fanned.Store(index)
+	if news.drained {
+		s.awaited.Store(index)
+	}
+	if s.hastens(index) {
+		poke(s.acks)
+	}
+}
+
+// owners are the nodes whose own tasks or configuration a batch concerns.
+type owners struct {
+	all   bool
+	nodes map[string]struct{}
+	// hurried have a task that may stop now; removed are no nodes any more.
+	hurried map[string]struct{}
+	removed []string
+}
+
+func newOwners() *owners {
+	return &owners{nodes: make(map[string]struct{}), hurried: make(map[string]struct{})}
+}
+
+func (o *owners) add(nodeID string) {
+	if nodeID != "" {
+		o.nodes[nodeID] = struct{}{}
+	}
+}
+
+// see adds the nodes that a change of a row concerns.
+func (o *owners) see(view *store.View, c *store.Change) {
 	switch c.Table {
-	case swarmpb.Table_TABLE_TASK:
-		if task, ok := c.New.(*swarmpb.Task); ok {
-			s.wakeNode(s.view().Placement(task.GetId()).GetNodeId())
-		}
+	case swarmpb.Table_TABLE_TASK, swarmpb.Table_TABLE_TASK_ADDRESSES:
+		o.add(view.NodeID(c.Key.ID)) // a placement goes with its task
 	case swarmpb.Table_TABLE_TASK_PLACEMENT:
 		before, _ := c.Old.(*swarmpb.TaskPlacement)
 		after, _ := c.New.(*swarmpb.TaskPlacement)
-		s.wakeNode(before.GetNodeId())
-		if after.GetNodeId() != before.GetNodeId() {
-			s.wakeNode(after.GetNodeId())
-		}
+		o.add(before.GetNodeId())
+		o.add(after.GetNodeId())
+	case swarmpb.Table_TABLE_TASK_STATUS:
+		o.seeStatus(view, c)
 	case swarmpb.Table_TABLE_ALLOCATION:
 		before, _ := c.Old.(*swarmpb.Allocation)
 		after, _ := c.New.(*swarmpb.Allocation)
-		s.wakeNode(before.GetOwner())
-		if after.GetOwner() != before.GetOwner() {
-			s.wakeNode(after.GetOwner())
-		}
+		o.add(before.GetOwner())
+		o.add(after.GetOwner())
 	case swarmpb.Table_TABLE_SERVICE:
 		before, _ := c.Old.(*swarmpb.Service)
 		after, _ := c.New.(*swarmpb.Service)
 		// New credentials are rare; who has no task of the service finds nothing to tell.
 		if before != nil && after != nil && !(proto.Equal(before.GetRegistryAuth(), after.GetRegistryAuth()) &&
 			proto.Equal(before.GetPreviousRegistryAuth(), after.GetPreviousRegistryAuth())) {
-			s.notify("")
+			o.all = true
 		}
 	case swarmpb.Table_TABLE_CLUSTER:
-		s.notify("")
+		o.all = true
 	case swarmpb.Table_TABLE_NODE:
 		before, _ := c.Old.(*swarmpb.Node)
 		after, _ := c.New.(*swarmpb.Node)
 		switch {
 		case after == nil:
-			s.endNode(before.GetId())
+			o.removed = append(o.removed, before.GetId())
 		case before.GetRole() != after.GetRole() || before.GetSpec().GetDesiredRole() != after.GetSpec().GetDesiredRole():
-			s.wakeNode(after.GetId())
+			o.add(after.GetId())
 		}
 	}
 }
 
-func (s *Server) wakeNode(nodeID string) {
-	if nodeID != "" {
-		s.notify(nodeID)
+// seeStatus: a node knows its own statuses, but not when a task is drained; and with the last task of a template or in a
+// network it is no longer told of those.
+func (o *owners) seeStatus(view *store.View, c *store.Change) {
+	before, _ := c.Old.(*swarmpb.TaskStatus)
+	after, _ := c.New.(*swarmpb.TaskStatus)
+	node := view.NodeID(c.Key.ID)
+	switch {
+	case node == "":
+	case after.GetDrainedAt() != before.GetDrainedAt():
+		o.add(node)
+		o.hurried[node] = struct{}{}
+	case after.GetState().Ended() && !before.GetState().Ended():
+		o.add(node)
+	}
+}
+
+// stopping adds the nodes that wait to stop tasks of a service, which is reached no more, or now is.
+func (o *owners) stopping(view *store.View, serviceID string) {
+	for task := range view.TasksOf(serviceID) {
+		if stops(task) && !view.Observed(task.GetId()).Ended() {
+			o.add(view.NodeID(task.GetId()))
+		}
+	}
+}
+
+// wakeOwn and wakeTopics are called with reach's lock held, so that no session sees the new view without being told what
+// of it is its own.
+func (s *Server) wakeOwn(own *owners) {
+	if own.all {
+		s.notifyAll(true)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id := range own.nodes {
+		if x := s.sessions[id]; x != nil {
+			x.notify(true)
+			if _, hurried := own.hurried[id]; hurried {
+				poke(x.hurry)
+			}
+		}
+	}
+}
+
+func (s *Server) wakeTopics(news news) {
+	if _, all := news.topics[everyone]; all {
+		s.notifyAll(false)
+		return
+	}
+	for name := range news.topics {
+		s.reach.topics.wake(name)
 	}
 }

@@ -157,7 +157,7 @@ func (s *Server) refreshRoles() {
 	for id, x := range s.sessions {
 		if role := s.cfg.Role(id); role != x.role {
 			x.role = role
-			x.notify()
+			x.notify(true)
 		}
 	}
 }
@@ -217,17 +217,11 @@ func (s *Server) endNode(nodeID string) {
 	}
 }
 
-// notify wakes the stream of one node, or of all with "".
-func (s *Server) notify(nodeID string) {
+// notifyAll wakes the streams of all nodes; own: each for what is its own.
+func (s *Server) notifyAll(own bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if nodeID != "" {
-		if x := s.sessions[nodeID]; x != nil {
-			x.notify()
-		}
-		return
-	}
 	for _, x := range s.sessions {
-		x.notify()
+		x.notify(own)
 	}
 }

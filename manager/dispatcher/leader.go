@@ -8,6 +8,7 @@ import (
 	"maps"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -36,7 +37,7 @@ const (
 )
 
 // Lead does what only the leader's dispatcher does, until ctx ends: it takes the keepers' reports, writes the
-// states of nodes, and ends the tasks of removed nodes. Every node that is READY when it starts has a reconnect
+// states of nodes, ends the tasks of removed nodes, and notes which tasks are drained. Every node that is READY when it starts has a reconnect
 // lease.
 func (s *Server) Lead(ctx context.Context, leader store.Leader) error {
 	now := time.Now()
@@ -58,6 +59,7 @@ func (s *Server) Lead(ctx context.Context, leader store.Leader) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return l.judge(ctx, g) })
 	g.Go(func() error { return l.sweep(ctx) })
+	g.Go(func() error { return l.drain(ctx) })
 	return g.Wait()
 }
 
@@ -70,6 +72,10 @@ type leaderPart struct {
 	hints  Hints // may be nil
 	// kick asks for a judgement before the next tick.
 	kick chan struct{}
+	// drains counts; applied says that a keeper has reported while tasks wait to be drained.
+	drains   *drainCounters
+	draining atomic.Bool
+	applied  chan struct{}
 
 	mu     sync.Mutex
 	table  *leaseTable
@@ -100,6 +106,7 @@ func newLeaderPart(s *Server, leader store.Leader, now time.Time) *leaderPart {
 		limits: s.limits, store: s.cfg.Store, leader: leader, log: s.log, hints: s.cfg.Hints,
 		table: newLeaseTable(s.limits, now), clones: make(map[string]*clone), described: make(map[string]time.Time),
 		health: make(map[string]health), probes: make(map[string]probe), kick: make(chan struct{}, 1),
+		drains: &s.drains, applied: make(chan struct{}, 1),
 	}
 	l.takeOver(s.view())
 	return l
@@ -139,6 +146,9 @@ func (l *leaderPart) report(now time.Time, r *Report) *Verdict {
 			l.clones[id] = c
 		}
 		c.seen = now
+	}
+	if l.draining.Load() {
+		poke(l.applied)
 	}
 	if news {
 		poke(l.kick) // A node that comes is READY at once; silence is seen at the next tick.

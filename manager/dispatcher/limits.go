@@ -50,10 +50,16 @@ const (
 	maxMessageBytes = 1 << 10
 	maxNameBytes    = 255
 	// maxLocalExits are the exit codes of a worker's own restarts that a status may have.
-	maxLocalExits    = 10
-	maxLabels        = 64
-	maxLabelBytes    = 512
-	maxHostPorts     = 256
+	maxLocalExits = 10
+	maxLabels     = 64
+	maxLabelBytes = 512
+	maxHostPorts  = 256
+	// What a node may say of its network.
+	maxRoutes         = 256
+	maxConflicts      = 256
+	maxProblems       = 16
+	wireguardKeyBytes = 32
+
 	maxIDBytes       = 64
 	helloTimeout     = 5 * time.Second
 	readIndexTimeout = 5 * time.Second

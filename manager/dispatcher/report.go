@@ -38,6 +38,8 @@ func (s *Server) inContact(now time.Time) bool { return s.contact.age(now) <= s.
 func (s *Server) reports(ctx context.Context) error {
 	ticker := time.NewTicker(s.limits.ReportInterval)
 	defer ticker.Stop()
+	early := time.NewTimer(0)
+	defer early.Stop()
 	for {
 		began := time.Now()
 		s.reportOnce(ctx)
@@ -50,11 +52,13 @@ func (s *Server) reports(ctx context.Context) error {
 		case <-s.report:
 		}
 		// While thousands of nodes come back, reports before their time must not be all that this manager does.
-		if time.Since(began) < earlyEvery*took {
+		if pause := earlyEvery*took - time.Since(began); pause > 0 {
+			early.Reset(pause)
 			select {
 			case <-ctx.Done():
 				return nil
 			case <-ticker.C:
+			case <-early.C:
 			}
 		}
 	}

@@ -19,8 +19,8 @@ import (
 type session struct {
 	id, nodeID, boot string
 
-	// wake says that something of the node's assignment may have changed.
-	wake chan struct{}
+	// wake says that something of the node's assignment may have changed, and hurry that it must not wait for more.
+	wake, hurry chan struct{}
 	// renew says that there is something to answer: the list of managers has changed, or a beat was heard.
 	renew chan struct{}
 	// updating is taken by the one UpdateStatus call that a session may have at a time.
@@ -37,11 +37,15 @@ type session struct {
 	err   error // why it ended
 	last  time.Time
 	facts *Facts
+	// described is when the description changed last.
+	described time.Time
 	// acked is the highest version that the worker has applied, sent that of the last set sent to it, and
 	// current the index at which nothing was left to send.
 	acked, sent, current uint64
-	// wakes counts what has concerned the node; looked is the count that the last set took in.
+	// wakes counts what has concerned the node; looked is the count that the last set took in. own: some of it was about
+	// the node's own tasks or configuration.
 	wakes, looked uint64
+	own           bool
 	// heard is the newest beat that was heard while a leader was within reach; 0 = none, or none that wants an answer.
 	heard uint64
 	// newer is closed when another Assignments stream takes the place of the last one.
@@ -50,8 +54,8 @@ type session struct {
 
 func newSession(id, nodeID, boot string, facts *Facts, now time.Time) *session {
 	return &session{
-		id: id, nodeID: nodeID, boot: boot, facts: facts, last: now, wakes: 1,
-		wake: make(chan struct{}, 1), renew: make(chan struct{}, 1),
+		id: id, nodeID: nodeID, boot: boot, facts: facts, last: now, wakes: 1, own: true,
+		wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), renew: make(chan struct{}, 1),
 		updating: make(chan struct{}, 1), streaming: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
 }
@@ -91,17 +95,19 @@ func (x *session) lastBeat() time.Time {
 }
 
 // beat takes a beat. One that carries a sequence is answered if a leader is within reach: answers that wait become
-// one, the newest.
-func (x *session) beat(now time.Time, b *swarmpb.SessionBeat, reach bool) {
+// one, the newest. news: it acknowledges what was not acknowledged before.
+func (x *session) beat(now time.Time, b *swarmpb.SessionBeat, reach bool) (news bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.last = now
 	// A worker cannot have applied what it was never sent.
+	news = min(b.GetAppliedVersion(), x.sent) > x.acked
 	x.acked = max(x.acked, min(b.GetAppliedVersion(), x.sent))
 	if reach && b.GetSequence() > x.heard {
 		x.heard = b.GetSequence()
 		poke(x.renew)
 	}
+	return news
 }
 
 // answer is the sequence of the newest beat that was heard.
@@ -111,32 +117,39 @@ func (x *session) answer() uint64 {
 	return x.heard
 }
 
-// describe takes a changed description.
-func (x *session) describe(now time.Time, d *swarmpb.NodeDescription) {
+// describe takes a changed description. soon: the leader should hear of it before the next report; a node that changes
+// it all the time has to wait.
+func (x *session) describe(now time.Time, d *swarmpb.NodeDescription) (soon bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.last = now
 	if proto.Equal(d, x.facts.Description) {
-		return
+		return false
 	}
+	soon = now.Sub(x.described) >= describeInterval
+	x.described = now
 	facts := *x.facts
 	facts.Description = d
 	x.facts = &facts
+	return soon
 }
 
-// notify wakes the session's Assignments stream.
-func (x *session) notify() {
+// notify wakes the session's Assignments stream; own: for the node's own tasks or configuration.
+func (x *session) notify(own bool) {
 	x.mu.Lock()
 	x.wakes++
+	x.own = x.own || own
 	x.mu.Unlock()
 	poke(x.wake)
 }
 
-// looking is called before the view is looked at for changes; its result goes to delivered.
-func (x *session) looking() (wakes uint64) {
+// looking is called before reach is looked at for changes, with its lock held: what is noted later is of a later view.
+// wakes goes to delivered.
+func (x *session) looking() (wakes uint64, own bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.wakes
+	own, x.own = x.own, false
+	return x.wakes, own
 }
 
 // sending notes the version of a set before it is sent, so that its acknowledgement cannot come too early.
@@ -247,13 +260,17 @@ func (s *Server) receive(stream grpc.BidiStreamingServer[swarmpb.SessionRequest,
 		switch m := req.GetMessage().(type) {
 		case *swarmpb.SessionRequest_Beat:
 			now := time.Now()
-			x.beat(now, m.Beat, s.inContact(now))
+			if x.beat(now, m.Beat, s.inContact(now)) && s.hastens(m.Beat.GetAppliedVersion()) {
+				poke(s.acks)
+			}
 		case *swarmpb.SessionRequest_Description:
 			description, err := cleanDescription(m.Description)
 			if err != nil {
 				return err
 			}
-			x.describe(time.Now(), description)
+			if x.describe(time.Now(), description) {
+				poke(s.report)
+			}
 		default:
 			return wire.Errorf(wire.CodeInvalid, "session: a beat or a description was expected")
 		}

@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -25,45 +26,35 @@ func (s *Server) Assignments(req *swarmpb.AssignmentsRequest, stream grpc.Server
 	defer func() { <-x.streaming }()
 
 	told := newAssignment()
+	defer func() { s.reach.topics.listen(x, told.networks, nil) }()
 	for {
 		if err := s.sendSet(stream, x, told); err != nil {
 			return err
 		}
 		// What changes right after a set waits for a moment, so that a burst is one set; what changes after a
-		// quiet time goes out at once.
+		// quiet time goes out at once, and so does what a task waits for that is to stop.
 		rest := time.NewTimer(s.limits.Merge)
-		if err := wait(ctx, x, superseded, rest.C); err != nil {
-			rest.Stop()
-			return err
+		err := wait(ctx, x, superseded, x.hurry, rest.C)
+		rest.Stop()
+		if err == nil {
+			err = wait(ctx, x, superseded, x.wake, nil)
 		}
-		if err := wait(ctx, x, superseded, x.wake); err != nil {
+		if err != nil {
 			return err
 		}
 	}
 }
 
-// sendSet brings the node from what it was told to the current view.
+// sendSet brings the node from what it was told to what reach holds.
 func (s *Server) sendSet(stream grpc.ServerStreamingServer[swarmpb.AssignmentsResponse], x *session, told *assignment) error {
-	wakes := x.looking()
-	view := s.view()
-	role := s.roleOf(view, x.nodeID)
-	switch {
-	case view.Index() < told.version:
-		// The store was replaced by an older one: what was told before is worth nothing.
-		*told = *newAssignment()
-	case view.Index() == told.base && role != told.config.role:
-		// The role follows Raft's configuration, which changes without a row: an increment would have no version of
-		// its own. All else of this version is told again with it.
-		*told = *newAssignment()
-	}
+	base, wakes, parts := s.nextSet(x, told)
 	if told.version == 0 {
-		x.restarted()
+		return nil // nothing is known yet; whoever makes it known wakes all sessions
 	}
-	base := told.base
-	changes := told.advance(view, x.nodeID, role)
-	if len(changes) > 0 || base == 0 {
+	empty := !slices.ContainsFunc(parts, func(part []message) bool { return len(part) > 0 })
+	if !empty || base == 0 {
 		x.sending(told.version)
-		for chunk := range chunks(base, told.version, changes) {
+		for chunk := range chunks(base, told.version, parts) {
 			if x.isEnded() {
 				return x.over()
 			}
@@ -74,7 +65,43 @@ func (s *Server) sendSet(stream grpc.ServerStreamingServer[swarmpb.AssignmentsRe
 		told.base = told.version
 	}
 	x.delivered(told.version, wakes)
+	if s.hastens(told.version) {
+		poke(s.acks) // who had nothing to be told has nothing to acknowledge
+	}
 	return nil
+}
+
+// nextSet advances told and returns the changes since base.
+func (s *Server) nextSet(x *session, told *assignment) (base, wakes uint64, parts [][]message) {
+	r := s.reach
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	wakes, own := x.looking()
+	select { // what was in a hurry is taken in now
+	case <-x.hurry:
+	default:
+	}
+	if r.view == nil {
+		return 0, wakes, nil
+	}
+	before, role := told.networks, s.roleOf(r.view, x.nodeID)
+	ok := true
+	// The role follows Raft's configuration, which changes without a row: an increment would have no version of
+	// its own. All else of this version is told again with it.
+	if told.version == 0 || r.view.Index() == told.base && role != told.config.role {
+		ok = false
+	} else {
+		base = told.base
+		parts, ok = told.advance(r, x.nodeID, role, own)
+	}
+	if !ok {
+		// All is told anew.
+		base, *told = 0, *newAssignment()
+		x.restarted()
+		parts, _ = told.advance(r, x.nodeID, role, true)
+	}
+	r.topics.listen(x, before, told.networks)
+	return base, wakes, parts
 }
 
 // takeStream makes the caller the session's only Assignments stream, once the one before has ended for it. The
@@ -111,10 +138,12 @@ func (x *session) over() error {
 	return wire.Errorf(wire.CodeFailedPrecondition, "the session is over; open a new one")
 }
 
-// wait waits for an event, unless the stream has to end first.
-func wait[T any](ctx context.Context, x *session, superseded <-chan struct{}, event <-chan T) error {
+// wait waits for an event or for the time, unless the stream has to end first.
+func wait(ctx context.Context, x *session, superseded, event <-chan struct{}, until <-chan time.Time) error {
 	select {
 	case <-event:
+		return nil
+	case <-until:
 		return nil
 	case <-superseded:
 		return errNewerStream()

@@ -3,12 +3,15 @@ package dispatcher
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"testing"
 
-	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/swarmd/swarmd/manager/store"
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
 
 const (
@@ -121,6 +124,10 @@ type holder struct {
 	tasks     map[string]*swarmpb.AssignedTask
 	templates map[templateKey]bool
 	config    *swarmpb.NodeConfig
+	peers     map[string]*swarmpb.Peer
+	networks  map[string]*swarmpb.AssignedNetwork
+	services  map[string]*swarmpb.AssignedService
+	endpoints map[string]*swarmpb.Endpoint
 	pending   []*swarmpb.AssignmentChange
 }
 
@@ -143,6 +150,8 @@ func (h *holder) receive(m *swarmpb.AssignmentsResponse) {
 	}
 	if m.GetBaseVersion() == 0 {
 		h.tasks, h.templates, h.config = make(map[string]*swarmpb.AssignedTask), make(map[templateKey]bool), nil
+		h.peers, h.networks = make(map[string]*swarmpb.Peer), make(map[string]*swarmpb.AssignedNetwork)
+		h.services, h.endpoints = make(map[string]*swarmpb.AssignedService), make(map[string]*swarmpb.Endpoint)
 	} else if m.GetVersion() <= h.version {
 		h.t.Fatalf("version %d does not grow from %d", m.GetVersion(), h.version)
 	}
@@ -165,20 +174,45 @@ func (h *holder) apply(change *swarmpb.AssignmentChange) {
 		}
 		h.tasks[c.Task.GetId()] = c.Task
 	case *swarmpb.AssignmentChange_RemoveTask:
-		if h.tasks[c.RemoveTask] == nil {
-			h.t.Fatalf("task %s is removed and was never there", c.RemoveTask)
-		}
-		delete(h.tasks, c.RemoveTask)
+		take(h, h.tasks, c.RemoveTask)
 	case *swarmpb.AssignmentChange_RemoveTemplate:
-		key := templateKey{c.RemoveTemplate.GetServiceId(), c.RemoveTemplate.GetVersion()}
-		if !h.templates[key] {
-			h.t.Fatalf("template %v is removed and was never there", key)
+		take(h, h.templates, templateKey{c.RemoveTemplate.GetServiceId(), c.RemoveTemplate.GetVersion()})
+	case *swarmpb.AssignmentChange_Peer:
+		h.peers[c.Peer.GetNodeId()] = c.Peer
+	case *swarmpb.AssignmentChange_RemovePeer:
+		take(h, h.peers, c.RemovePeer)
+	case *swarmpb.AssignmentChange_Network:
+		h.networks[c.Network.GetId()] = c.Network
+	case *swarmpb.AssignmentChange_RemoveNetwork:
+		take(h, h.networks, c.RemoveNetwork)
+	case *swarmpb.AssignmentChange_Service:
+		h.services[c.Service.GetId()] = c.Service
+	case *swarmpb.AssignmentChange_RemoveService:
+		take(h, h.services, c.RemoveService)
+		maps.DeleteFunc(h.endpoints, func(_ string, e *swarmpb.Endpoint) bool { return e.GetServiceId() == c.RemoveService })
+	case *swarmpb.AssignmentChange_Endpoint:
+		if h.services[c.Endpoint.GetServiceId()] == nil {
+			h.t.Fatalf("endpoint %s comes before its service", c.Endpoint.GetTaskId())
 		}
-		delete(h.templates, key)
+		h.endpoints[c.Endpoint.GetTaskId()] = c.Endpoint
+	case *swarmpb.AssignmentChange_RemoveEndpoint:
+		take(h, h.endpoints, c.RemoveEndpoint.GetTaskId())
+	default:
+		h.t.Fatalf("unknown change %v", change)
 	}
 }
 
-// expect compares what the node holds with the view: every task of its own that has not ended, as it is.
+// take removes what must be there.
+func take[K comparable, V any](h *holder, from map[K]V, key K) {
+	h.t.Helper()
+	if _, ok := from[key]; !ok {
+		h.t.Fatalf("%v is removed and was never there", key)
+	}
+	delete(from, key)
+}
+
+// expect compares what the node holds with the view: every task of its own that has not ended, as it is, and how tasks
+// are reached.
 func (h *holder) expect(view *store.View, node string) {
 	h.t.Helper()
 	h.mu.Lock()
@@ -191,8 +225,13 @@ func (h *holder) expect(view *store.View, node string) {
 		if held == nil || held.GetDesiredState() != task.GetDesiredState() || held.GetDraining() != task.GetDraining() {
 			h.t.Fatalf("task %s is held as %v, want %v", task.GetId(), held, task)
 		}
-		if held.GetServiceName() != "web" || held.GetSlot() != task.GetSlot() {
+		if held.GetServiceName() != view.Service(task.GetServiceId()).GetSpec().GetName() || held.GetSlot() != task.GetSlot() ||
+			!slices.EqualFunc(held.GetNetworks(), view.Addresses(task.GetId()).GetNetworks(),
+				func(a, b *swarmpb.NetworkAddress) bool { return proto.Equal(a, b) }) {
 			h.t.Fatalf("task %s is held as %v", task.GetId(), held)
+		}
+		if drained := view.Status(task.GetId()).GetDrainedAt() != 0; drained && !held.GetDrained() {
+			h.t.Fatalf("task %s is held as not drained", task.GetId())
 		}
 	}
 	for id := range h.tasks {
@@ -203,6 +242,7 @@ func (h *holder) expect(view *store.View, node string) {
 	if got, want := h.config.GetUplinkBlock(), configOf(view, node, 0).block; got != want {
 		h.t.Fatalf("uplink block %q, want %q", got, want)
 	}
+	h.expectReach(view, node)
 }
 
 // at is the version that the node holds, and has tells whether it holds a task.
