@@ -426,7 +426,7 @@ func TestAllocator_AnyNetworksServicesTasksAndTime_RowsAndOwnersAgree(t *testing
 			l.check()
 			l.checkRests(owners, freed)
 		}
-		l.removeAll()
+		l.removeAll(l.advance)
 	})
 }
 
@@ -468,7 +468,7 @@ func isNew(at string, l *lab) bool {
 }
 
 // removeAll removes everything, and fails when something is left once the rests are over.
-func (l *lab) removeAll() {
+func (l *lab) removeAll(pass func(time.Duration)) {
 	l.Helper()
 	for _, id := range someServices {
 		if l.View().Service(id) == nil {
@@ -486,13 +486,13 @@ func (l *lab) removeAll() {
 			l.removeService(id)
 		}
 	}
-	l.settle()
+	pass(time.Minute)
 	for _, id := range someNetworks {
 		if l.View().Network(id) != nil && !l.removeNetwork(id) {
 			l.Fatalf("network %s is kept: %s", id, l.View().NetworkInUse(id))
 		}
 	}
-	l.advance(2 * Rest)
+	pass(2 * Rest)
 	if n := l.View().NetworkCount(); n != 0 {
 		l.Fatalf("%d networks are left", n)
 	}
