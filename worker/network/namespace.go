@@ -11,8 +11,8 @@ import (
 )
 
 // makeNamespace makes a network namespace and binds it to path, with its loopback down. An old one at the path
-// is replaced.
-func makeNamespace(path string) error {
+// is replaced. Before it can be seen at the path, setup is called on a thread within; nil = nothing to set up.
+func makeNamespace(path string, setup func() error) error {
 	if err := removeNamespace(path); err != nil {
 		return err
 	}
@@ -24,6 +24,11 @@ func makeNamespace(path string) error {
 	err = onThreadOfItsOwn(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("unshare: %w", err)
+		}
+		if setup != nil {
+			if err := setup(); err != nil {
+				return err
+			}
 		}
 		self := fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid())
 		if err := unix.Mount(self, path, "", unix.MS_BIND, ""); err != nil {

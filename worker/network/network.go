@@ -1,11 +1,17 @@
-// Package network gives every task a network namespace of its own, with eth0 routed to the host: the uplink.
+// Package network gives every task a network namespace of its own: eth0 routed to the host (the uplink), and eth1 and on
+// in the cluster's networks (overlays). It joins the nodes by a VXLAN device (the fabric), and has worker/ingress
+// balance published ports and VIPs, and worker/network/dns answer names, out of one state: what the node was told.
 //
-// There is no bridge: each task's veth pair is a link of its own with a route to the one address behind it, and
+// The uplink has no bridge: each task's veth pair is a link of its own with a route to the one address behind it, and
 // all are in one device group, which is what the rules match. docs/decisions/0001-uplink-without-a-bridge.md says why.
 //
 // It promises that attaching and detaching are idempotent, that what it made is known again after a restart of
-// the daemon, and that it touches nothing on the host that it did not make: the bridge, the veth pairs and
-// namespaces named after tasks, and one nftables table. It alone writes those, and the files under Config.Dir.
+// the daemon, and that it touches nothing on the host that it did not make: the links swarm-up, swarm-fab and the veth
+// pairs and namespaces named after tasks and networks, routes and rules of its own protocol number, forwarding, and (where
+// another firewall would drop what it forwards) accepts in that firewall's own chains. It alone writes those, and the
+// files under Config.Dir. Teardown leaves none of it.
+//
+// What is told goes through Apply; the kernel follows in the smallest steps, and Check puts right whatever differs.
 package network
 
 import (
@@ -16,28 +22,40 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 
+	"google.golang.org/protobuf/proto"
+
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/worker/ingress"
+	"github.com/swarmd/swarmd/worker/network/coexist"
+	"github.com/swarmd/swarmd/worker/network/wireguard"
 )
 
 // Errors that the agent branches on; they are wrapped.
 var (
-	// ErrNotConfigured: the node has no uplink block yet. Trying again later helps.
-	ErrNotConfigured = errors.New("the node has no uplink block yet")
+	// ErrNotConfigured: the node has no uplink block yet, or has not been told of a network. Trying again later helps.
+	ErrNotConfigured = errors.New("the node is not told all that it needs yet")
 	// ErrPortTaken: something else on this host has the port.
-	ErrPortTaken = errors.New("port is taken")
+	ErrPortTaken = ingress.ErrPortTaken
 	// ErrBlockFull: no address of the node's block is free.
 	ErrBlockFull = errors.New("uplink block is full")
 )
+
+// defaultDataPathPort is VXLAN's.
+const defaultDataPathPort = 4789
 
 // Config is what a Network needs.
 type Config struct {
 	// Dir keeps namespaces and attachments; it belongs on a tmpfs, as it must not outlive a reboot.
 	Dir string
-	// MTU of the containers' links; 0 = that of the default route's link less the fabric's overhead of 50.
-	MTU    int
+	// MTU of the containers' links; 0 = that of the link between the nodes less the fabric's overhead.
+	MTU int
+	// MarkMask are the bits of packet and connection marks that are ours; 0 = ingress.DefaultMarkMask.
+	MarkMask uint32
+	// KeyDir keeps the key of what encrypts between nodes; it has to outlive a reboot. Empty = this node takes no task of an
+	// encrypted network.
+	KeyDir string
 	Logger *slog.Logger
 }
 
@@ -68,27 +86,63 @@ type Attachment struct {
 	ResolvConf string
 }
 
+// hostPlace is what the node was given.
+type hostPlace struct {
+	number      uint32
+	block, pool netip.Prefix
+	prefix6     netip.Prefix // not valid: no IPv6 on this host or in this cluster
+	port        uint16
+}
+
+// gateway is the address that the node's tasks send to.
+func (h hostPlace) gateway() pair { return h.pair(gatewayOf(h.block)) }
+
+func (h hostPlace) pair(a netip.Addr) pair {
+	p := pair{v4: a}
+	if h.prefix6.IsValid() {
+		p.v6 = swarmpb.Address6(h.prefix6, a)
+	}
+	return p
+}
+
+func (h hostPlace) blocks() []netip.Prefix {
+	if h.prefix6.IsValid() {
+		return []netip.Prefix{h.block, block6(h.prefix6, h.block)}
+	}
+	return []netip.Prefix{h.block}
+}
+
 // Network is the part of the node that attaches tasks. All methods are safe for concurrent use.
 type Network struct {
-	cfg   Config
-	ports *reservations
-
-	mu       sync.Mutex
-	block    netip.Prefix // zero until configured
-	pool     netip.Prefix
-	cursor   netip.Addr // the address given last: a released one rests until the block has been gone through
-	attached map[string]*record
-	rules    *ruleset // nil until configured
-
-	told    *told
-	gone    map[string]bool // tasks whose process has ended; until they are attached again, or the managers know
-	dead    map[string]bool // nodes that gossip calls dead
+	cfg     Config
+	ingress *ingress.Ingress
+	names   *names
+	coexist *coexist.Coexist
 	changes chan struct{}
+
+	mu         sync.Mutex
+	closed     bool
+	configured bool
+	place      hostPlace
+	cursor     netip.Addr // the address given last: a released one rests until the block has been gone through
+	attached   map[string]*record
+	told       *told
+	gone       map[string]bool // tasks whose process has ended; until they are attached again, or the managers know
+	dead       map[string]bool // nodes that gossip calls dead
+	hint       func(nodeID string) bool
+	fabric     *fabric // nil until the node's own address is known
+	overlays   map[string]*overlay
+	tunnel     *wireguard.Device
+	tunnelErr  error
+
+	status   sync.Mutex
+	problems []string
+	last     *swarmpb.NodeNetwork
 }
 
 // New reads what a former process attached. It changes nothing in the kernel before Configure.
 func New(cfg Config) (*Network, error) {
-	for _, dir := range []string{cfg.namespaces(), cfg.records()} {
+	for _, dir := range []string{cfg.namespaces(), cfg.records(), cfg.overlays()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("make network directory: %w", err)
 		}
@@ -97,12 +151,20 @@ func New(cfg Config) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Network{cfg: cfg, ports: newReservations(cfg.Logger), attached: attached,
-		told: newTold(), gone: map[string]bool{}, dead: map[string]bool{}, changes: make(chan struct{}, 1)}, nil
+	in, err := ingress.New(ingress.Config{Logger: cfg.Logger, UplinkGroup: uplinkGroup, FabricLink: Fabric, MarkMask: cfg.MarkMask})
+	if err != nil {
+		return nil, fmt.Errorf("open ingress: %w", err)
+	}
+	return &Network{
+		cfg: cfg, ingress: in, names: newNames(cfg.Logger), changes: make(chan struct{}, 1),
+		coexist:  coexist.New(coexist.Config{Logger: cfg.Logger, Links: []string{linkPrefix + "*", Uplink, Fabric}}),
+		attached: attached, told: newTold(), gone: map[string]bool{}, dead: map[string]bool{}, overlays: map[string]*overlay{},
+	}, nil
 }
 
 func (c Config) namespaces() string { return filepath.Join(c.Dir, "netns") }
 func (c Config) records() string    { return filepath.Join(c.Dir, "attachments") }
+func (c Config) overlays() string   { return filepath.Join(c.Dir, "overlays") }
 
 // Configure makes the uplink and the rules for the node's block, or changes them. Running containers keep
 // their addresses: a block changes only when the node has joined another cluster.
@@ -110,198 +172,151 @@ func (n *Network) Configure(_ context.Context, cfg *swarmpb.NodeConfig) error {
 	if cfg.GetUplinkBlock() == "" {
 		return nil
 	}
-	block, err := netip.ParsePrefix(cfg.UplinkBlock)
-	if err != nil || !block.Addr().Is4() || block.Bits() > 30 {
-		return fmt.Errorf("uplink block %q: want an IPv4 prefix of at most /30", cfg.UplinkBlock)
-	}
-	pool := block
-	if cfg.FabricPool != "" {
-		if pool, err = netip.ParsePrefix(cfg.FabricPool); err != nil {
-			return fmt.Errorf("fabric pool %q: %w", cfg.FabricPool, err)
-		}
+	place, err := placeOf(cfg)
+	if err != nil {
+		return err
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.block == block.Masked() && n.pool == pool && n.rules != nil {
+	if n.closed {
+		return errors.New("configure network: it is closed")
+	}
+	if n.place == place && n.configured {
 		return nil
 	}
-	if err := enableForwarding(); err != nil {
+	first := !n.configured
+	n.place = place
+	if err := n.makeHost(); err != nil {
 		return err
 	}
-	mtu, err := n.mtu()
-	if err != nil {
-		return err
-	}
-	if err := makeUplink(gatewayOf(block), block.Masked(), mtu); err != nil {
-		return err
-	}
-	rules, err := openRules(block.Masked())
-	if err != nil {
-		return err
-	}
-	var forwards []forward
-	for _, r := range n.attached {
-		forwards = append(forwards, r.forwards()...)
-		for _, p := range r.Ports {
-			if err := n.ports.adopt(p, r.Address); err != nil {
-				n.cfg.Logger.Warn("cannot reserve a published port again", "task", r.TaskID, "error", err)
-			}
+	if first {
+		if err := n.adoptPorts(); err != nil {
+			return err
 		}
 	}
-	if err := rules.load(forwards); err != nil {
-		rules.close()
-		return err
+	host := ingress.Host{Number: place.number, Block: place.block, Pool: place.pool, Prefix6: place.prefix6, DataPathPort: place.port}
+	if err := errors.Join(n.ingress.SetPods(n.pods()), n.ingress.Configure(host)); err != nil {
+		return fmt.Errorf("configure published ports: %w", err)
 	}
-	if n.rules != nil {
-		n.rules.close()
+	n.configured = true
+	if err := n.openTunnel(); err != nil {
+		n.cfg.Logger.Info("this node takes no tasks of encrypted networks", "reason", err)
 	}
-	n.block, n.pool, n.rules = block.Masked(), pool, rules
+	n.names.own([]netip.Prefix{place.pool, place.prefix6})
+	// What was told before takes its place now. What of that fails is no reason to take no tasks: Check tries again.
+	if err := n.bring(n.told.everything()); err != nil {
+		n.cfg.Logger.Warn("the network is not complete; trying again", "error", err)
+	}
 	return nil
 }
 
-// Attach makes the task's namespace with eth0 on the uplink. Its ports come with Publish.
-func (n *Network) Attach(_ context.Context, req Request) (Attachment, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	taskID := req.TaskID
-	if n.rules == nil {
-		return Attachment{}, fmt.Errorf("attach task %s: %w", taskID, ErrNotConfigured)
+func placeOf(cfg *swarmpb.NodeConfig) (hostPlace, error) {
+	block, err := netip.ParsePrefix(cfg.GetUplinkBlock())
+	if err != nil || !block.Addr().Is4() || block.Bits() > 30 {
+		return hostPlace{}, fmt.Errorf("uplink block %q: want an IPv4 prefix of at most /30", cfg.GetUplinkBlock())
 	}
-	if r, ok := n.attached[taskID]; ok && n.intact(r) {
-		return n.attachment(r)
-	}
-	if err := n.detach(taskID); err != nil {
-		return Attachment{}, err
-	}
-	addr, err := n.freeAddress()
-	if err != nil {
-		return Attachment{}, err
-	}
-	r := &record{TaskID: taskID, Address: addr}
-	// The record comes first: what a crash leaves half made is found and removed by it.
-	n.attached[taskID] = r
-	if err := r.write(n.cfg.records()); err != nil {
-		return Attachment{}, errors.Join(err, n.detach(taskID))
-	}
-	if err := n.plug(r); err != nil {
-		return Attachment{}, errors.Join(fmt.Errorf("attach task %s: %w", taskID, err), n.detach(taskID))
-	}
-	return n.attachment(r)
-}
-
-// Publish binds host-mode ports and sends them to the task, and returns them as bound: a published port of 0 is
-// chosen from the host's ephemeral range. A port that something else has is ErrPortTaken, and none is published.
-func (n *Network) Publish(_ context.Context, taskID string, ports []*swarmpb.PortConfig) ([]*swarmpb.PortConfig, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	r := n.attached[taskID]
-	if r == nil || n.rules == nil {
-		return nil, fmt.Errorf("publish ports of task %s: %w", taskID, ErrNotConfigured)
-	}
-	if len(r.Ports) == len(ports) {
-		return r.Ports, nil
-	}
-	var bound []*swarmpb.PortConfig
-	for _, want := range ports {
-		p, err := n.ports.reserve(want, r.Address)
-		if err != nil {
-			n.ports.release(bound)
-			return nil, fmt.Errorf("publish %d: %w", want.PublishedPort, err)
+	place := hostPlace{number: cfg.GetNumber(), block: block.Masked(), pool: block.Masked(), port: defaultDataPathPort}
+	if cfg.GetFabricPool() != "" {
+		if place.pool, err = netip.ParsePrefix(cfg.GetFabricPool()); err != nil {
+			return hostPlace{}, fmt.Errorf("fabric pool %q: %w", cfg.GetFabricPool(), err)
 		}
-		bound = append(bound, p)
 	}
-	r.Ports = bound
-	if err := errors.Join(r.write(n.cfg.records()), n.rules.add(r.forwards())); err != nil {
-		n.ports.release(bound)
-		r.Ports = nil
-		return nil, fmt.Errorf("publish ports of task %s: %w", taskID, err)
+	if p := cfg.GetFabricPrefix6(); p != "" && hasIPv6() {
+		if place.prefix6, err = netip.ParsePrefix(p); err != nil || place.prefix6.Bits() != 96 || !place.prefix6.Addr().Is6() {
+			return hostPlace{}, fmt.Errorf("fabric prefix %q: want an IPv6 prefix of 96 bits", p)
+		}
 	}
-	return bound, nil
+	if p := cfg.GetDataPathPort(); p != 0 {
+		if p > 65535 {
+			return hostPlace{}, fmt.Errorf("data path port %d: want 1 to 65535", p)
+		}
+		place.port = uint16(p)
+	}
+	return place, nil
 }
 
-func (n *Network) plug(r *record) error {
+// makeHost makes what all tasks share: forwarding, and the link with the gateway's addresses.
+func (n *Network) makeHost() error {
+	if err := enableForwarding(n.place.prefix6.IsValid()); err != nil {
+		return err
+	}
 	mtu, err := n.mtu()
 	if err != nil {
 		return err
 	}
-	path := n.namespacePath(r.TaskID)
-	if err := makeNamespace(path); err != nil {
-		return err
-	}
-	return plugIn(path, linkName(r.TaskID), r.Address, gatewayOf(n.block), mtu)
+	return makeUplink(n.place.gateway(), n.place.blocks(), mtu)
 }
 
-// Detach takes the task's ports, link and namespace away. A task that is not attached is no error.
-func (n *Network) Detach(_ context.Context, taskID string) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.detach(taskID)
+// adoptPorts has the host ports of a former process's tasks go on.
+func (n *Network) adoptPorts() error {
+	var forwards []ingress.Forward
+	for _, r := range n.attached {
+		forwards = append(forwards, r.forwards()...)
+	}
+	if err := n.ingress.AdoptForwards(forwards); err != nil {
+		return fmt.Errorf("adopt host ports: %w", err)
+	}
+	return nil
 }
 
-func (n *Network) detach(taskID string) error {
-	var errs []error
-	r := n.attached[taskID]
-	if r != nil && n.rules != nil {
-		errs = append(errs, n.rules.remove(r.forwards()))
-	}
-	if r != nil {
-		n.ports.release(r.Ports)
-	}
-	errs = append(errs, removeLink(linkName(taskID)), removeNamespace(n.namespacePath(taskID)))
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("detach task %s: %w", taskID, err)
-	}
-	delete(n.attached, taskID)
-	return removeRecord(n.cfg.records(), taskID)
-}
-
-// Sweep detaches every task that is not in keep, also one of which only a trace in the kernel is left.
-func (n *Network) Sweep(_ context.Context, keep []string) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	wanted := map[string]bool{}
-	names := map[string]bool{}
-	for _, id := range keep {
-		wanted[id] = true
-		names[linkName(id)] = true
-	}
-	var errs []error
-	for _, id := range n.known() {
-		if !wanted[id] {
-			errs = append(errs, n.detach(id))
+// pods are the uplink addresses of the tasks that have a way out.
+func (n *Network) pods() []netip.Addr {
+	var out []netip.Addr
+	for _, r := range n.attached {
+		if !r.Internal {
+			out = append(out, r.Address)
 		}
 	}
-	errs = append(errs, removeStrayLinks(names))
-	return errors.Join(errs...)
+	return out
 }
 
-// known lists the tasks that have a record or a namespace.
-func (n *Network) known() []string {
-	var ids []string
-	for id := range n.attached {
-		ids = append(ids, id)
-	}
-	entries, _ := os.ReadDir(n.cfg.namespaces())
-	for _, e := range entries {
-		if n.attached[e.Name()] == nil {
-			ids = append(ids, e.Name())
+// own is what the node was told of itself.
+func (n *Network) own() *swarmpb.Peer {
+	for _, p := range n.told.peers {
+		if n.place.number != 0 && p.GetNumber() == n.place.number {
+			return p
 		}
 	}
-	slices.Sort(ids)
-	return ids
+	return nil
 }
 
-// Teardown removes everything: all attachments, the rules and the uplink. The node has left its cluster.
+// ownAddress is where packets to other nodes come from; not valid: not told yet.
+func (n *Network) ownAddress() netip.Addr {
+	a, err := netip.ParseAddr(n.own().GetAddress())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return a.Unmap()
+}
+
+func (n *Network) mtu() (int, error) {
+	if n.cfg.MTU != 0 {
+		return n.cfg.MTU, nil
+	}
+	return underlayMTU(n.ownAddress())
+}
+
+// Teardown removes everything: all attachments, overlays, the fabric, the rules and the uplink. The node has left its
+// cluster; it may be configured again for another.
 func (n *Network) Teardown(ctx context.Context) error {
 	err := n.Sweep(ctx, nil)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.rules != nil {
-		n.rules.close()
-		n.rules = nil
+	for id, o := range n.overlays {
+		o.close()
+		delete(n.overlays, id)
 	}
-	err = errors.Join(err, deleteTable(), removeUplink())
-	n.block, n.pool = netip.Prefix{}, netip.Prefix{}
+	if n.tunnel != nil {
+		err = errors.Join(err, n.tunnel.Teardown())
+		n.tunnel = nil
+	}
+	n.names.forgetAll()
+	err = errors.Join(err, n.ingress.Teardown(), n.coexist.Teardown(), removeLink(Fabric),
+		removeStrayOverlays(n.cfg.overlays(), nil), removeUplink())
+	n.configured, n.place, n.fabric = false, hostPlace{}, nil
+	n.told = newTold()
+	clear(n.gone)
+	clear(n.dead)
 	return err
 }
 
@@ -309,76 +324,50 @@ func (n *Network) Teardown(ctx context.Context) error {
 func (n *Network) Close() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.rules != nil {
-		n.rules.close()
-		n.rules = nil
+	if n.closed {
+		return
 	}
-	n.ports.close()
+	n.closed, n.configured = true, false
+	n.names.close()
+	for _, o := range n.overlays {
+		o.close()
+	}
+	clear(n.overlays)
+	n.ingress.Close()
+	if n.tunnel != nil {
+		n.tunnel.Close()
+	}
 }
 
-func (n *Network) attachment(r *record) (Attachment, error) {
-	resolv, err := resolvConf("/etc/resolv.conf")
-	if err != nil {
-		return Attachment{}, err
+// Status is what the managers are told of the node's network. It costs a few messages to the kernel.
+func (n *Network) Status() *swarmpb.NodeNetwork {
+	s := &swarmpb.NodeNetwork{Routes: hostRoutes(), Conflicts: n.ingress.Conflicts()}
+	n.status.Lock()
+	s.Problems = append(s.Problems, n.problems...)
+	n.status.Unlock()
+	n.mu.Lock()
+	if n.tunnel != nil {
+		s.WireguardKey, s.Wireguard = n.tunnel.PublicKey(), n.tunnel.Kind()
 	}
-	return Attachment{
-		Namespace: n.namespacePath(r.TaskID), Address: r.Address, Gateway: gatewayOf(n.block),
-		Ports: r.Ports, ResolvConf: resolv,
-	}, nil
+	n.mu.Unlock()
+	return s
 }
 
-func (n *Network) intact(r *record) bool {
-	return isNamespace(n.namespacePath(r.TaskID)) && linkExists(linkName(r.TaskID)) && n.block.Contains(r.Address)
-}
+// Changes has an element when Status may have changed.
+func (n *Network) Changes() <-chan struct{} { return n.changes }
 
-func (n *Network) namespacePath(taskID string) string {
-	return filepath.Join(n.cfg.namespaces(), taskID)
-}
-
-func (n *Network) mtu() (int, error) {
-	if n.cfg.MTU != 0 {
-		return n.cfg.MTU, nil
+// tellStatus has Changes tell when Status says something else than at the last call.
+func (n *Network) tellStatus() {
+	now := n.Status()
+	n.status.Lock()
+	same := n.last != nil && proto.Equal(n.last, now)
+	n.last = now
+	n.status.Unlock()
+	if same {
+		return
 	}
-	return underlayMTU()
-}
-
-// freeAddress picks the next address after the one given last, past the network's own and the gateway, short of broadcast.
-func (n *Network) freeAddress() (netip.Addr, error) {
-	used := map[netip.Addr]bool{gatewayOf(n.block): true}
-	for _, r := range n.attached {
-		used[r.Address] = true
+	select {
+	case n.changes <- struct{}{}:
+	default:
 	}
-	first := gatewayOf(n.block)
-	last := lastOf(n.block)
-	a := n.cursor
-	if !n.block.Contains(a) {
-		a = first
-		for _, r := range n.attached {
-			if n.block.Contains(r.Address) && a.Less(r.Address) {
-				a = r.Address
-			}
-		}
-	}
-	for range 1 << (32 - n.block.Bits()) {
-		if a = a.Next(); !a.Less(last) {
-			a = first
-			continue
-		}
-		if !used[a] {
-			n.cursor = a
-			return a, nil
-		}
-	}
-	return netip.Addr{}, fmt.Errorf("%w: all %d addresses of %s are in use on this node; run fewer tasks here or choose a shorter fabric block length at init",
-		ErrBlockFull, len(used)-1, n.block)
-}
-
-func gatewayOf(block netip.Prefix) netip.Addr { return block.Masked().Addr().Next() }
-
-// lastOf is the broadcast address.
-func lastOf(block netip.Prefix) netip.Addr {
-	b := block.Masked().Addr().As4()
-	host := uint32(1)<<(32-block.Bits()) - 1
-	v := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3]) | host
-	return netip.AddrFrom4([4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)})
 }

@@ -8,8 +8,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/worker/ingress"
 )
 
 // record is what outlives the daemon of an attachment: one JSON file a task.
@@ -17,14 +21,28 @@ type record struct {
 	TaskID  string
 	Address netip.Addr
 	Ports   []*swarmpb.PortConfig `json:",omitempty"`
+	// Networks and the addresses there, eth1 and on.
+	Networks []*swarmpb.NetworkAddress `json:",omitempty"`
+	DNS      *swarmpb.DNSConfig        `json:",omitempty"`
+	// Internal: all its networks are, so it has no way out.
+	Internal bool `json:",omitempty"`
 }
 
-func (r *record) forwards() []forward {
-	var out []forward
+// fits tells whether a request asks for what the task has.
+func (r *record) fits(req Request) bool {
+	return slices.EqualFunc(r.Networks, req.Networks, func(a, b *swarmpb.NetworkAddress) bool { return proto.Equal(a, b) }) && proto.Equal(r.DNS, req.DNS)
+}
+
+func (r *record) forwards() []ingress.Forward {
+	var out []ingress.Forward
 	for _, p := range r.Ports {
-		out = append(out, forward{protocol: p.Protocol, port: uint16(p.PublishedPort), to: netip.AddrPortFrom(r.Address, uint16(p.TargetPort))})
+		out = append(out, forwardOf(r.Address, p))
 	}
 	return out
+}
+
+func forwardOf(to netip.Addr, p *swarmpb.PortConfig) ingress.Forward {
+	return ingress.Forward{Protocol: p.GetProtocol(), Port: uint16(p.GetPublishedPort()), To: netip.AddrPortFrom(to, uint16(p.GetTargetPort()))}
 }
 
 func (r *record) write(dir string) error {

@@ -1,0 +1,63 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/worker/network/wireguard"
+)
+
+// openTunnel opens what encrypts, once; an error stays. Encrypted networks go through it: their VXLAN packets are
+// sent to nodes' addresses within the tunnel.
+func (n *Network) openTunnel() error {
+	if n.tunnel != nil || n.tunnelErr != nil {
+		return n.tunnelErr
+	}
+	switch {
+	case n.cfg.KeyDir == "":
+		n.tunnelErr = errors.New("it was started without encryption")
+	case !n.place.prefix6.IsValid():
+		n.tunnelErr = errors.New("its kernel has no IPv6, which the tunnel between the nodes uses")
+	default:
+		n.tunnel, n.tunnelErr = wireguard.Open(wireguard.Config{Dir: n.cfg.KeyDir, Logger: n.cfg.Logger})
+	}
+	if n.tunnelErr != nil {
+		n.tunnel = nil
+		return n.tunnelErr
+	}
+	return n.setUpTunnel()
+}
+
+// setUpTunnel brings the tunnel to the peers that were told.
+func (n *Network) setUpTunnel() error {
+	if n.tunnel == nil {
+		return nil
+	}
+	if err := n.tunnel.Configure(wireguard.Address(n.place.prefix6, n.place.number)); err != nil {
+		return fmt.Errorf("configure encryption: %w", err)
+	}
+	var peers []wireguard.Peer
+	for _, p := range n.told.peers {
+		if peer, ok := n.tunnelPeer(p); ok {
+			peers = append(peers, peer)
+		}
+	}
+	if err := n.tunnel.SetPeers(peers); err != nil {
+		return fmt.Errorf("set the peers of encryption: %w", err)
+	}
+	return nil
+}
+
+// tunnelPeer is false for a node without a key, and this one.
+func (n *Network) tunnelPeer(p *swarmpb.Peer) (wireguard.Peer, bool) {
+	host, err := netip.ParseAddr(p.GetAddress())
+	if err != nil || len(p.GetWireguardKey()) == 0 || p.GetNumber() == 0 || p.GetNumber() == n.place.number {
+		return wireguard.Peer{}, false
+	}
+	return wireguard.Peer{
+		PublicKey: p.GetWireguardKey(), Endpoint: netip.AddrPortFrom(host.Unmap(), wireguard.DefaultPort),
+		Address: wireguard.Address(n.place.prefix6, p.GetNumber()).Addr(),
+	}, true
+}
