@@ -203,6 +203,9 @@ func (l *lab) claimTasks(claim func(pool, address, owner string)) {
 				full++
 			}
 		}
+		if view.Service(task.GetServiceId()).GetRemoving() {
+			continue // it is about to go, and its network may be as well
+		}
 		if full == 0 {
 			l.Fatalf("task %s has no addresses, and no pool is full", task.GetId())
 		}
