@@ -1,0 +1,261 @@
+package ingress
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	mdl "github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/worker/ingress/slots"
+)
+
+// portKey is a published port of the host.
+type portKey struct {
+	protocol byte // IPPROTO
+	port     uint16
+}
+
+// balance is what the kernel holds of a published port.
+type balance struct {
+	kind      byte // byChance or byClient
+	sourceNAT bool
+	// backends by slot, as many as the class has; empty = refused. IPv4; the twins follow from it.
+	backends []netip.AddrPort
+}
+
+func (b balance) equal(o balance) bool {
+	return b.kind == o.kind && b.sourceNAT == o.sourceNAT && slices.Equal(b.backends, o.backends)
+}
+
+func chainName(kind byte, class int) string { return string(kind) + strconv.Itoa(class) }
+
+// parseChain is the inverse of chainName.
+func parseChain(name string) (kind byte, class int, ok bool) {
+	if name == "" {
+		return 0, 0, false
+	}
+	class, err := strconv.Atoi(name[1:])
+	return name[0], class, err == nil && slices.Contains(slots.Classes[:], class) && (name[0] == byChance || name[0] == byClient)
+}
+
+func (k portKey) key() []byte {
+	return []byte{k.protocol, 0, 0, 0, byte(k.port >> 8), byte(k.port), 0, 0}
+}
+
+func (k portKey) slotKey(slot int) []byte { return append(k.key(), native(uint32(slot))...) }
+
+func parsePortKey(key []byte) (portKey, bool) {
+	if len(key) < 8 {
+		return portKey{}, false
+	}
+	return portKey{key[0], binary.BigEndian.Uint16(key[4:])}, true
+}
+
+func backendValue(a netip.Addr, port uint16) []byte {
+	return append(a.AsSlice(), byte(port>>8), byte(port), 0, 0)
+}
+
+// verdictElement leads a port to its class.
+func (k portKey) verdictElement(b balance) nftables.SetElement {
+	return nftables.SetElement{Key: k.key(), VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: chainName(b.kind, len(b.backends))}}
+}
+
+// verdictChain is the chain that an element of a verdict map names, as the library reads it.
+func verdictChain(e nftables.SetElement) string {
+	const chain = 2 // NFTA_VERDICT_CHAIN
+	ad, err := mdl.NewAttributeDecoder(e.Val)
+	if err != nil {
+		return ""
+	}
+	for ad.Next() {
+		if ad.Type() == chain {
+			return ad.String()
+		}
+	}
+	return ""
+}
+
+// change is the elements that a transaction takes from and gives to sets. Those taken go first: a key whose value
+// changes is in both.
+type change struct {
+	order       []*nftables.Set
+	take, given map[*nftables.Set][]nftables.SetElement
+}
+
+func newChange() *change {
+	return &change{take: map[*nftables.Set][]nftables.SetElement{}, given: map[*nftables.Set][]nftables.SetElement{}}
+}
+
+func (c *change) touch(s *nftables.Set) {
+	if !slices.Contains(c.order, s) {
+		c.order = append(c.order, s)
+	}
+}
+
+func (c *change) remove(s *nftables.Set, e nftables.SetElement) {
+	c.touch(s)
+	c.take[s] = append(c.take[s], e)
+}
+
+func (c *change) add(s *nftables.Set, e nftables.SetElement) {
+	c.touch(s)
+	c.given[s] = append(c.given[s], e)
+}
+
+func (c *change) empty() bool { return len(c.order) == 0 }
+
+// commit sends the change as one transaction.
+func (c *change) commit(k *kernel) error {
+	for _, s := range c.order {
+		if err := k.remove(s, c.take[s]); err != nil {
+			return err
+		}
+	}
+	for _, s := range c.order {
+		if err := k.add(s, c.given[s]); err != nil {
+			return err
+		}
+	}
+	return k.commit()
+}
+
+// rebalance adds to the change what leads a port from one balance to another; either may be nil, for a port that is not published.
+func (t *table) rebalance(c *change, k portKey, from, to *balance, prefix6 netip.Prefix) {
+	var old, now balance
+	if from != nil {
+		old = *from
+	}
+	if to != nil {
+		now = *to
+	}
+	membership := func(s *nftables.Set, was, is bool) {
+		switch {
+		case was && !is:
+			c.remove(s, nftables.SetElement{Key: k.key()})
+		case is && !was:
+			c.add(s, nftables.SetElement{Key: k.key()})
+		}
+	}
+	membership(t.ports, from != nil, to != nil)
+	membership(t.sourceNAT, old.sourceNAT, now.sourceNAT)
+	if had, has := len(old.backends) > 0, len(now.backends) > 0; had != has || old.kind != now.kind || len(old.backends) != len(now.backends) {
+		if had {
+			c.remove(t.published, k.verdictElement(old))
+		}
+		if has {
+			c.add(t.published, k.verdictElement(now))
+		}
+	}
+	for slot := range max(len(old.backends), len(now.backends)) {
+		var was, is netip.AddrPort
+		if slot < len(old.backends) {
+			was = old.backends[slot]
+		}
+		if slot < len(now.backends) {
+			is = now.backends[slot]
+		}
+		if was == is {
+			continue
+		}
+		if was.IsValid() {
+			t.slotElements(k, slot, was, prefix6, c.remove)
+		}
+		if is.IsValid() {
+			t.slotElements(k, slot, is, prefix6, c.add)
+		}
+	}
+}
+
+func (t *table) slotElements(k portKey, slot int, to netip.AddrPort, prefix6 netip.Prefix, each func(*nftables.Set, nftables.SetElement)) {
+	key := k.slotKey(slot)
+	each(t.backends[0], nftables.SetElement{Key: key, Val: backendValue(to.Addr(), to.Port())})
+	if prefix6.IsValid() {
+		each(t.backends[1], nftables.SetElement{Key: key, Val: backendValue(swarmpb.Address6(prefix6, to.Addr()), to.Port())})
+	}
+}
+
+// readBalances is what the kernel holds, for a table that a former process may have loaded. Ports that it cannot make sense
+// of are left out.
+func (t *table) readBalances(k *kernel) (map[portKey]*balance, error) {
+	out := map[portKey]*balance{}
+	for _, s := range []*nftables.Set{t.ports, t.sourceNAT, t.published, t.backends[0]} {
+		elements, err := k.elements(s)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range elements {
+			key, ok := parsePortKey(e.Key)
+			if !ok {
+				continue
+			}
+			if s == t.ports {
+				out[key] = &balance{}
+				continue
+			}
+			b := out[key]
+			if b == nil {
+				continue
+			}
+			switch s {
+			case t.sourceNAT:
+				b.sourceNAT = true
+			case t.published:
+				if kind, class, ok := parseChain(verdictChain(e)); ok {
+					b.kind, b.backends = kind, make([]netip.AddrPort, class)
+				}
+			default:
+				if len(e.Key) < 12 || len(e.Val) < 8 {
+					continue
+				}
+				if slot := int(binary.NativeEndian.Uint32(e.Key[8:])); slot < len(b.backends) {
+					b.backends[slot] = netip.AddrPortFrom(netip.AddrFrom4([4]byte(e.Val)), binary.BigEndian.Uint16(e.Val[4:]))
+				}
+			}
+		}
+	}
+	for _, b := range out {
+		if slices.ContainsFunc(b.backends, func(a netip.AddrPort) bool { return !a.IsValid() }) {
+			b.backends = nil
+		}
+	}
+	return out, nil
+}
+
+func protocolNumber(p swarmpb.Protocol) byte {
+	switch p {
+	case swarmpb.Protocol_PROTOCOL_UDP:
+		return unix.IPPROTO_UDP
+	case swarmpb.Protocol_PROTOCOL_SCTP:
+		return unix.IPPROTO_SCTP
+	}
+	return unix.IPPROTO_TCP
+}
+
+func protocolOf(number byte) swarmpb.Protocol {
+	switch number {
+	case unix.IPPROTO_UDP:
+		return swarmpb.Protocol_PROTOCOL_UDP
+	case unix.IPPROTO_SCTP:
+		return swarmpb.Protocol_PROTOCOL_SCTP
+	}
+	return swarmpb.Protocol_PROTOCOL_TCP
+}
+
+func protocolName(number byte) string {
+	switch number {
+	case unix.IPPROTO_UDP:
+		return "udp"
+	case unix.IPPROTO_SCTP:
+		return "sctp"
+	}
+	return "tcp"
+}
+
+func (k portKey) String() string { return fmt.Sprintf("%d/%s", k.port, protocolName(k.protocol)) }

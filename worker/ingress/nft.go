@@ -1,0 +1,218 @@
+package ingress
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io/fs"
+	"os"
+
+	"github.com/google/nftables"
+	mdl "github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Table is the name of all our nftables tables.
+const Table = "swarmd"
+
+// maxElements is how many elements one message holds: an attribute holds 64 KiB.
+const maxElements = 400
+
+// socketBuffer has room for the acknowledgements of a whole table, and for the table itself, on the way to the kernel.
+// They are limits: memory is taken as it is needed.
+const (
+	receiveBuffer = 8 << 20
+	sendBuffer    = 256 << 20
+)
+
+// kernel is a kept-open socket to the nftables of one network namespace. Changes are collected and sent by commit, as one
+// transaction. It counts its own transactions, so that it can tell whether somebody else has changed anything.
+type kernel struct {
+	namespace  string // path; "" = that of the calling thread
+	conn       *nftables.Conn
+	generation uint32 // of the namespace's nftables when last seen, plus our transactions since
+	pending    bool
+}
+
+func openKernel(namespace string) (*kernel, error) {
+	k := &kernel{namespace: namespace}
+	return k, k.open()
+}
+
+func (k *kernel) open() error {
+	opts := []nftables.ConnOption{nftables.AsLasting(), nftables.WithSockOptions(
+		func(c *mdl.Conn) error { return c.SetReadBuffer(receiveBuffer) },
+		func(c *mdl.Conn) error { return c.SetWriteBuffer(sendBuffer) },
+	)}
+	if k.namespace != "" {
+		f, err := os.Open(k.namespace)
+		if err != nil {
+			return fmt.Errorf("open namespace: %w", err)
+		}
+		defer f.Close()
+		opts = append(opts, nftables.WithNetNSFd(int(f.Fd())))
+	}
+	conn, err := nftables.New(opts...)
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	k.conn = conn
+	return nil
+}
+
+func (k *kernel) close() {
+	if k.conn != nil {
+		_ = k.conn.CloseLasting()
+		k.conn = nil
+	}
+}
+
+// commit sends what was collected. After an error the socket is a new one, as answers may still be under way on the old.
+func (k *kernel) commit() error {
+	if !k.pending {
+		return nil
+	}
+	k.pending = false
+	if err := k.conn.Flush(); err != nil {
+		k.close()
+		return errors.Join(err, k.open())
+	}
+	k.generation++
+	return nil
+}
+
+// drop forgets what was collected.
+func (k *kernel) drop() error {
+	k.pending = false
+	k.close()
+	return k.open()
+}
+
+func (k *kernel) add(s *nftables.Set, elements []nftables.SetElement) error {
+	return k.chunks(s, elements, k.conn.SetAddElements)
+}
+
+func (k *kernel) remove(s *nftables.Set, elements []nftables.SetElement) error {
+	return k.chunks(s, elements, k.conn.SetDeleteElements)
+}
+
+func (k *kernel) chunks(s *nftables.Set, elements []nftables.SetElement, send func(*nftables.Set, []nftables.SetElement) error) error {
+	for len(elements) > 0 {
+		n := min(len(elements), maxElements)
+		if err := send(s, elements[:n]); err != nil {
+			return fmt.Errorf("encode elements of %s: %w", s.Name, err)
+		}
+		k.pending = true
+		elements = elements[n:]
+	}
+	return nil
+}
+
+func (k *kernel) addSet(s *nftables.Set, elements []nftables.SetElement) error {
+	if err := k.conn.AddSet(s, nil); err != nil {
+		return fmt.Errorf("encode set %s: %w", s.Name, err)
+	}
+	k.pending = true
+	return k.add(s, elements)
+}
+
+// replaceTable has the transaction begin with an empty table of ours.
+func (k *kernel) replaceTable(t *nftables.Table) {
+	k.conn.AddTable(t) // so that the delete finds one
+	k.conn.DelTable(t)
+	k.conn.AddTable(t)
+	k.pending = true
+}
+
+// removeTable removes a table, which need not be there.
+func (k *kernel) removeTable(t *nftables.Table) error {
+	k.conn.AddTable(t)
+	k.conn.DelTable(t)
+	k.pending = true
+	return k.commit()
+}
+
+// elements of a set; none when the table or the set is not there.
+func (k *kernel) elements(s *nftables.Set) ([]nftables.SetElement, error) {
+	if _, err := k.conn.GetSetByName(s.Table, s.Name); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, errors.Join(fmt.Errorf("find nftables set %s: %w", s.Name, err), k.drop())
+	}
+	all, err := k.conn.GetSetElements(s)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("read nftables set %s: %w", s.Name, err), k.drop())
+	}
+	return all, nil
+}
+
+// currentGeneration is a number that every change of the namespace's nftables, by anybody, increases by one.
+func (k *kernel) currentGeneration() (uint32, error) {
+	msgs, err := k.ask(unix.NFT_MSG_GETGEN, unix.NFPROTO_UNSPEC, 0, nil)
+	if err != nil {
+		return 0, fmt.Errorf("read the generation of nftables: %w", err)
+	}
+	for _, m := range msgs {
+		ad, err := mdl.NewAttributeDecoder(m.Data[4:])
+		if err != nil {
+			return 0, fmt.Errorf("read the generation of nftables: %w", err)
+		}
+		ad.ByteOrder = binary.BigEndian
+		for ad.Next() {
+			if ad.Type() == unix.NFTA_GEN_ID {
+				return ad.Uint32(), nil
+			}
+		}
+	}
+	return 0, errors.New("read the generation of nftables: the kernel did not tell it")
+}
+
+// rulesPrint is a hash of a table's rules as the kernel has them; elements of sets are no part of it.
+func (k *kernel) rulesPrint(t *nftables.Table) (uint64, error) {
+	attrs, err := mdl.MarshalAttributes([]mdl.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: []byte(t.Name + "\x00")}})
+	if err != nil {
+		return 0, fmt.Errorf("encode request: %w", err)
+	}
+	msgs, err := k.ask(unix.NFT_MSG_GETRULE, byte(t.Family), mdl.Dump, attrs)
+	if err != nil {
+		return 0, fmt.Errorf("read nftables rules: %w", err)
+	}
+	h := fnv.New64a()
+	for _, m := range msgs {
+		if len(m.Data) > 4 {
+			_, _ = h.Write(m.Data[4:]) // behind the header, which holds the generation
+		}
+	}
+	return h.Sum64(), nil
+}
+
+// ask uses a socket of its own: the library's has no such calls.
+func (k *kernel) ask(kind uint16, family byte, flags mdl.HeaderFlags, attrs []byte) ([]mdl.Message, error) {
+	conn, err := dialNetfilter(k.namespace)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	return conn.Execute(mdl.Message{
+		Header: mdl.Header{Type: mdl.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | kind), Flags: mdl.Request | flags},
+		Data:   append([]byte{family, unix.NFNETLINK_V0, 0, 0}, attrs...),
+	})
+}
+
+func dialNetfilter(namespace string) (*mdl.Conn, error) {
+	cfg := &mdl.Config{}
+	if namespace != "" {
+		f, err := os.Open(namespace)
+		if err != nil {
+			return nil, fmt.Errorf("open namespace: %w", err)
+		}
+		defer f.Close()
+		cfg.NetNS = int(f.Fd())
+	}
+	conn, err := mdl.Dial(unix.NETLINK_NETFILTER, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("open netfilter socket: %w", err)
+	}
+	return conn, nil
+}

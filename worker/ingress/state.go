@@ -1,0 +1,316 @@
+package ingress
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/worker/ingress/slots"
+)
+
+// defaultWeight is that of an endpoint which names none.
+const defaultWeight = 100
+
+// service is what was told of one service, and the slots that its endpoints have here.
+type service struct {
+	id        string
+	ports     []*swarmpb.PortConfig
+	endpoints map[string]*swarmpb.Endpoint // by task
+	random    []string                     // endpoint of each slot; what moves as little as possible
+}
+
+// state is what the managers told, and what is known here besides. Its messages are read-only.
+type state struct {
+	services map[string]*service
+	tasks    map[string]string // task -> service
+	// gone are tasks whose process has ended here, until the managers have taken the endpoint back.
+	gone map[string]bool
+	// dead is gossip's view of the nodes that endpoints are on.
+	dead map[string]bool
+	hint func(nodeID string) bool
+	self string
+	// nodes are all members, sorted.
+	nodes []string
+	// claims are the ports that services publish. More than one service claims a port only while one takes it over from another.
+	claims map[portKey]map[string]*balance
+}
+
+func newState() *state {
+	return &state{
+		services: map[string]*service{}, tasks: map[string]string{}, gone: map[string]bool{}, dead: map[string]bool{},
+		hint: func(string) bool { return false }, claims: map[portKey]map[string]*balance{},
+	}
+}
+
+// leaving are addresses whose connections end with a change: all of them, or those of UDP.
+type leaving struct{ all, udp map[netip.Addr]bool }
+
+func newLeaving() leaving { return leaving{map[netip.Addr]bool{}, map[netip.Addr]bool{}} }
+
+func (s *state) service(id string) *service {
+	v := s.services[id]
+	if v == nil {
+		v = &service{id: id, endpoints: map[string]*swarmpb.Endpoint{}}
+		s.services[id] = v
+	}
+	return v
+}
+
+// take merges an update and tells which services it touched and whose connections end.
+func (s *state) take(u Update) (map[string]bool, leaving) {
+	touched, out := map[string]bool{}, newLeaving()
+	if u.Full {
+		s.forgetAllBut(u, touched, out)
+	}
+	for _, m := range u.Services {
+		s.service(m.GetId()).ports = m.GetPorts()
+		touched[m.GetId()] = true
+	}
+	for _, e := range u.Endpoints {
+		s.setEndpoint(e, touched, out)
+	}
+	for _, task := range u.RemovedEndpoints {
+		s.removeEndpoint(task, touched, out)
+	}
+	for _, id := range u.RemovedServices {
+		if v := s.services[id]; v != nil {
+			v.ports = nil
+			touched[id] = true
+		}
+	}
+	return touched, out
+}
+
+// forgetAllBut removes what a full update does not name.
+func (s *state) forgetAllBut(u Update, touched map[string]bool, out leaving) {
+	keep := map[string]bool{}
+	for _, e := range u.Endpoints {
+		keep[e.GetTaskId()] = true
+	}
+	for _, task := range slices.Sorted(maps.Keys(s.tasks)) {
+		if !keep[task] {
+			s.removeEndpoint(task, touched, out)
+		}
+	}
+	clear(keep)
+	for _, m := range u.Services {
+		keep[m.GetId()] = true
+	}
+	for id, v := range s.services {
+		if !keep[id] && v.ports != nil {
+			v.ports = nil
+			touched[id] = true
+		}
+	}
+	maps.DeleteFunc(s.gone, func(task string, _ bool) bool { return s.tasks[task] == "" })
+}
+
+func (s *state) setEndpoint(e *swarmpb.Endpoint, touched map[string]bool, out leaving) {
+	if was, ok := s.tasks[e.GetTaskId()]; ok && was != e.GetServiceId() {
+		s.removeEndpoint(e.GetTaskId(), touched, out)
+	}
+	v := s.service(e.GetServiceId())
+	before := v.endpoints[e.GetTaskId()]
+	v.endpoints[e.GetTaskId()] = e
+	s.tasks[e.GetTaskId()] = e.GetServiceId()
+	s.dead[e.GetNodeId()] = s.hint(e.GetNodeId())
+	touched[e.GetServiceId()] = true
+	if a, ok := uplinkAddress(before); ok {
+		if now, _ := uplinkAddress(e); now != a {
+			out.all[a] = true
+		}
+	}
+	draining := swarmpb.EndpointState_ENDPOINT_STATE_DRAINING
+	if a, ok := uplinkAddress(e); ok && e.GetState() == draining && before.GetState() != draining {
+		out.udp[a] = true
+	}
+}
+
+func (s *state) removeEndpoint(task string, touched map[string]bool, out leaving) {
+	id, ok := s.tasks[task]
+	if !ok {
+		return
+	}
+	v := s.services[id]
+	if a, ok := uplinkAddress(v.endpoints[task]); ok && !s.gone[task] {
+		out.all[a] = true
+	}
+	delete(v.endpoints, task)
+	delete(s.tasks, task)
+	delete(s.gone, task)
+	touched[id] = true
+}
+
+// tidy drops services of which nothing is left to know, and what is known of nodes without endpoints.
+func (s *state) tidy(touched map[string]bool) {
+	for id := range touched {
+		if v := s.services[id]; v != nil && len(v.ports) == 0 && len(v.endpoints) == 0 {
+			delete(s.services, id)
+		}
+	}
+}
+
+// hinted takes over gossip's view and tells which services it touches.
+func (s *state) hinted(dead func(string) bool) map[string]bool {
+	s.hint = dead
+	touched, now := map[string]bool{}, map[string]bool{}
+	for id, v := range s.services {
+		for _, e := range v.endpoints {
+			n := e.GetNodeId()
+			is, ok := now[n]
+			if !ok {
+				is = dead(n)
+				now[n] = is
+			}
+			if is != s.dead[n] {
+				touched[id] = true
+			}
+		}
+	}
+	s.dead = now
+	return touched
+}
+
+func uplinkAddress(e *swarmpb.Endpoint) (netip.Addr, bool) {
+	a, err := netip.ParseAddr(e.GetAddress())
+	return a, err == nil && a.Is4()
+}
+
+// candidates are the endpoints that take new connections: the active ones with an address, of nodes that are not said to be
+// dead; all active ones when those are all that is left.
+func (s *state) candidates(v *service) []slots.Candidate {
+	var alive, dead []slots.Candidate
+	for task, e := range v.endpoints {
+		if _, ok := uplinkAddress(e); !ok || s.gone[task] || e.GetState() != swarmpb.EndpointState_ENDPOINT_STATE_ACTIVE {
+			continue
+		}
+		c := slots.Candidate{ID: task, Node: e.GetNodeId(), Weight: e.GetWeight()}
+		if c.Weight == 0 {
+			c.Weight = defaultWeight
+		}
+		if s.dead[c.Node] {
+			dead = append(dead, c)
+		} else {
+			alive = append(alive, c)
+		}
+	}
+	if len(alive) == 0 {
+		return dead
+	}
+	return alive
+}
+
+// claim brings the claims of the services up to date and tells which ports that concerns.
+func (s *state) claim(touched map[string]bool) map[portKey]bool {
+	ports := map[portKey]bool{}
+	for k, by := range s.claims {
+		for id := range by {
+			if touched[id] {
+				ports[k] = true
+				delete(by, id)
+			}
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(touched)) {
+		v := s.services[id]
+		if v == nil {
+			continue
+		}
+		for k, b := range s.balances(v) {
+			if s.claims[k] == nil {
+				s.claims[k] = map[string]*balance{}
+			}
+			s.claims[k][id] = b
+			ports[k] = true
+		}
+	}
+	for k := range ports {
+		if len(s.claims[k]) == 0 {
+			delete(s.claims, k)
+		}
+	}
+	return ports
+}
+
+// claimed is what a port should be; nil: no service publishes it.
+func (s *state) claimed(k portKey) *balance {
+	by := s.claims[k]
+	if len(by) == 0 {
+		return nil
+	}
+	return by[slices.Min(slices.Collect(maps.Keys(by)))]
+}
+
+// balances are what the service's ports should be in the kernel.
+func (s *state) balances(v *service) map[portKey]*balance {
+	if len(v.ports) == 0 {
+		return nil
+	}
+	all := s.candidates(v)
+	var chance, stable []string
+	assigned := func(kind byte) []string {
+		if kind == byClient {
+			if stable == nil {
+				stable = s.stable(all)
+			}
+			return stable
+		}
+		if chance == nil {
+			chance = s.chance(v, all)
+		}
+		return chance
+	}
+	out := map[portKey]*balance{}
+	for _, p := range v.ports {
+		b := &balance{kind: byChance, sourceNAT: p.GetSource() == swarmpb.PublishSource_PUBLISH_SOURCE_NAT}
+		if p.GetAffinity() == swarmpb.Affinity_AFFINITY_CLIENT_IP {
+			b.kind = byClient
+		}
+		if len(all) > 0 {
+			ids := assigned(b.kind)
+			b.backends = make([]netip.AddrPort, len(ids))
+			for i, id := range ids {
+				a, _ := uplinkAddress(v.endpoints[id])
+				b.backends[i] = netip.AddrPortFrom(a, uint16(p.GetTargetPort()))
+			}
+		}
+		if key := (portKey{protocolNumber(p.GetProtocol()), uint16(p.GetPublishedPort())}); key.port != 0 {
+			out[key] = b
+		}
+	}
+	return out
+}
+
+func (s *state) chance(v *service, all []slots.Candidate) []string {
+	shares := slots.Subset(v.id, s.self, s.nodes, all, slots.Limit)
+	v.random = slots.Assign(slots.ClassFor(shares), v.random, shares)
+	return v.random
+}
+
+// stable is the same on every node that knows the same endpoints, so it takes no subset.
+func (s *state) stable(all []slots.Candidate) []string {
+	shares := make([]slots.Share, len(all))
+	for i, c := range all {
+		shares[i] = slots.Share{ID: c.ID, Weight: c.Weight}
+	}
+	return slots.AssignStable(slots.ClassFor(shares), shares)
+}
+
+// recall gives a service without slots those that a former process gave it, as far as its endpoints still have the
+// addresses, so that they move as little as after any change.
+func (v *service) recall(b *balance) {
+	if v.random != nil || b == nil || b.kind != byChance || len(b.backends) == 0 {
+		return
+	}
+	byAddress := map[netip.Addr]string{}
+	for task, e := range v.endpoints {
+		if a, ok := uplinkAddress(e); ok {
+			byAddress[a] = task
+		}
+	}
+	v.random = make([]string, len(b.backends))
+	for i, a := range b.backends {
+		v.random[i] = byAddress[a.Addr()]
+	}
+}
