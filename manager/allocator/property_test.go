@@ -177,6 +177,11 @@ func (l *lab) pools() []string {
 	for _, id := range someNetworks {
 		pools = append(pools, NetworkPool(id))
 	}
+	for n := range l.View().Networks() {
+		if pool := NetworkPool(n.GetId()); !slices.Contains(pools, pool) {
+			pools = append(pools, pool)
+		}
+	}
 	return pools
 }
 
