@@ -12,17 +12,22 @@ import (
 
 // Apply takes what the node is told of peers, networks, services and endpoints; other changes are ignored. It returns
 // once resolvers and kernel hold it, in that nothing that is gone is answered any more. Before Configure it only
-// remembers. An error says what is not in the kernel; Check tries again.
+// remembers. An error says what is not in the kernel; Check tries again, and so does the next Apply, whatever it is called
+// with: nil means that all is there.
 func (n *Network) Apply(_ context.Context, full bool, changes []*swarmpb.AssignmentChange) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	d := n.told.merge(full, changes)
+	if n.unheld {
+		d.widen(n.told.everything()) // what the kernel did not take before
+	}
 	maps.DeleteFunc(n.gone, func(task string, _ bool) bool { return n.told.endpoints[task] == nil && n.attached[task] == nil })
 	update := n.ingressUpdate(full, d)
 	err := n.bring(d)
 	if full || len(update.Services)+len(update.RemovedServices)+len(update.Endpoints)+len(update.RemovedEndpoints) > 0 {
 		err = errors.Join(err, n.ingress.Apply(update))
 	}
+	n.unheld = err != nil
 	return err
 }
 

@@ -127,6 +127,7 @@ type Network struct {
 	cursor     netip.Addr // the address given last: a released one rests until the block has been gone through
 	attached   map[string]*record
 	told       *told
+	unheld     bool            // the kernel has not taken all of it
 	gone       map[string]bool // tasks whose process has ended; until they are attached again, or the managers know
 	dead       map[string]bool // nodes that gossip calls dead
 	hint       func(nodeID string) bool

@@ -1,6 +1,8 @@
 package network
 
 import (
+	"maps"
+
 	"google.golang.org/protobuf/proto"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
@@ -52,6 +54,18 @@ func (t *told) everything() *delta {
 		d.endpoints[id] = e
 	}
 	return d
+}
+
+// widen adds what another delta names. What both name stays.
+func (d *delta) widen(o *delta) {
+	maps.Copy(d.peers, o.peers)
+	maps.Copy(d.networks, o.networks)
+	maps.Copy(d.services, o.services)
+	for task, was := range o.endpoints {
+		if _, known := d.endpoints[task]; !known {
+			d.endpoints[task] = was
+		}
+	}
 }
 
 // merge takes the changes of a set and says what they have changed. A full set is compared with what was there:

@@ -1,7 +1,6 @@
 package network
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 
@@ -17,9 +16,9 @@ func (n *Network) openTunnel() error {
 	}
 	switch {
 	case n.cfg.KeyDir == "":
-		n.tunnelErr = errors.New("it was started without encryption")
+		n.tunnelErr = fmt.Errorf("%w: it was started without a place for its key", ErrUnsupported)
 	case !n.place.prefix6.IsValid():
-		n.tunnelErr = errors.New("its kernel has no IPv6, which the tunnel between the nodes uses")
+		n.tunnelErr = fmt.Errorf("%w: the kernel has no IPv6, which the tunnel between the nodes uses", ErrUnsupported)
 	default:
 		n.tunnel, n.tunnelErr = wireguard.Open(wireguard.Config{Dir: n.cfg.KeyDir, Logger: n.cfg.Logger})
 	}
