@@ -27,6 +27,9 @@ func (l *Lab) remember() error {
 			k.Pids = append(k.Pids, h.node.pid)
 		}
 	}
+	for _, c := range l.clients {
+		k.Pids = append(k.Pids, c.node.pid)
+	}
 	data, err := json.Marshal(k)
 	if err != nil {
 		return err

@@ -26,8 +26,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Subnet of the hosts: host i has .i, the switch (and with it the client) .254.
-var Subnet = netip.MustParsePrefix("10.77.0.0/24")
+// Subnet and Subnet6 of the hosts: host i has i as its last byte, the switch (and with it the lab as a client) 254, clients of
+// their own those from 200 on.
+var (
+	Subnet  = netip.MustParsePrefix("10.77.0.0/24")
+	Subnet6 = netip.MustParsePrefix("fd77::/64")
+)
+
+// defaultMTU of the wires.
+const defaultMTU = 1500
 
 // Config of a lab.
 type Config struct {
@@ -37,6 +44,8 @@ type Config struct {
 	Hosts int
 	// Swarmd is the path of the binary under test.
 	Swarmd string
+	// MTU of the wires; 0 = 1500.
+	MTU int
 	// Keep leaves the hosts running when this program ends; Down ends them.
 	Keep bool
 	// Env is added to swarmd's environment.
@@ -49,6 +58,8 @@ type Lab struct {
 	name  string
 	sw    *node
 	hosts []*Host
+
+	clients []*Client
 }
 
 // node is a set of namespaces, held by its first process.
@@ -61,8 +72,8 @@ type node struct {
 // Host is one machine of the lab.
 type Host struct {
 	Name string
-	// Addr is its address on the switch.
-	Addr netip.Addr
+	// Addr and Addr6 are its addresses on the switch.
+	Addr, Addr6 netip.Addr
 	// Dir is its directory outside: Dir/run is /run/swarmd inside, Dir/data is /var/lib/swarmd.
 	Dir string
 
@@ -75,6 +86,9 @@ type Host struct {
 
 // New makes the switch and the hosts. The hosts run nothing yet.
 func New(cfg Config) (*Lab, error) {
+	if cfg.MTU == 0 {
+		cfg.MTU = defaultMTU
+	}
 	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -93,7 +107,7 @@ func New(cfg Config) (*Lab, error) {
 	if l.sw, err = l.launch(hostConfig{Hostname: "switch", Dir: swDir}, filepath.Join(cfg.Dir, "switch.log")); err != nil {
 		return nil, err
 	}
-	if err := l.inSwitch(makeSwitch); err != nil {
+	if err := l.inSwitch(l.makeSwitch); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
 	if err := l.release(l.sw, swDir); err != nil {
@@ -113,9 +127,10 @@ func (l *Lab) Hosts() []*Host { return l.hosts }
 // AddHost adds a host, named node-1, node-2 and so on.
 func (l *Lab) AddHost() (*Host, error) {
 	i := len(l.hosts) + 1
-	addr := Subnet.Addr().As4()
-	addr[3] = byte(i)
-	h := &Host{Name: fmt.Sprintf("node-%d", i), Addr: netip.AddrFrom4(addr), Dir: filepath.Join(l.cfg.Dir, fmt.Sprintf("node-%d", i)), lab: l, index: i}
+	h := &Host{
+		Name: fmt.Sprintf("node-%d", i), Addr: address4(byte(i)), Addr6: address6(byte(i)),
+		Dir: filepath.Join(l.cfg.Dir, fmt.Sprintf("node-%d", i)), lab: l, index: i,
+	}
 	if err := h.PowerOn(); err != nil {
 		return nil, err
 	}
@@ -131,6 +146,10 @@ func (l *Lab) Close() error {
 	var errs []error
 	for _, h := range l.hosts {
 		errs = append(errs, h.PowerOff())
+	}
+	for _, c := range l.clients {
+		c.Close()
+		c.node.kill()
 	}
 	if l.sw != nil {
 		l.sw.kill()

@@ -15,7 +15,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func newLab(t *testing.T, hosts int) *Lab {
+func newLab(t *testing.T, hosts int) *Lab { t.Helper(); return newLabOf(t, Config{Hosts: hosts}) }
+
+func newLabOf(t *testing.T, cfg Config) *Lab {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("namespaces need root")
@@ -25,7 +27,8 @@ func newLab(t *testing.T, hosts int) *Lab {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	l, err := New(Config{Dir: dir, Hosts: hosts})
+	cfg.Dir = dir
+	l, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,9 @@ import (
 
 const switchLink = "switch"
 
+// The switch's own last byte in both subnets.
+const switchByte = 254
+
 // inSwitch runs fn in the switch's network namespace, on a thread that is thrown away.
 func (l *Lab) inSwitch(fn func() error) error { return inNamespace(l.sw.pid, fn) }
 
@@ -28,13 +31,8 @@ func inNamespace(pid int, fn func() error) error {
 			return
 		}
 		done <- func() error {
-			f, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
-			if err != nil {
+			if err := enter(networkOf(pid)); err != nil {
 				return err
-			}
-			defer f.Close()
-			if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
-				return fmt.Errorf("enter namespace: %w", err)
 			}
 			return fn()
 		}()
@@ -42,15 +40,42 @@ func inNamespace(pid int, fn func() error) error {
 	return <-done
 }
 
-func makeSwitch() error {
+// networkOf is the path of a process's network namespace.
+func networkOf(pid int) string { return fmt.Sprintf("/proc/%d/ns/net", pid) }
+
+// enter moves this thread into the network namespace at a path.
+func enter(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter namespace: %w", err)
+	}
+	return nil
+}
+
+// address4 and address6 are the addresses with that last byte in the lab's subnets.
+func address4(last byte) netip.Addr {
+	a := Subnet.Addr().As4()
+	a[3] = last
+	return netip.AddrFrom4(a)
+}
+
+func address6(last byte) netip.Addr {
+	a := Subnet6.Addr().As16()
+	a[15] = last
+	return netip.AddrFrom16(a)
+}
+
+func (l *Lab) makeSwitch() error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = switchLink
+	attrs.Name, attrs.MTU = switchLink, l.cfg.MTU
 	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
 		return fmt.Errorf("make switch: %w", err)
 	}
-	a := Subnet.Addr().As4()
-	a[3] = 254
-	if err := errors.Join(setUp("lo"), addAddress(switchLink, netip.AddrFrom4(a)), setUp(switchLink)); err != nil {
+	if err := errors.Join(setUp("lo"), addAddresses(switchLink, switchByte), setUp(switchLink)); err != nil {
 		return err
 	}
 	lo, err := netlink.LinkByName("lo")
@@ -58,16 +83,25 @@ func makeSwitch() error {
 		return err
 	}
 	// The switch stands in for the world outside and refuses every connection, so that nothing waits for an answer.
-	return netlink.RouteAdd(&netlink.Route{
-		Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_MAIN,
-		Scope: netlink.SCOPE_HOST, LinkIndex: lo.Attrs().Index,
-	})
+	for _, all := range []net.IPNet{
+		{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}, {IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)},
+	} {
+		if err := netlink.RouteAdd(&netlink.Route{
+			Dst: &all, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_MAIN, Scope: netlink.SCOPE_HOST, LinkIndex: lo.Attrs().Index,
+		}); err != nil {
+			return fmt.Errorf("make the switch the world outside, %s: %w", &all, err)
+		}
+	}
+	return nil
 }
 
-// connect makes the wire between switch and host: node-1 on the switch's side, eth0 in the host.
-func (h *Host) connect() error {
-	return h.lab.inSwitch(func() error {
-		if l, err := netlink.LinkByName(h.Name); err == nil {
+// connect makes the host's wire.
+func (h *Host) connect() error { return h.lab.wire(h.Name, h.node.pid, byte(h.index)) }
+
+// wire makes the wire between the switch and a namespace: name on the switch's side, eth0 with addresses that end in last on the other.
+func (l *Lab) wire(name string, pid int, last byte) error {
+	return l.inSwitch(func() error {
+		if l, err := netlink.LinkByName(name); err == nil {
 			_ = netlink.LinkDel(l)
 		}
 		sw, err := netlink.LinkByName(switchLink)
@@ -75,20 +109,20 @@ func (h *Host) connect() error {
 			return err
 		}
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.MasterIndex = h.Name, sw.Attrs().Index
-		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsPid(h.node.pid)}); err != nil {
-			return fmt.Errorf("wire %s: %w", h.Name, err)
+		attrs.Name, attrs.MasterIndex, attrs.MTU = name, sw.Attrs().Index, l.cfg.MTU
+		veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsPid(pid), PeerMTU: uint32(l.cfg.MTU)}
+		if err := netlink.LinkAdd(veth); err != nil {
+			return fmt.Errorf("wire %s: %w", name, err)
 		}
-		if err := setUp(h.Name); err != nil {
+		if err := setUp(name); err != nil {
 			return err
 		}
-		return inNamespace(h.node.pid, func() error {
-			gw := Subnet.Addr().As4()
-			gw[3] = 254
-			if err := errors.Join(setUp("lo"), addAddress("eth0", h.Addr), setUp("eth0")); err != nil {
+		return inNamespace(pid, func() error {
+			if err := errors.Join(setUp("lo"), setUp("eth0"), addAddresses("eth0", last)); err != nil {
 				return err
 			}
-			return netlink.RouteAdd(&netlink.Route{Gw: net.IP(gw[:])})
+			return errors.Join(netlink.RouteAdd(&netlink.Route{Gw: address4(switchByte).AsSlice()}),
+				netlink.RouteAdd(&netlink.Route{Gw: address6(switchByte).AsSlice()}))
 		})
 	})
 }
@@ -118,10 +152,17 @@ func setUp(name string) error {
 	return netlink.LinkSetUp(l)
 }
 
-func addAddress(name string, a netip.Addr) error {
+// addAddresses gives a link an address of each of the lab's subnets, usable at once.
+func addAddresses(name string, last byte) error {
 	l, err := netlink.LinkByName(name)
 	if err != nil {
 		return err
 	}
-	return netlink.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(24, 32)}})
+	for _, p := range []netip.Prefix{netip.PrefixFrom(address4(last), Subnet.Bits()), netip.PrefixFrom(address6(last), Subnet6.Bits())} {
+		a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}, Flags: unix.IFA_F_NODAD}
+		if err := netlink.AddrAdd(l, a); err != nil {
+			return fmt.Errorf("give %s the address %s: %w", name, p, err)
+		}
+	}
+	return nil
 }
