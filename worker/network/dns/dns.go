@@ -8,10 +8,13 @@
 package dns
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"time"
 )
 
@@ -35,6 +38,14 @@ type Limits struct {
 	Try, Total time.Duration
 }
 
+func (l Limits) orDefault() Limits {
+	return Limits{
+		Forwards: cmp.Or(l.Forwards, 1024), TaskForwards: cmp.Or(l.TaskForwards, 256),
+		Conns: cmp.Or(l.Conns, 1024), TaskConns: cmp.Or(l.TaskConns, 64),
+		Idle: cmp.Or(l.Idle, 10*time.Second), Try: cmp.Or(l.Try, 2*time.Second), Total: cmp.Or(l.Total, 8*time.Second),
+	}
+}
+
 // Update is a change of what names stand for. It is applied whole: no answer mixes old and new.
 type Update struct {
 	// Networks by their ID.
@@ -50,7 +61,8 @@ type Update struct {
 type NetworkNames struct {
 	// Full: Set is all there is; what is not in it is gone.
 	Full bool
-	Set  map[string][]netip.Addr
+	// Set gives names their addresses. A name without any is known still: the answer is empty, and nobody else is asked.
+	Set map[string][]netip.Addr
 	// Removed names; unknown ones are no error.
 	Removed []string
 	// Name of the network: NAME.NETWORK is found too, as users of Docker know it. Empty: unchanged.
@@ -70,35 +82,104 @@ type Client struct {
 	Isolated bool
 }
 
+// errClosed: Run has ended.
+var errClosed = errors.New("the resolver has been closed")
+
+// sweepEvery is how often Run looks for sockets whose namespace is gone.
+const sweepEvery = 10 * time.Second
+
 // Resolver answers names for the tasks of this node. All methods are safe for concurrent use.
 type Resolver struct {
-	cfg Config
+	cfg   Config
+	names table
+	host  pool   // the host's nameservers
+	total budget // of all tasks
+
+	mu      sync.Mutex
+	closed  bool
+	clients map[string]*client
 }
 
 // New makes a Resolver that knows no names.
-func New(cfg Config) *Resolver { return &Resolver{cfg: cfg} }
+func New(cfg Config) *Resolver {
+	cfg.Limits = cfg.Limits.orDefault()
+	return &Resolver{cfg: cfg, names: newTable(), clients: map[string]*client{}, total: newBudget(cfg.Limits.Forwards, cfg.Limits.Conns)}
+}
 
 // Run closes the sockets whose namespaces are gone, and all of them when ctx ends, and returns when nothing of the
 // resolver runs any more. Listen fails after it.
 func (r *Resolver) Run(ctx context.Context) error {
-	<-ctx.Done()
-	return nil
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			r.sweep()
+		case <-ctx.Done():
+			r.mu.Lock()
+			r.closed = true
+			all := r.clients
+			r.clients = map[string]*client{}
+			r.mu.Unlock()
+			for _, c := range all {
+				c.close()
+			}
+			return nil
+		}
+	}
+}
+
+// sweep closes what nobody can ask any more: an open socket would keep a namespace alive for ever.
+func (r *Resolver) sweep() {
+	r.mu.Lock()
+	var lost []*client
+	for id, c := range r.clients {
+		if !c.there() {
+			lost = append(lost, c)
+			delete(r.clients, id)
+		}
+	}
+	r.mu.Unlock()
+	for _, c := range lost {
+		c.close()
+	}
 }
 
 // Apply changes what names stand for. Once it has returned, no answer that leaves names an address that is gone.
-func (r *Resolver) Apply(Update) {}
+func (r *Resolver) Apply(u Update) { r.names.apply(u) }
 
 // Listen opens the sockets of a task on 127.0.0.11 inside the network namespace at the path, and answers there until
 // Close. Called again for the same task, it takes over the client's settings and, as long as the namespace is the same
 // one, keeps the ports.
-func (r *Resolver) Listen(taskID, namespace string, client Client) (udp, tcp uint16, err error) {
-	return 0, 0, errors.New("names are not served yet")
+func (r *Resolver) Listen(taskID, namespace string, settings Client) (udp, tcp uint16, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return 0, 0, fmt.Errorf("answer names for task %s: %w", taskID, errClosed)
+	}
+	if c := r.clients[taskID]; c != nil {
+		if c.path == namespace && c.there() {
+			c.settings.Store(newSettings(settings))
+			return c.ports()
+		}
+		delete(r.clients, taskID)
+		c.close()
+	}
+	c, err := r.listen(namespace, settings)
+	if err != nil {
+		return 0, 0, fmt.Errorf("answer names for task %s: %w", taskID, err)
+	}
+	r.clients[taskID] = c
+	return c.ports()
 }
 
-// Close lets go of the task's sockets; a task without any is no error.
-func (r *Resolver) Close(taskID string) {}
-
-// HostUpstream reads nameservers from a file such as /etc/resolv.conf, anew when it has changed.
-func HostUpstream(path string) func() []netip.AddrPort {
-	return func() []netip.AddrPort { return nil }
+// Close lets go of the task's sockets and waits until nothing answers on them; a task without any is no error.
+func (r *Resolver) Close(taskID string) {
+	r.mu.Lock()
+	c := r.clients[taskID]
+	delete(r.clients, taskID)
+	r.mu.Unlock()
+	if c != nil {
+		c.close()
+	}
 }
