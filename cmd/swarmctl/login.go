@@ -170,18 +170,26 @@ func (a *app) askFor(c *types.AuthConfig, fromInput bool) error {
 	return nil
 }
 
-// onlyTLS refuses to send anything in the clear.
+// onlyTLS refuses to send anything in the clear, and says instead why TLS did not work.
 type onlyTLS struct {
 	http.RoundTripper
 	refused bool
+	failed  error
 }
 
 func (o *onlyTLS) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.URL.Scheme != "https" {
 		o.refused = true
+		if o.failed != nil {
+			return nil, o.failed
+		}
 		return nil, errors.New("plain HTTP")
 	}
-	return o.RoundTripper.RoundTrip(r)
+	answer, err := o.RoundTripper.RoundTrip(r)
+	if err != nil {
+		o.failed = err
+	}
+	return answer, err
 }
 
 // checkLogin asks the registry whether it takes the credentials.

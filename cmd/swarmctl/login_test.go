@@ -121,7 +121,10 @@ func TestLogin_Refused_KeepsNothing(t *testing.T) {
 	f := start(t, false)
 	host := guardedRegistry(t)
 	f.stdin = "guess"
+	gone := httptest.NewServer(http.NotFoundHandler())
+	gone.Close()
 	for want, args := range map[string][]string{
+		"connection refused":                   {"-u", "ann", "--password-stdin", gone.Listener.Addr().String()},
 		"does not take this name and password": {"--plain-http", "-u", "ann", "--password-stdin", host},
 		"or use --plain-http":                  {"-u", "ann", "--password-stdin", host},
 		"use --username":                       {"--password-stdin", host},
