@@ -30,7 +30,7 @@ build: ## build bin/swarmd and bin/swarmctl, static
 	@mkdir -p bin
 	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/swarmd ./cmd/swarmctl
 
-build/whoami.tar: $(wildcard e2e/whoami/*.go e2e/image/*.go e2e/mkimage/*.go)
+build/whoami.tar: $(wildcard e2e/whoami/*.go e2e/sctp/*.go e2e/image/*.go e2e/mkimage/*.go)
 	@mkdir -p build
 	go build -trimpath -ldflags '-s -w -buildid=' -o build/whoami ./e2e/whoami
 	go run ./e2e/mkimage -binary build/whoami -o $@ whoami:v1 whoami:v2 whoami:latest
