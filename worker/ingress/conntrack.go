@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	mdl "github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -43,8 +44,9 @@ func (f ctFilter) family() byte {
 	return unix.AF_INET
 }
 
-// attributes of a request for the entries. The kernel compares them itself: among 100,000 entries that takes some
-// milliseconds, where reading them all takes a tenth of a second and more.
+// attributes of a request for the entries, which the kernel compares itself: among 100,000 entries that takes some
+// milliseconds, where reading them takes a tenth of a second. Not for addresses of IPv6: for those kernels have compared
+// the wrong way round, and would delete all others'.
 func (f ctFilter) attributes() ([]byte, error) {
 	enc := mdl.NewAttributeEncoder()
 	var orig, reply uint32
@@ -60,16 +62,12 @@ func (f ctFilter) attributes() ([]byte, error) {
 	}
 	if f.answering.IsValid() {
 		reply = filterIPSrc
-		kind := uint16(ctaIPv4Src)
-		if f.answering.Is6() {
-			kind = ctaIPv6Src
-		}
 		if f.protocol != 0 {
 			reply |= filterProtoNum
 		}
 		enc.Nested(ctaTupleReply, func(e *mdl.AttributeEncoder) error {
 			e.Nested(ctaTupleIP, func(e *mdl.AttributeEncoder) error {
-				e.Bytes(kind, f.answering.AsSlice())
+				e.Bytes(ctaIPv4Src, f.answering.AsSlice())
 				return nil
 			})
 			return proto(e)
@@ -89,6 +87,9 @@ func (f ctFilter) attributes() ([]byte, error) {
 	return enc.Encode()
 }
 
+// maxWalks is how many filters are left to the kernel at a time: for each it looks at all entries.
+const maxWalks = 8
+
 // deleteFlows deletes the entries that match one of the filters, in a namespace ("" = the calling thread's).
 func deleteFlows(namespace string, filters ...ctFilter) error {
 	if len(filters) == 0 {
@@ -99,12 +100,21 @@ func deleteFlows(namespace string, filters ...ctFilter) error {
 		return err
 	}
 	defer conn.Close()
+	read := map[byte][]ctFilter{} // by family
 	for _, f := range filters {
+		if len(filters) > maxWalks || f.answering.Is6() {
+			read[f.family()] = append(read[f.family()], f)
+			continue
+		}
 		err := deleteByFilter(conn, f)
 		if errors.Is(err, unix.EOPNOTSUPP) { // kernels before 6.8
-			err = deleteOneByOne(conn, f)
+			read[f.family()] = append(read[f.family()], f)
+		} else if err != nil {
+			return fmt.Errorf("delete connection tracking entries: %w", err)
 		}
-		if err != nil {
+	}
+	for family, some := range read {
+		if err := deleteOneByOne(conn, family, some); err != nil {
 			return fmt.Errorf("delete connection tracking entries: %w", err)
 		}
 	}
@@ -128,40 +138,150 @@ func deleteByFilter(conn *mdl.Conn, f ctFilter) error {
 	return err
 }
 
-// deleteOneByOne has the kernel list the entries, and deletes each.
-func deleteOneByOne(conn *mdl.Conn, f ctFilter) error {
-	attrs, err := f.attributes()
+// deleteOneByOne reads the entries of a family and deletes those that match.
+func deleteOneByOne(conn *mdl.Conn, family byte, filters []ctFilter) error {
+	answering := map[netip.Addr][]ctFilter{}
+	var others []ctFilter
+	for _, f := range filters {
+		if f.answering.IsValid() {
+			answering[f.answering] = append(answering[f.answering], f)
+		} else {
+			others = append(others, f)
+		}
+	}
+	var found [][]byte
+	err := dumpFlows(conn, family, func(attrs []byte) {
+		e := parseEntry(attrs)
+		matches := func(f ctFilter) bool { return e.matches(f) }
+		if slices.ContainsFunc(answering[e.answering], matches) || slices.ContainsFunc(others, matches) {
+			found = append(found, e.identity())
+		}
+	})
 	if err != nil {
 		return err
 	}
-	msgs, err := conn.Execute(ctMessage(ctGet, mdl.Dump, f.family(), attrs))
-	if err != nil {
-		return err
-	}
-	for _, m := range msgs {
-		if len(m.Data) < 4 {
-			continue
-		}
-		ad, err := mdl.NewAttributeDecoder(m.Data[4:])
-		if err != nil {
-			return err
-		}
-		enc := mdl.NewAttributeEncoder()
-		for ad.Next() {
-			switch ad.Type() {
-			case ctaTupleOrig:
-				enc.Bytes(ctaTupleOrig|unix.NLA_F_NESTED, ad.Bytes())
-			case ctaID: // another flow with the same addresses may have come
-				enc.Bytes(ctaID, ad.Bytes())
-			}
-		}
-		one, err := enc.Encode()
-		if err != nil {
-			return err
-		}
-		if _, err := conn.Execute(ctMessage(ctDelete, mdl.Acknowledge, m.Data[0], one)); err != nil && !errors.Is(err, unix.ENOENT) {
+	for _, identity := range found {
+		if _, err := conn.Execute(ctMessage(ctDelete, mdl.Acknowledge, family, identity)); err != nil && !errors.Is(err, unix.ENOENT) {
 			return err
 		}
 	}
 	return nil
+}
+
+// dumpFlows calls with the attributes of every entry, which are good until it returns.
+func dumpFlows(conn *mdl.Conn, family byte, each func(attrs []byte)) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if _, err := conn.Send(ctMessage(ctGet, mdl.Dump, family, nil)); err != nil {
+		return err
+	}
+	buf := make([]byte, 64<<10) // the kernel fills at most half of it at a time
+	for {
+		var n int
+		var failed error
+		err := raw.Read(func(fd uintptr) bool {
+			n, _, failed = unix.Recvfrom(int(fd), buf, unix.MSG_DONTWAIT)
+			return !errors.Is(failed, unix.EAGAIN)
+		})
+		if err := errors.Join(err, failed); err != nil {
+			return err
+		}
+		for b := buf[:n]; len(b) >= unix.NLMSG_HDRLEN; {
+			size := int(binary.NativeEndian.Uint32(b))
+			if size < unix.NLMSG_HDRLEN || size > len(b) {
+				return errors.New("the kernel's answer is cut off")
+			}
+			switch kind := binary.NativeEndian.Uint16(b[4:]); {
+			case kind == unix.NLMSG_DONE:
+				return nil
+			case kind == unix.NLMSG_ERROR && size >= unix.NLMSG_HDRLEN+4:
+				return unix.Errno(-int32(binary.NativeEndian.Uint32(b[unix.NLMSG_HDRLEN:])))
+			case size > unix.NLMSG_HDRLEN+4:
+				each(b[unix.NLMSG_HDRLEN+4 : size])
+			}
+			b = b[min(align(size), len(b)):]
+		}
+	}
+}
+
+// entry is what filters look at of an entry.
+type entry struct {
+	tuple, id []byte // as the kernel encoded them
+	answering netip.Addr
+	protocol  byte
+	port      uint16
+	dnated    bool
+}
+
+func parseEntry(attrs []byte) entry {
+	var e entry
+	eachAttribute(attrs, func(kind uint16, v []byte) {
+		switch kind {
+		case ctaTupleOrig:
+			e.tuple = v
+			eachAttribute(v, func(kind uint16, v []byte) {
+				if kind == ctaTupleProto {
+					eachAttribute(v, func(kind uint16, v []byte) {
+						if kind == ctaProtoNum && len(v) > 0 {
+							e.protocol = v[0]
+						} else if kind == ctaProtoDstPort && len(v) > 1 {
+							e.port = binary.BigEndian.Uint16(v)
+						}
+					})
+				}
+			})
+		case ctaTupleReply:
+			eachAttribute(v, func(kind uint16, v []byte) {
+				if kind == ctaTupleIP {
+					eachAttribute(v, func(kind uint16, v []byte) {
+						if kind == ctaIPv4Src || kind == ctaIPv6Src {
+							e.answering, _ = netip.AddrFromSlice(v)
+						}
+					})
+				}
+			})
+		case ctaStatus:
+			e.dnated = len(v) > 3 && binary.BigEndian.Uint32(v)&statusDstNAT != 0
+		case ctaID:
+			e.id = v
+		}
+	})
+	return e
+}
+
+func (e entry) matches(f ctFilter) bool {
+	return (!f.answering.IsValid() || f.answering == e.answering) && (f.protocol == 0 || f.protocol == e.protocol) &&
+		(f.untranslatedTo == 0 || f.untranslatedTo == e.port && !e.dnated)
+}
+
+// identity names the entry in a request: its ID too, as another flow with the same addresses may have come.
+func (e entry) identity() []byte {
+	var out []byte
+	for _, a := range []struct {
+		kind uint16
+		v    []byte
+	}{{ctaTupleOrig | unix.NLA_F_NESTED, e.tuple}, {ctaID, e.id}} {
+		out = binary.NativeEndian.AppendUint16(out, uint16(attributeHeader+len(a.v)))
+		out = binary.NativeEndian.AppendUint16(out, a.kind)
+		out = append(out, a.v...)
+		out = append(out, make([]byte, align(len(out))-len(out))...)
+	}
+	return out
+}
+
+const attributeHeader = 4
+
+func align(n int) int { return (n + 3) &^ 3 }
+
+func eachAttribute(b []byte, each func(kind uint16, v []byte)) {
+	for len(b) >= attributeHeader {
+		size := int(binary.NativeEndian.Uint16(b))
+		if size < attributeHeader || size > len(b) {
+			return
+		}
+		each(binary.NativeEndian.Uint16(b[2:])&^(unix.NLA_F_NESTED|unix.NLA_F_NET_BYTEORDER), b[attributeHeader:size])
+		b = b[min(align(size), len(b)):]
+	}
 }

@@ -113,7 +113,11 @@ func newLab(t testing.TB, hosts int) *lab {
 			must(t, in(h.ns, func() error { return assertClean() }))
 		}
 		_ = in("", func() error {
-			for _, name := range []string{testFab, "swarm-up", "eth9"} {
+			names := []string{testFab, "swarm-up", "eth9"}
+			for _, p := range l.hosts[0].pods {
+				names = append(names, "u-"+p.id)
+			}
+			for _, name := range names {
 				if link, err := netlink.LinkByName(name); err == nil {
 					_ = netlink.LinkDel(link)
 				}
@@ -610,3 +614,5 @@ func eventually(t testing.TB, what string, ok func() bool) {
 		}
 	}
 }
+
+func netipAddrPort(p *pod, port uint16) netip.AddrPort { return netip.AddrPortFrom(p.addr, port) }

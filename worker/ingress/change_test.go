@@ -1,0 +1,316 @@
+package ingress
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+)
+
+// established connects from the client and reads the first line; echo then tells whether the connection still works.
+func established(t *testing.T, ns, to string) (id string, echo func() error) {
+	t.Helper()
+	var c net.Conn
+	must(t, in(ns, func() (err error) { c, err = net.DialTimeout("tcp", to, time.Second); return err }))
+	t.Cleanup(func() { _ = c.Close() })
+	r := bufio.NewReader(c)
+	line, err := r.ReadString('\n')
+	must(t, err)
+	id, _, _ = strings.Cut(line, " ")
+	return id, func() error {
+		_ = c.SetDeadline(time.Now().Add(time.Second))
+		if _, err := io.WriteString(c, "x"); err != nil {
+			return err
+		}
+		_, err := r.ReadByte()
+		return err
+	}
+}
+
+func flows(t *testing.T, ns string, match func(*netlink.ConntrackFlow) bool) int {
+	t.Helper()
+	n := 0
+	must(t, in(ns, func() error {
+		for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+			all, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
+			if err != nil {
+				return err
+			}
+			for _, f := range all {
+				if match(f) {
+					n++
+				}
+			}
+		}
+		return nil
+	}))
+	return n
+}
+
+func leadingTo(p *pod, protocol uint8) func(*netlink.ConntrackFlow) bool {
+	return func(f *netlink.ConntrackFlow) bool {
+		return f.Forward.Protocol == protocol && (f.Reverse.SrcIP.String() == p.addr.String() || f.Reverse.SrcIP.String() == p.addr6().String())
+	}
+}
+
+func who(t *testing.T, from, to string, times int) map[string]int {
+	t.Helper()
+	seen := map[string]int{}
+	for range times {
+		got, err := get(from, "tcp", to)
+		if err != nil {
+			t.Errorf("%s: %v", to, err)
+			return seen
+		}
+		id, _, _ := strings.Cut(got, " ")
+		seen[id]++
+	}
+	return seen
+}
+
+func TestDraining_NewOnesGoElsewhere_EstablishedStay_UDPEnds(t *testing.T) {
+	l := newLab(t, 2)
+	a, b := l.hosts[0].pod("a"), l.hosts[1].pod("b")
+	l.tell(Update{Full: true, Services: []*swarmpb.AssignedService{publishing("s", port(tcp, 8080, 80), port(udp, 5353, 53))}, Endpoints: []*swarmpb.Endpoint{b.endpoint("s", active)}})
+	for _, to := range []string{l.hosts[0].at(8080), l.hosts[0].at6(8080)} {
+		id, echo := established(t, l.client, to)
+		if id != "b" || echo() != nil {
+			t.Fatalf("the connection is with %q, %v", id, echo())
+		}
+		t.Cleanup(func() {})
+		defer func() {
+			if err := echo(); err != nil {
+				t.Errorf("the established connection to %s ended: %v", to, err)
+			}
+		}()
+	}
+	if got, err := get(l.client, "udp", l.hosts[0].at(5353)); err != nil || !strings.HasPrefix(got, "b ") {
+		t.Fatalf("udp: %q, %v", got, err)
+	}
+	if got, err := get(l.client, "udp", l.hosts[0].at6(5353)); err != nil || !strings.HasPrefix(got, "b ") {
+		t.Fatalf("udp6: %q, %v", got, err)
+	}
+	if n := flows(t, "", leadingTo(b, unix.IPPROTO_UDP)); n < 2 {
+		t.Fatalf("%d UDP entries, want some to see them go", n)
+	}
+	l.tell(Update{Endpoints: []*swarmpb.Endpoint{a.endpoint("s", active), b.endpoint("s", draining)}})
+	for _, h := range l.hosts {
+		if n := flows(t, h.ns, leadingTo(b, unix.IPPROTO_UDP)); n > 0 {
+			t.Errorf("host %d: %d UDP entries lead to the draining replica", h.number, n)
+		}
+		if seen := who(t, l.client, h.at(8080), 20); seen["a"] != 20 {
+			t.Errorf("host %d: new connections went to %v", h.number, seen)
+		}
+	}
+}
+
+func TestEndpointRemoved_ActiveClientIsResetAtOnce_OthersGoOn(t *testing.T) {
+	l := newLab(t, 2)
+	a, b := l.hosts[0].pod("a"), l.hosts[1].pod("b")
+	l.tell(Update{Full: true, Services: []*swarmpb.AssignedService{publishing("s", port(tcp, 8080, 80))}, Endpoints: []*swarmpb.Endpoint{b.endpoint("s", active)}})
+	_, toB := established(t, l.client, l.hosts[0].at(8080))
+	_, toB6 := established(t, l.client, l.hosts[0].at6(8080))
+	l.tell(Update{Endpoints: []*swarmpb.Endpoint{a.endpoint("s", active)}, RemovedEndpoints: []string{}})
+	must(t, in("", func() error { return l.hosts[0].Apply(Update{Endpoints: []*swarmpb.Endpoint{b.endpoint("s", draining)}}) }))
+	_, toA := established(t, l.client, l.hosts[0].at(8080))
+	must(t, toB())
+	l.tell(Update{RemovedEndpoints: []string{"b"}})
+	for name, echo := range map[string]func() error{"IPv4": toB, "IPv6": toB6} {
+		if err := echo(); !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+			t.Errorf("%s: the connection with the replica that is gone: %v; want a reset", name, err)
+		}
+	}
+	if err := toA(); err != nil {
+		t.Errorf("the connection with the other replica: %v", err)
+	}
+}
+
+func TestGone_NodeOfTheTask_TakesItOutWithoutTheManagers(t *testing.T) {
+	l := newLab(t, 1)
+	h := l.hosts[0]
+	a, b := h.pod("a"), h.pod("b")
+	l.tell(Update{Full: true, Services: []*swarmpb.AssignedService{publishing("s", port(tcp, 8080, 80))}, Endpoints: []*swarmpb.Endpoint{a.endpoint("s", active), b.endpoint("s", active)}})
+	if seen := who(t, l.client, h.at(8080), 60); seen["a"] < 12 || seen["b"] < 12 {
+		t.Errorf("not balanced: %v", seen)
+	}
+	must(t, h.Gone("b"))
+	must(t, h.Gone("never heard of"))
+	if n := flows(t, "", leadingTo(b, unix.IPPROTO_TCP)); n > 0 {
+		t.Errorf("%d entries lead to the task that is gone", n)
+	}
+	l.tell(Update{Endpoints: []*swarmpb.Endpoint{b.endpoint("s", active)}}) // the managers do not know yet
+	if seen := who(t, l.client, h.at(8080), 20); seen["a"] != 20 {
+		t.Errorf("new connections went to %v", seen)
+	}
+	l.tell(Update{RemovedEndpoints: []string{"b"}})
+	if len(h.state.gone) != 0 {
+		t.Errorf("remembered for ever: %v", h.state.gone)
+	}
+}
+
+func TestHint_DeadNodesGetNothing_UnlessNothingElseIsLeft(t *testing.T) {
+	l := newLab(t, 2)
+	a, b := l.hosts[0].pod("a"), l.hosts[1].pod("b")
+	l.tell(Update{Full: true, Services: []*swarmpb.AssignedService{publishing("s", port(tcp, 8080, 80))}, Endpoints: []*swarmpb.Endpoint{a.endpoint("s", active), b.endpoint("s", active)}})
+	h := l.hosts[0]
+	for _, c := range []struct {
+		dead string
+		want []string
+	}{{"node2", []string{"a"}}, {"node1", []string{"b"}}, {"node1 node2", []string{"a", "b"}}, {"", []string{"a", "b"}}} {
+		must(t, h.Hint(func(id string) bool { return strings.Contains(c.dead, id) }))
+		seen := who(t, l.client, h.at(8080), 40)
+		if len(seen) != len(c.want) || seen[c.want[0]] == 0 {
+			t.Errorf("dead %q: connections went to %v, want %v", c.dead, seen, c.want)
+		}
+	}
+	must(t, h.Hint(func(id string) bool { return id == "node2" }))
+	l.tell(Update{Endpoints: []*swarmpb.Endpoint{b.endpoint("s", draining)}})
+	l.tell(Update{Endpoints: []*swarmpb.Endpoint{b.endpoint("s", active)}})
+	if seen := who(t, l.client, h.at(8080), 20); seen["b"] != 0 {
+		t.Errorf("told again of an endpoint on a dead node: %v", seen)
+	}
+}
+
+func TestAffinity_ClientGetsTheSameReplicaFromEveryNode_WhateverTheHistory(t *testing.T) {
+	l := newLab(t, 2)
+	var all []*swarmpb.Endpoint
+	for n := range 5 {
+		all = append(all, l.hosts[n%2].pod(fmt.Sprintf("p%d", n)).endpoint("s", active))
+	}
+	sticky := port(tcp, 8080, 80)
+	sticky.Affinity = swarmpb.Affinity_AFFINITY_CLIENT_IP
+	service := []*swarmpb.AssignedService{publishing("s", sticky, port(tcp, 8081, 80))}
+	must(t, l.hosts[0].Apply(Update{Full: true, Services: service, Endpoints: all}))
+	must(t, in(l.hosts[1].ns, func() error { // one after the other, backwards
+		if err := l.hosts[1].Apply(Update{Full: true, Services: service}); err != nil {
+			return err
+		}
+		for n := len(all) - 1; n >= 0; n-- {
+			if err := l.hosts[1].Apply(Update{Endpoints: all[n : n+1]}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+	for _, to := range [][2]string{{l.hosts[0].at(8080), l.hosts[1].at(8080)}, {l.hosts[0].at6(8080), l.hosts[1].at6(8080)}} {
+		first, second := who(t, l.client, to[0], 10), who(t, l.client, to[1], 10)
+		if len(first) != 1 || fmt.Sprint(first) != fmt.Sprint(second) {
+			t.Errorf("connections went to %v and %v", first, second)
+		}
+	}
+	if seen := who(t, l.client, l.hosts[0].at(8081), 200); len(seen) != 5 {
+		t.Errorf("without affinity connections went to %v alone", seen)
+	}
+}
+
+func TestWeights_AreShares(t *testing.T) {
+	l := newLab(t, 1)
+	h := l.hosts[0]
+	a, b := h.pod("a").endpoint("s", active), h.pod("b").endpoint("s", active)
+	a.Weight, b.Weight = 90, 10
+	l.tell(Update{Full: true, Services: []*swarmpb.AssignedService{publishing("s", port(tcp, 8080, 80))}, Endpoints: []*swarmpb.Endpoint{a, b}})
+	seen := who(t, l.client, h.at(8080), 400)
+	if seen["b"] < 15 || seen["b"] > 75 {
+		t.Errorf("of 400 connections the replica with a tenth got %d", seen["b"])
+	}
+}
+
+func TestPortTaken_ServiceIsNotTranslatedThere_ProcessIsNamed_ServedOnceItIsFree(t *testing.T) {
+	l := newLab(t, 1)
+	h := l.hosts[0]
+	a := h.pod("a")
+	li, err := net.Listen("tcp4", "10.99.0.1:8080")
+	must(t, err)
+	go func() {
+		for {
+			c, err := li.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, "mine\n")
+			_ = c.Close()
+		}
+	}()
+	pc, err := net.ListenPacket("udp", ":5353")
+	must(t, err)
+	l.tell(Update{Full: true, Services: []*swarmpb.AssignedService{publishing("s", port(tcp, 8080, 80), port(udp, 5353, 53), port(tcp, 8081, 80))}, Endpoints: []*swarmpb.Endpoint{a.endpoint("s", active)}})
+	select {
+	case <-h.Changes():
+	default:
+		t.Error("conflicts are not told")
+	}
+	conflicts := h.Conflicts()
+	if len(conflicts) != 2 || conflicts[0].Port != 5353 || conflicts[1].Port != 8080 || conflicts[0].Protocol != udp ||
+		!strings.Contains(conflicts[1].Process, fmt.Sprintf("(pid %d)", syscall.Getpid())) {
+		t.Fatalf("conflicts: %v; want 5353/udp and 8080/tcp of this process", conflicts)
+	}
+	if got, err := get(l.client, "tcp", h.at(8080)); err != nil || got != "mine" {
+		t.Errorf("the listener's own port: %q, %v", got, err)
+	}
+	if got, err := get(l.client, "tcp", h.at(8081)); err != nil || !strings.HasPrefix(got, "a ") {
+		t.Errorf("the service's other port: %q, %v", got, err)
+	}
+	_, _ = li.Close(), pc.Close()
+	eventually(t, "the conflicts end", func() bool { return len(h.Conflicts()) == 0 })
+	if got, err := get(l.client, "tcp", h.at(8080)); err != nil || !strings.HasPrefix(got, "a ") {
+		t.Errorf("once it is free: %q, %v", got, err)
+	}
+	if _, err := net.Listen("tcp4", "10.99.0.1:8080"); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("the port is not reserved: %v", err)
+	}
+}
+
+func TestForwards_HostPorts_BoundChosenTakenRemoved(t *testing.T) {
+	l := newLab(t, 1)
+	h := l.hosts[0]
+	a := h.pod("a")
+	to := func(p uint16) Forward { return Forward{Protocol: tcp, Port: p, To: netipAddrPort(a, 80)} }
+	bound, err := h.AddForwards([]Forward{to(9090), to(0), {Protocol: udp, Port: 9053, To: netipAddrPort(a, 53)}})
+	must(t, err)
+	if bound[1].Port == 0 {
+		t.Fatal("no port was chosen")
+	}
+	again, err := h.AddForwards(bound)
+	if err != nil || fmt.Sprint(again) != fmt.Sprint(bound) {
+		t.Errorf("again: %v, %v", again, err)
+	}
+	for _, p := range []int{9090, int(bound[1].Port)} {
+		for _, at := range []string{h.at(p), h.at6(p)} {
+			if got, err := get(l.client, "tcp", at); err != nil || !strings.HasPrefix(got, "a "+clientAddr.String()[:1]) && !strings.HasPrefix(got, "a fd99::9") {
+				t.Errorf("%s: %q, %v", at, got, err)
+			}
+		}
+	}
+	for _, at := range []string{h.at(9053), "127.0.0.1:9053"} {
+		if got, err := get("", "udp", at); err != nil || !strings.HasPrefix(got, "a ") {
+			t.Errorf("udp %s: %q, %v", at, got, err)
+		}
+	}
+	li, err := net.Listen("tcp", ":9191")
+	must(t, err)
+	defer li.Close()
+	if _, err := h.AddForwards([]Forward{to(9192), to(9191)}); !errors.Is(err, ErrPortTaken) || !strings.Contains(err.Error(), fmt.Sprintf("pid %d", syscall.Getpid())) {
+		t.Errorf("a taken port: %v", err)
+	}
+	if _, err := h.AddForwards([]Forward{{Protocol: tcp, Port: 9090, To: netipAddrPort(a, 81)}}); !errors.Is(err, ErrPortTaken) {
+		t.Errorf("a port that another task has: %v", err)
+	}
+	if _, err := get(l.client, "tcp", h.at(9192)); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("one of a list that failed: %v", err)
+	}
+	must(t, h.RemoveForwards(bound))
+	must(t, h.RemoveForwards(bound))
+	if _, err := get(l.client, "tcp", h.at(9090)); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("removed: %v", err)
+	}
+}
