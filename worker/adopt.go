@@ -37,7 +37,7 @@ func (f *fleet) restore(k kept) {
 			status = &swarmpb.TaskStatus{TaskId: id, State: swarmpb.TaskState_TASK_STATE_ASSIGNED, At: time.Now().UnixNano()}
 		}
 		f.tasks[id] = &task{
-			id: id, assigned: assigned, status: status, doing: hold,
+			id: id, assigned: assigned, status: status, doing: hold, wake: make(chan struct{}, 1),
 			template: f.templates[templateKey{assigned.GetServiceId(), assigned.GetTemplateVersion()}],
 		}
 		f.tasks[id].comeback = k.comebacks[id].restored(f.tasks[id].template)
@@ -59,7 +59,9 @@ func (f *fleet) adopt(ctx context.Context) {
 			return
 		}
 		if f.issues.set(aboutRuntime, err); err == nil {
-			f.match(containers)
+			for _, id := range f.match(containers) {
+				f.goneByID(ctx, id)
+			}
 			break
 		}
 		f.log.Error("container runtime does not answer", "error", err)
@@ -79,8 +81,8 @@ func (f *fleet) adopt(ctx context.Context) {
 	close(f.adopted)
 }
 
-// match brings the records up to what happened while nobody watched.
-func (f *fleet) match(containers []runtime.Container) {
+// match brings the records up to what happened while nobody watched, and says which tasks had run and do not any more.
+func (f *fleet) match(containers []runtime.Container) (gone []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	found := map[string]runtime.Container{}
@@ -103,10 +105,12 @@ func (f *fleet) match(containers []runtime.Container) {
 		case state > swarmpb.TaskState_TASK_STATE_STARTING:
 			// It has run: whatever is left of it, it never runs again.
 			f.setState(t, endedState(t), func(s *swarmpb.TaskStatus) { noteGone(s) })
+			gone = append(gone, id)
 		case t.template == nil:
 			f.setState(t, swarmpb.TaskState_TASK_STATE_REJECTED, func(s *swarmpb.TaskStatus) { s.Error = "its template is lost" })
 		}
 	}
+	return gone
 }
 
 // noteGone says that a container that had run is not there any more.
@@ -183,8 +187,7 @@ func (f *fleet) configure(ctx context.Context) {
 		pause.reset()
 		done = want
 		f.mu.Lock()
-		close(f.configured)
-		f.configured = make(chan struct{})
+		f.stir()
 		f.mu.Unlock()
 	}
 }

@@ -12,7 +12,32 @@ type set struct {
 	full    bool
 	version uint64
 	changes []*swarmpb.AssignmentChange
+	// reach are those changes that say how tasks are reached; the rest is in changes.
+	reach []*swarmpb.AssignmentChange
+	// silent: it is a full set of a manager that tells nothing of how tasks are reached, as of an older version. What is
+	// known of that stays.
+	silent bool
 }
+
+// reaches tells whether the set says anything of how tasks are reached.
+func (s *set) reaches() bool { return s.full && !s.silent || len(s.reach) > 0 }
+
+// take adds changes.
+func (s *set) take(changes []*swarmpb.AssignmentChange) {
+	for _, c := range changes {
+		if _, _, ok := reachRow(c); ok {
+			s.reach = append(s.reach, c)
+			continue
+		}
+		s.changes = append(s.changes, c)
+		if config := c.GetNodeConfig(); config != nil {
+			s.silent = s.full && !speaksOfReach(config)
+		}
+	}
+}
+
+// speaksOfReach tells whether the managers that a configuration is from tell how tasks are reached.
+func speaksOfReach(config *swarmpb.NodeConfig) bool { return config.GetDataPathPort() != 0 }
 
 // badSetError says that a set cannot be applied and all must be asked for anew.
 type badSetError struct{ reason string }
@@ -39,11 +64,12 @@ func (a *assembly) add(chunk *swarmpb.AssignmentsResponse) (*set, error) {
 	case a.part == nil:
 		a.base = base
 		a.part = &set{full: base == 0, version: version}
+		a.part.silent = a.part.full
 	}
-	if len(a.part.changes)+len(chunk.GetChanges()) > maxSetChanges {
+	if len(a.part.changes)+len(a.part.reach)+len(chunk.GetChanges()) > maxSetChanges {
 		return nil, badSet("a set of more than %d changes", maxSetChanges)
 	}
-	a.part.changes = append(a.part.changes, chunk.GetChanges()...)
+	a.part.take(chunk.GetChanges())
 	if !chunk.GetLastChunk() {
 		return nil, nil
 	}

@@ -29,6 +29,10 @@ const (
 	bucketStatuses  = "statuses"  // task ID -> TaskStatus, the newest
 	bucketAcked     = "acked"     // task ID -> nothing: the managers have that status
 	bucketComebacks = "comebacks" // task ID -> comeback, as JSON
+	bucketPeers     = "peers"     // node ID -> Peer
+	bucketNetworks  = "networks"  // network ID -> AssignedNetwork
+	bucketServices  = "services"  // service ID -> AssignedService
+	bucketEndpoints = "endpoints" // task ID -> Endpoint
 	bucketNode      = "node"
 	keyConfig       = "config"   // NodeConfig
 	keyManagers     = "managers" // SessionResponse with its managers alone
@@ -36,7 +40,8 @@ const (
 	keyContact      = "contact"  // contactRecord, as JSON
 )
 
-var buckets = [...]string{bucketTasks, bucketTemplates, bucketStatuses, bucketAcked, bucketComebacks, bucketNode}
+var buckets = [...]string{bucketTasks, bucketTemplates, bucketStatuses, bucketAcked, bucketComebacks,
+	bucketPeers, bucketNetworks, bucketServices, bucketEndpoints, bucketNode}
 
 // aboutDB names problems of the database.
 const aboutDB = "local database"
@@ -56,10 +61,12 @@ type kept struct {
 	statuses  map[string]*swarmpb.TaskStatus
 	acked     map[string]bool
 	comebacks map[string]comeback
-	config    *swarmpb.NodeConfig
-	managers  []*swarmpb.ManagerPeer
-	version   uint64
-	contact   []byte
+	// rows say how tasks are reached.
+	rows     map[dbKey]proto.Message
+	config   *swarmpb.NodeConfig
+	managers []*swarmpb.ManagerPeer
+	version  uint64
+	contact  []byte
 	// unread: it could not be opened, so that nothing is known of what it holds.
 	unread bool
 }
@@ -72,6 +79,9 @@ type db struct {
 	path   string
 	log    *slog.Logger
 	issues *problems
+
+	// whole is held for reading while rows are set that belong together, and for writing while rows are taken to be written.
+	whole sync.RWMutex
 
 	mu      sync.Mutex
 	bolt    *bolt.DB // nil while it cannot be opened
@@ -187,6 +197,7 @@ func (d *db) load() (k kept) {
 	k = kept{
 		tasks: map[string]*swarmpb.AssignedTask{}, templates: map[templateKey]*swarmpb.AssignedTemplate{},
 		statuses: map[string]*swarmpb.TaskStatus{}, acked: map[string]bool{}, comebacks: map[string]comeback{},
+		rows: map[dbKey]proto.Message{},
 	}
 	d.mu.Lock()
 	b := d.bolt
@@ -244,6 +255,16 @@ func (k *kept) read(tx *bolt.Tx) error {
 		k.comebacks[key] = c
 		return err
 	})
+	for _, bucket := range reachBuckets {
+		each(bucket, func(key string, value []byte) error {
+			m := newRow(bucket)
+			if err := proto.Unmarshal(value, m); err != nil || len(k.rows) >= maxSetChanges {
+				return err
+			}
+			k.rows[dbKey{bucket, key}] = m
+			return nil
+		})
+	}
 	each(bucketNode, k.readNode)
 	return errors.Join(errs...)
 }
@@ -281,6 +302,13 @@ func (d *db) set(bucket, key string, m proto.Message) {
 		value = append([]byte{}, value...) // never nil: an empty message is a value
 	}
 	d.setBytes(bucket, key, value)
+}
+
+// together has all that fn sets written in one transaction. fn waits for nothing that a write may depend on.
+func (d *db) together(fn func()) {
+	d.whole.RLock()
+	defer d.whole.RUnlock()
+	fn()
 }
 
 // setBytes queues a write; nil deletes.
@@ -333,10 +361,12 @@ func (d *db) run(ctx context.Context) error {
 
 // flush commits what is pending. What is set meanwhile is not overwritten when the commit fails.
 func (d *db) flush() error {
+	d.whole.Lock()
 	d.mu.Lock()
 	batch, upTo, b := d.pending, d.put, d.bolt
 	d.pending = map[dbKey][]byte{}
 	d.mu.Unlock()
+	d.whole.Unlock()
 
 	err := d.commit(b, batch)
 	d.failing(err)

@@ -26,6 +26,7 @@ type fleet struct {
 	db      *db
 	reports *reporter
 	issues  *problems
+	reach   *reach
 	runtime runtime.Runtime
 	pulls   *pulls
 	contact *contact
@@ -36,6 +37,8 @@ type fleet struct {
 	// depends: there are tasks that are not to go on without contact; tied is poked when they are to be looked at.
 	depends atomic.Bool
 	tied    chan struct{}
+	// hinted is poked when there may be other nodes for gossip to speak of.
+	hinted chan struct{}
 
 	// linked: there is a session. began is when this process began.
 	linked atomic.Bool
@@ -56,7 +59,7 @@ type fleet struct {
 	// logsSwept: what a former process left of logs is looked after, or is not to be.
 	logsSwept bool
 	config    *swarmpb.NodeConfig
-	// configured is closed when the network has taken config.
+	// configured is closed, and made anew, when the network has taken config, or something that tasks may wait for.
 	configured  chan struct{}
 	configuring bool
 }
@@ -69,6 +72,10 @@ type task struct {
 	status   *swarmpb.TaskStatus
 	// removed: the managers name it no more. cleaned: its container and network are gone.
 	removed, cleaned bool
+	// dry: it is to stop, and its connections have ended or have had their time. unreached: no node ever sent it any.
+	dry, unreached bool
+	// wake is poked when something has changed that a step waits for.
+	wake chan struct{}
 	// cut: it has been without contact for as long as it may be. lapsed says so once it is ended for that.
 	cut    bool
 	lapsed string
@@ -81,8 +88,8 @@ type task struct {
 
 func newFleet(cfg Config, db *db, reports *reporter, issues *problems) *fleet {
 	f := &fleet{
-		cfg: cfg, log: cfg.Logger, db: db, reports: reports, issues: issues, runtime: cfg.Runtime,
-		pulls: newPulls(cfg.Runtime, cfg.Limits.Pulls), contact: newContact(), tell: newTeller(cfg), tied: make(chan struct{}, 1),
+		cfg: cfg, log: cfg.Logger, db: db, reports: reports, issues: issues, runtime: cfg.Runtime, reach: newReach(cfg, issues),
+		pulls: newPulls(cfg.Runtime, cfg.Limits.Pulls), contact: newContact(), tell: newTeller(cfg), tied: make(chan struct{}, 1), hinted: make(chan struct{}, 1),
 		starts: make(chan struct{}, cfg.Limits.Starts), removals: make(chan struct{}, cfg.Limits.Removals),
 	}
 	reports.acked = f.acknowledged
@@ -102,6 +109,7 @@ func (f *fleet) reset() {
 
 // begin takes up the records of a former process, for a run until ctx ends.
 func (f *fleet) begin(ctx context.Context, k kept) {
+	f.reach.restore(ctx, k)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.reset()
@@ -156,8 +164,21 @@ func (f *fleet) apply(ctx context.Context, s *set) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if err := f.take(s); err != nil {
+	if err := f.checkAge(s); err != nil {
 		return err
+	}
+	rows, err := f.reach.take(ctx, s)
+	if err != nil {
+		return err
+	}
+	f.db.together(func() {
+		for at, row := range rows {
+			f.db.set(at.bucket, at.key, row)
+		}
+		f.take(s)
+	})
+	if !s.full && len(s.changes) == 0 {
+		return nil // of what is lost with the disk the managers tell anew; until then the kernel has it
 	}
 	if err := f.db.flushed(ctx); err != nil && ctx.Err() != nil {
 		return ctx.Err()
@@ -165,11 +186,12 @@ func (f *fleet) apply(ctx context.Context, s *set) error {
 	return nil
 }
 
-func (f *fleet) take(s *set) error {
+func (f *fleet) take(s *set) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := f.checkAge(s); err != nil {
-		return err
+	if s.reaches() {
+		poke(f.hinted)
+		f.stir() // a task may wait for a network or service that is known now
 	}
 	named := map[string]bool{}
 	templates := map[templateKey]bool{}
@@ -202,11 +224,18 @@ func (f *fleet) take(s *set) error {
 	f.trimHistory()
 	f.version = s.version
 	f.db.set(bucketNode, keyVersion, &swarmpb.AssignmentsResponse{Version: s.version})
-	return nil
+}
+
+// stir has tasks that wait to be attached try at once. f.mu is held.
+func (f *fleet) stir() {
+	close(f.configured)
+	f.configured = make(chan struct{})
 }
 
 // checkAge refuses a full set from a manager that lags behind what this node was told before.
 func (f *fleet) checkAge(s *set) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if !s.full || s.version >= f.version {
 		f.staleTill = time.Time{}
 		return nil
@@ -266,9 +295,12 @@ func (f *fleet) takeTask(assigned *swarmpb.AssignedTask) {
 		if assigned.GetObservedState().Ended() {
 			return
 		}
-		t = &task{id: id, doing: hold, status: &swarmpb.TaskStatus{TaskId: id, State: swarmpb.TaskState_TASK_STATE_ASSIGNED, At: time.Now().UnixNano()}}
+		t = &task{id: id, doing: hold, wake: make(chan struct{}, 1), status: &swarmpb.TaskStatus{TaskId: id, State: swarmpb.TaskState_TASK_STATE_ASSIGNED, At: time.Now().UnixNano()}}
 		f.tasks[id] = t
 	}
+	was := t.assigned
+	// What is drained though it is not to stop never had any connections to wait for.
+	t.unreached = assigned.GetDrained() && (t.unreached || was.GetDrained() && was.GetDesiredState() <= swarmpb.TaskState_TASK_STATE_RUNNING)
 	t.assigned, t.removed = assigned, false
 	f.db.set(bucketTasks, id, assigned)
 	if t.template == nil && !t.status.GetState().Ended() {
@@ -296,6 +328,7 @@ func (f *fleet) greet(t *task) {
 			s.Container = &swarmpb.ContainerStatus{ContainerId: id, Pid: c.Pid, ImageDigest: c.Digest}
 		})
 	case t.assigned.GetObservedState() > swarmpb.TaskState_TASK_STATE_STARTING:
+		f.spawnLocked(func(ctx context.Context) { f.goneByID(ctx, id) })
 		f.setState(t, endedState(t), func(s *swarmpb.TaskStatus) { s.Error = errGone })
 	case t.template == nil:
 		f.setState(t, swarmpb.TaskState_TASK_STATE_REJECTED, func(s *swarmpb.TaskStatus) {
@@ -388,6 +421,7 @@ func (f *fleet) kick(t *task) {
 		if act != t.doing && t.interrupt != nil {
 			t.interrupt()
 		}
+		poke(t.wake)
 		return
 	}
 	if act != hold && f.spawnLocked(func(ctx context.Context) { f.drive(ctx, t) }) {
@@ -399,6 +433,7 @@ func (t *task) situation() situation {
 	return situation{
 		desired: t.assigned.GetDesiredState(), observed: t.status.GetState(),
 		removed: t.removed, cleaned: t.cleaned, cut: t.cut, lapsed: t.lapsed != "", again: t.comeback.Ended != nil,
+		dry: t.dry || t.unreached,
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/proto"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/proto/wire"
@@ -49,15 +50,17 @@ type dispatcher struct {
 	tasks    map[string]*swarmpb.AssignedTask
 	template map[templateKey]*swarmpb.AssignedTemplate
 	config   *swarmpb.NodeConfig
+	rows     map[dbKey]proto.Message     // how tasks are reached
 	log      []*swarmpb.AssignmentChange // of the versions from 1 on
 	changed  chan struct{}
 	spoil    bool // the next increment names a wrong base
 	chunk    int  // changes in a chunk
 	refuse   error
 	statuses map[string]*swarmpb.TaskStatus
-	went     []string // each state that went back
-	calls    []int    // statuses in each UpdateStatus call
-	bad      string   // a status of this task is invalid
+	went     []string                  // each state that went back
+	calls    []int                     // statuses in each UpdateStatus call
+	bad      string                    // a status of this task is invalid
+	hear     func(*swarmpb.TaskStatus) // each that comes; nil = none
 	slow     time.Duration
 	applied  uint64
 	hellos   []*swarmpb.SessionHello
@@ -90,7 +93,7 @@ func (d *dispatcher) setPeers(peers ...*swarmpb.ManagerPeer) {
 func newDispatcher() *dispatcher {
 	return &dispatcher{
 		tasks: map[string]*swarmpb.AssignedTask{}, template: map[templateKey]*swarmpb.AssignedTemplate{},
-		statuses: map[string]*swarmpb.TaskStatus{}, changed: make(chan struct{}), chunk: 3,
+		statuses: map[string]*swarmpb.TaskStatus{}, changed: make(chan struct{}), chunk: 3, rows: map[dbKey]proto.Message{},
 		stop: make(chan struct{}), renew: make(chan struct{}),
 		config: &swarmpb.NodeConfig{UplinkBlock: "100.64.0.0/16"},
 	}
@@ -112,6 +115,15 @@ func (d *dispatcher) change(changes ...*swarmpb.AssignmentChange) {
 			d.template[templateKey{c.Template.ServiceId, c.Template.Version}] = c.Template
 		case *swarmpb.AssignmentChange_NodeConfig:
 			d.config = c.NodeConfig
+		}
+		if at, row, ok := reachRow(c); ok && row != nil {
+			d.rows[at] = row
+		} else if ok {
+			delete(d.rows, at)
+			maps.DeleteFunc(d.rows, func(_ dbKey, row proto.Message) bool {
+				e, is := row.(*swarmpb.Endpoint)
+				return is && at.bucket == bucketServices && e.GetServiceId() == at.key
+			})
 		}
 	}
 	close(d.changed)
@@ -277,6 +289,9 @@ func (d *dispatcher) since(base uint64, full bool) []*swarmpb.AssignmentChange {
 		return slices.Clone(d.log[base:])
 	}
 	out := []*swarmpb.AssignmentChange{{Change: &swarmpb.AssignmentChange_NodeConfig{NodeConfig: d.config}}}
+	for _, row := range d.rows {
+		out = append(out, rowChange(row))
+	}
 	for _, t := range d.template {
 		out = append(out, templateChange(t))
 	}
@@ -304,6 +319,9 @@ func (d *dispatcher) UpdateStatus(_ context.Context, r *swarmpb.UpdateStatusRequ
 		}
 	}
 	for _, s := range r.Statuses {
+		if d.hear != nil {
+			d.hear(s)
+		}
 		if before := d.statuses[s.TaskId]; s.State < before.GetState() {
 			d.went = append(d.went, fmt.Sprintf("%s: %s to %s", s.TaskId, before.GetState().Name(), s.State.Name()))
 			continue // managers keep the higher one
@@ -336,6 +354,7 @@ type host struct {
 	// stalled: at some time the disk took no writes; wasCut: there were no managers.
 	stalled, wasCut bool
 	role            []swarmpb.NodeRole // as told
+	hints           Hints              // nil = no gossip
 	gossip          []GossipConfig     // as told
 
 	mu    sync.Mutex
@@ -416,6 +435,7 @@ func (h *host) start() {
 		Managers: managers, Limits: h.limits, Disk: h.disk,
 		Role:    func(r swarmpb.NodeRole) { h.role = append(h.role, r) },
 		Gossip:  func(g GossipConfig) { h.gossip = append(h.gossip, g) },
+		Hints:   h.hints,
 		Refused: func(err error) { h.refused = append(h.refused, err) }, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

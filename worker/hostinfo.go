@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"fmt"
 	"os"
 	goruntime "runtime"
 	"strconv"
@@ -24,7 +25,40 @@ func describe(ctx context.Context, cfg Config) *swarmpb.NodeDescription {
 		Platform:  platform(),
 		Resources: &swarmpb.Resources{NanoCpus: int64(goruntime.NumCPU()) * 1_000_000_000, MemoryBytes: memoryBytes("/proc/meminfo")},
 		Engine:    engine,
+		Network:   cfg.Network.Status(),
 	}
+}
+
+// watchNetwork has the managers told of the node's network whenever that changes, until ctx ends.
+func (a *Agent) watchNetwork(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.cfg.Network.Changes():
+			poke(a.session.described)
+		}
+		if !sleep(ctx, a.cfg.Limits.StatusDelay) {
+			return
+		}
+	}
+}
+
+// networkProblems are what does not work of the node's network, one line each.
+func networkProblems(n *swarmpb.NodeNetwork) []string {
+	var out []string
+	for _, p := range n.GetProblems() {
+		out = append(out, "network: "+oneLine(p))
+	}
+	for _, c := range n.GetConflicts() {
+		by := c.GetProcess()
+		if by == "" {
+			by = "something else on this host"
+		}
+		out = append(out, oneLine(fmt.Sprintf("network: port %d/%s is published by a service and taken by %s: it is not served on this host; "+
+			"end that, or publish another port", c.GetPort(), c.GetProtocol().Name(), by)))
+	}
+	return out
 }
 
 func platform() *swarmpb.Platform {

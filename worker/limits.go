@@ -52,5 +52,9 @@ func (l Limits) withDefaults() Limits {
 	times(&l.Answer, 3*time.Second)
 	times(&l.Alone, 10*time.Second)
 	times(&l.Leave, 3*time.Second)
+	times(&l.ApplyFor, 5*time.Second)
+	times(&l.Undrained, 5*time.Second)
+	times(&l.Undrainable, 30*time.Second)
+	times(&l.Overrule, 20*time.Second)
 	return l
 }

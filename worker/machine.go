@@ -15,6 +15,7 @@ const (
 	start   action = 's' // make and start the container, or find that it runs
 	watch   action = 'w' // wait for the container's end
 	again   action = 'r' // it ended while no manager could be reached: start it again, or report its end
+	drain   action = 'd' // wait until its connections have ended, as far as they are waited for; then stop
 	stop    action = 'x' // end the container, with its grace period
 	abandon action = 'q' // it was never started, and will not be
 	clean   action = 'c' // ended: take container and network away
@@ -92,6 +93,8 @@ type situation struct {
 	lapsed bool
 	// again: its container has ended, which is not told to the managers yet.
 	again bool
+	// dry: nothing is left to wait for before it is stopped.
+	dry bool
 }
 
 // next is the next step. Time has no part in it: a start that is to wait has desired state READY until the
@@ -116,6 +119,15 @@ func (s situation) next() action {
 		return hold
 	case act == watch && s.again:
 		return again
+	case act == stop && s.drains():
+		return drain
 	}
 	return act
+}
+
+// drains tells whether a task that is to stop has its connections waited for: one that the managers replace or want
+// no more. One that is taken from the node, or that may not go on without managers, ends at once.
+func (s situation) drains() bool {
+	return s.observed == swarmpb.TaskState_TASK_STATE_RUNNING && s.desired == swarmpb.TaskState_TASK_STATE_SHUTDOWN &&
+		!s.dry && !s.removed && !s.lapsed && !s.cut && !s.again
 }

@@ -9,8 +9,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/worker/runtime/runtimetest"
 )
 
@@ -43,6 +45,7 @@ func drawMoves(rt *rapid.T) []move {
 		return move{
 			what: rapid.SampledFrom([]string{
 				"assign", "assign", "tied", "ready", "run", "shutdown", "remove", "exit", "cut", "mend", "restart", "reboot", "stall", "gap", "slow", "flaky", "well",
+				"drained", "endpoint", "endpoint", "endpointless", "refuse", "accept", "connect",
 			}).Draw(rt, "what"),
 			task: rapid.IntRange(0, 7).Draw(rt, "task"),
 			args: rapid.SampledFrom([][]string{nil, {"exit", "0", "3s"}, {"exit", "4", "500ms"}, {"ignore-term"}}).Draw(rt, "args"),
@@ -102,6 +105,24 @@ func (h *host) play(m move, live map[int]string, made *int) {
 		h.manager.mu.Lock()
 		h.manager.spoil = true
 		h.manager.mu.Unlock()
+	case "drained":
+		if id != "" {
+			h.tell(id, h.manager.tasks[id].DesiredState, true)
+		}
+	case "connect":
+		h.net.SetEstablished(id, m.task%2)
+	case "endpoint":
+		h.manager.change(serviceRow("s"), endpointRow(fmt.Sprint("far-", m.task), "s", fmt.Sprint("node-", 2+m.wait%3)))
+	case "endpointless":
+		if m.task == 0 {
+			h.manager.change(removeService("s"))
+		} else {
+			h.manager.change(removeEndpoint(fmt.Sprint("far-", m.task)))
+		}
+	case "refuse":
+		h.net.Refuse(errors.New("refused"))
+	case "accept":
+		h.net.Refuse(nil)
 	case "slow", "flaky":
 		h.runtime.SetBefore(trouble(m.what))
 	case "well":
@@ -163,6 +184,18 @@ func (h *host) wantConverged(made int) {
 			h.Errorf("%s is still on the network", id)
 		}
 	}
+	far := 0
+	for at, row := range h.manager.rows {
+		if e, is := row.(*swarmpb.Endpoint); is {
+			far++
+			if !proto.Equal(h.net.Endpoints()[at.key], e) {
+				h.Errorf("endpoint %s is %v in the network, want %v", at.key, h.net.Endpoints()[at.key], e)
+			}
+		}
+	}
+	if n := len(h.net.Endpoints()); n != far {
+		h.Errorf("%d endpoints are in the network, want %d", n, far)
+	}
 	if h.manager.applied != h.manager.version {
 		h.Errorf("version %d is acknowledged, want %d", h.manager.applied, h.manager.version)
 	}
@@ -182,12 +215,14 @@ func TestAgent_AnythingHappens_EndsWithExactlyWhatIsWanted(t *testing.T) {
 				}
 			}()
 			h.start()
+			h.manager.networked()
 			live, made := map[int]string{}, 0
 			for _, m := range moves {
 				h.play(m, live, &made)
 				h.settle(m.wait)
 			}
 			h.runtime.SetBefore(nil)
+			h.net.Refuse(nil)
 			h.cut(false)
 			if h.stalled {
 				h.restart()

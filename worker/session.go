@@ -41,6 +41,8 @@ type link struct {
 	mu        sync.Mutex
 	connected string
 	refused   bool
+	// took is the version of the newest set of this session that the tasks were taken from.
+	took uint64
 }
 
 func newLink(cfg Config, db *db, fleet *fleet, reports *reporter, issues *problems) *link {
@@ -177,7 +179,10 @@ func (l *link) hold(ctx context.Context, address string) (ofUse bool, err error)
 
 // began notes a new session.
 func (l *link) began(address string, first *swarmpb.SessionResponse) {
+	l.mu.Lock()
+	l.took = 0
 	l.applied.Store(0)
+	l.mu.Unlock()
 	poke(l.news) // the first beat goes at once: its answer is the first contact
 	l.setConnected(address)
 	l.issues.set(aboutManagers, nil)
@@ -263,7 +268,19 @@ func (l *link) stream(ctx context.Context, client swarmpb.DispatcherClient, sess
 			return err
 		}
 		pause.reset()
-		l.applied.Store(set.version)
-		poke(l.news)
+		l.mu.Lock()
+		l.took = set.version
+		l.mu.Unlock()
+		if l.fleet.reach.holds() {
+			l.acknowledge()
+		}
 	}
+}
+
+// acknowledge tells the manager of the session's newest set, which the kernel holds now.
+func (l *link) acknowledge() {
+	l.mu.Lock()
+	l.applied.Store(l.took)
+	l.mu.Unlock()
+	poke(l.news)
 }

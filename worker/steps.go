@@ -25,6 +25,8 @@ func (f *fleet) step(ctx, wait context.Context, t *task, act action) {
 		f.watch(ctx, wait, t)
 	case again:
 		f.comeBack(ctx, wait, t)
+	case drain:
+		f.drain(ctx, wait, t)
 	case stop:
 		f.stop(ctx, t)
 	case abandon:
@@ -144,8 +146,10 @@ func (f *fleet) attach(wait context.Context, t *task) (network.Attachment, error
 			f.mu.Unlock()
 			return at, nil
 		}
-		if errors.Is(err, network.ErrNotConfigured) {
-			f.say(t, "waiting for the node's address block", "")
+		if errors.Is(err, network.ErrUnsupported) {
+			return at, finalError{err}
+		} else if errors.Is(err, network.ErrNotConfigured) {
+			f.say(t, f.attachWaitsFor(err), "")
 			until = time.Now().Add(f.cfg.Limits.PullFor)
 		} else if f.sayTrouble(t, explain(err)); !time.Now().Before(until) {
 			return at, err
@@ -160,11 +164,25 @@ func (f *fleet) attach(wait context.Context, t *task) (network.Attachment, error
 	}
 }
 
+// attachWaitsFor says what the managers have yet to tell for a task to be attached.
+func (f *fleet) attachWaitsFor(err error) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.config.GetUplinkBlock() == "" {
+		return "waiting for the node's address block"
+	}
+	return "waiting: " + explain(err)
+}
+
 // requestOf is what a task needs of the network.
 func (f *fleet) requestOf(t *task) network.Request {
 	assigned, template, _ := f.look(t)
 	container := template.GetSpec().GetContainer()
-	return network.Request{TaskID: t.id, Networks: assigned.GetNetworks(), DNS: container.GetDns(), Hostname: container.GetHostname()}
+	hostname, err := f.fieldsOf(assigned).expand(container.GetHostname())
+	if err != nil {
+		hostname = "" // which specOf has refused, or will
+	}
+	return network.Request{TaskID: t.id, Networks: assigned.GetNetworks(), DNS: container.GetDns(), Hostname: hostnameOf(assigned, hostname)}
 }
 
 // acquire takes a place in a bounded crowd; false when ctx ended first.
@@ -310,6 +328,9 @@ func (f *fleet) neverStarted(ctx context.Context, id string) bool {
 func (f *fleet) watch(ctx, wait context.Context, t *task) {
 	f.learnPorts(ctx, t)
 	exit, err := f.runtime.Wait(wait, t.id)
+	if err == nil || errors.Is(err, runtime.ErrNotFound) {
+		f.gone(ctx, t)
+	}
 	switch {
 	case wait.Err() != nil:
 	case errors.Is(err, runtime.ErrNotFound):
@@ -414,6 +435,7 @@ func (f *fleet) end(ctx context.Context, t *task, state swarmpb.TaskState, edit 
 	}
 	call, cancel := context.WithTimeout(ctx, runtimeCall)
 	defer cancel()
+	f.gone(call, t)
 	if err := f.cfg.Network.Detach(call, t.id); err != nil {
 		f.log.Warn("cannot detach task from the network", "task", t.id, "error", err)
 	}

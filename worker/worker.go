@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -89,6 +90,8 @@ type Config struct {
 	// Gossip is told the keys and seeds of gossip in the same way, and at the start those that a former process knew.
 	// May be nil.
 	Gossip func(GossipConfig)
+	// Hints of gossip on which nodes look dead. May be nil.
+	Hints Hints
 	// LogDir is where a task's log is, for worker/runtime/logs. Nil: the managers can read none.
 	LogDir func(taskID string) string
 	// Version of this program, told to the managers.
@@ -150,6 +153,7 @@ func New(cfg Config) (*Agent, error) {
 	a.session = newLink(cfg, a.db, a.fleet, a.reports, a.issues)
 	a.space = newSpace(cfg, a.issues)
 	a.session.space = a.space
+	a.fleet.reach.held = a.session.acknowledge
 	return a, nil
 }
 
@@ -174,6 +178,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.space.look() // the first session says it already
 	group.Go(func() error { a.space.run(ctx, func() { poke(a.session.described) }); return nil })
 	group.Go(func() error { return a.session.run(ctx, kept) })
+	group.Go(func() error { return a.fleet.reach.run(ctx) })
+	group.Go(func() error { return newHints(a.fleet).run(ctx) })
+	group.Go(func() error { a.watchNetwork(ctx); return nil })
 	group.Go(func() error { return a.fleet.boundLogs(ctx) })
 	group.Go(func() error { return a.fleet.boundImages(ctx, a.space) })
 	return group.Wait()
@@ -219,8 +226,13 @@ func (a *Agent) ConnectedTo() string { return a.session.connectedTo() }
 // RunningContainers is the number of tasks whose container runs.
 func (a *Agent) RunningContainers() int { return a.fleet.running() }
 
-// Problems says what does not work on this host, one line each, sorted.
-func (a *Agent) Problems() []string { return a.issues.list() }
+// Problems says what does not work on this host, one line each: the agent's, sorted, and then the network's.
+func (a *Agent) Problems() []string {
+	return slices.Concat(a.issues.list(), networkProblems(a.cfg.Network.Status()))
+}
+
+// Peers are the nodes of the cluster that the managers have told of, this one too.
+func (a *Agent) Peers() []*swarmpb.Peer { return a.fleet.reach.peers() }
 
 // Description is what the managers are told of this host.
 func (a *Agent) Description(ctx context.Context) *swarmpb.NodeDescription {
@@ -252,6 +264,14 @@ type Limits struct {
 	// Alone is how long no manager has been in reach when the node begins to start containers that end again by itself,
 	// under their services' restart policies; 10 s.
 	Alone time.Duration
+	// ApplyFor is how long a set of assignments waits for the kernel to hold what it says of networks and ports before its
+	// tasks are gone on with; 5 s.
+	ApplyFor time.Duration
+	// Undrained is how long a task that is to stop waits for the managers' word that it gets no new connections when none
+	// of them can be reached, and Undrainable the same when they can; 5 s and 30 s.
+	Undrained, Undrainable time.Duration
+	// Overrule is how long gossip may call a node dead that the managers, which can be reached, do not; 20 s.
+	Overrule time.Duration
 	// Leave is the longest that the session with a manager that is none any more goes on; 3 s.
 	Leave time.Duration
 	// History is the number of ended tasks that the node remembers, with their logs; 500.

@@ -36,6 +36,8 @@ type Fake struct {
 	hint        func(nodeID string) bool
 	refuse      error
 	changes     chan struct{}
+	refused     map[string]error           // of Attach, by task
+	requests    map[string]network.Request // the newest, by task
 }
 
 // Configure takes the node's block; one without a block changes nothing.
@@ -58,6 +60,13 @@ func (n *Fake) Attach(_ context.Context, req network.Request) (network.Attachmen
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	taskID := req.TaskID
+	if n.requests == nil {
+		n.requests = map[string]network.Request{}
+	}
+	n.requests[taskID] = req
+	if err := n.refused[taskID]; err != nil {
+		return network.Attachment{}, err
+	}
 	if !n.block.IsValid() {
 		return network.Attachment{}, fmt.Errorf("attach %s: %w", taskID, network.ErrNotConfigured)
 	}
@@ -72,6 +81,23 @@ func (n *Fake) Attach(_ context.Context, req network.Request) (network.Attachmen
 		n.last, n.attached[taskID], n.networks[taskID] = addr, addr, req.Networks
 	}
 	return network.Attachment{Namespace: "/run/netns/" + taskID, Address: n.attached[taskID], Networks: n.networks[taskID]}, nil
+}
+
+// RefuseAttach has Attach fail for a task from now on; nil: no more.
+func (n *Fake) RefuseAttach(taskID string, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.refused == nil {
+		n.refused = map[string]error{}
+	}
+	n.refused[taskID] = err
+}
+
+// Request is what Attach was last asked for a task.
+func (n *Fake) Request(taskID string) network.Request {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.requests[taskID]
 }
 
 // free is the next address after the one given last that no task has, past the network's own and the gateway.
