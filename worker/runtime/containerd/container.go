@@ -2,6 +2,7 @@ package containerd
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
@@ -355,6 +356,22 @@ func (r *Runtime) sweep(ctx context.Context) {
 	r.sweepPins(ctx)
 	if err := r.adopt(ctx); err != nil && ctx.Err() == nil {
 		r.log.Warn("find running containers", "error", err)
+	}
+}
+
+// collect makes containerd look for file systems that nothing knows. A removal first forgets a file system, and its files go
+// with a collection after it; a containerd that died in between would keep them until the next removal, however far that is.
+func (r *Runtime) collect(ctx context.Context) {
+	name, err := r.snapshotterName(ctx)
+	if err != nil {
+		return
+	}
+	snapshotter, key := r.client.SnapshotService(name), "collect-"+rand.Text()
+	if _, err = snapshotter.Prepare(ctx, key, ""); err == nil {
+		err = snapshotter.Remove(ctx, key)
+	}
+	if err != nil && ctx.Err() == nil {
+		r.log.Debug("have containerd collect file systems", "error", err)
 	}
 }
 
