@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"strings"
@@ -34,12 +35,16 @@ type cluster struct {
 	proposed atomic.Int64
 	managers atomic.Pointer[[]*swarmpb.ManagerPeer]
 	// refuse, when set, is asked before a proposal is applied.
-	refuse func() error
+	refuse       func() error
+	refuseWrites atomic.Bool
 }
 
 // Propose counts what enters the log.
 func (c *cluster) Propose(ctx context.Context, p *swarmpb.Proposal) (*swarmpb.Result, error) {
 	c.proposed.Add(1)
+	if c.refuseWrites.Load() {
+		return nil, errors.New("no quorum")
+	}
 	if c.refuse != nil {
 		if err := c.refuse(); err != nil {
 			return nil, err
@@ -169,7 +174,9 @@ type worker struct {
 	peers  atomic.Int64
 	// sequence counts the beats; answered is the newest that was answered, answers how often. Without counting, the
 	// worker is an old one.
-	counting           bool
+	counting bool
+	// atOnce: it acknowledges without waiting for the next beat.
+	atOnce             atomic.Bool
 	sequence, answered atomic.Uint64
 	answers            atomic.Int64
 	ended              chan error
@@ -284,6 +291,9 @@ func (w *worker) assignments() *holder {
 			}
 			h.receive(m)
 			w.acked.Store(h.at())
+			if w.atOnce.Load() && w.send(beat(h.at())) != nil {
+				return
+			}
 		}
 	}()
 	synctest.Wait()
