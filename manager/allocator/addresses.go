@@ -140,9 +140,14 @@ type addressPass struct {
 	network *swarmpb.Network
 	space   space
 	pool    *numbers
-	// waiting are the tasks that get no address, and vips the number of services that have none.
-	waiting []*swarmpb.Task
+	// waiting are the tasks that get no address, with what they have, and vips the number of services that have none.
+	waiting []waiting
 	vips    int
+}
+
+type waiting struct {
+	task      *swarmpb.Task
+	addresses *swarmpb.TaskAddresses
 }
 
 func (p *addressPass) run() {
@@ -183,19 +188,19 @@ func (p *addressPass) run() {
 
 // service gives its tasks that wait an address.
 func (p *addressPass) service(id string) {
-	for task := range p.view.UnaddressedOf(id) {
+	version, wanted := uint64(0), []*swarmpb.NetworkAttachment(nil)
+	for task, addresses := range p.view.UnaddressedOf(id) {
 		if p.plan.More {
 			return
 		}
 		if task.GetDesiredState() > swarmpb.TaskState_TASK_STATE_RUNNING {
 			continue
 		}
-		wanted := p.view.Template(id, task.GetTemplateVersion()).GetSpec().GetNetworks()
-		if !slices.ContainsFunc(wanted, func(n *swarmpb.NetworkAttachment) bool { return n.GetNetwork() == p.network.GetId() }) {
-			continue
+		if v := task.GetTemplateVersion(); v != version {
+			version, wanted = v, p.view.Template(id, v).GetSpec().GetNetworks()
 		}
-		if rows := p.view.Addresses(task.GetId()); find(rows.GetNetworks(), p.network.GetId()) == nil {
-			p.give(task, rows, wanted)
+		if attached(wanted, p.network.GetId()) && find(addresses.GetNetworks(), p.network.GetId()) == nil {
+			p.give(task, addresses, wanted)
 		}
 	}
 	if wants(p.view, id, p.network.GetId()) {
@@ -210,8 +215,11 @@ func wants(view *store.View, serviceID, networkID string) bool {
 		return false
 	}
 	service := view.Service(serviceID)
-	return hasVIPs(service) && find(endpoint.GetVips(), networkID) == nil &&
-		slices.ContainsFunc(service.GetSpec().GetTask().GetNetworks(), func(n *swarmpb.NetworkAttachment) bool { return n.GetNetwork() == networkID })
+	return hasVIPs(service) && find(endpoint.GetVips(), networkID) == nil && attached(service.GetSpec().GetTask().GetNetworks(), networkID)
+}
+
+func attached(networks []*swarmpb.NetworkAttachment, networkID string) bool {
+	return slices.ContainsFunc(networks, func(n *swarmpb.NetworkAttachment) bool { return n.GetNetwork() == networkID })
 }
 
 func find(addresses []*swarmpb.NetworkAddress, networkID string) *swarmpb.NetworkAddress {
@@ -226,12 +234,12 @@ func find(addresses []*swarmpb.NetworkAddress, networkID string) *swarmpb.Networ
 // give adds an address of the network to a task's row.
 func (p *addressPass) give(task *swarmpb.Task, old *swarmpb.TaskAddresses, wanted []*swarmpb.NetworkAttachment) {
 	if p.pool == nil {
-		p.waiting = append(p.waiting, task)
+		p.waiting = append(p.waiting, waiting{task, old})
 		return
 	}
 	n, version, ok := p.pool.next(nil)
 	if !ok {
-		p.waiting = append(p.waiting, task)
+		p.waiting = append(p.waiting, waiting{task, old})
 		return
 	}
 	row := &swarmpb.TaskAddresses{TaskId: task.GetId()}
@@ -267,32 +275,20 @@ func (p *addressPass) ours(message string) bool {
 
 // full says what is the matter with the pool.
 func (p *addressPass) full() string {
-	used := 0
-	for row := range p.view.Allocations(p.space.pool) {
-		if owner := row.GetOwner(); owner != "" && owner != Gateway {
-			used++
-		}
+	// Every address has a row by now, or gets one in this plan.
+	used := int(p.space.last-p.space.first) + 1 - p.space.reserved(p.view) + len(p.pool.taken)
+	for range p.view.Resting(p.space.pool) {
+		used--
 	}
-	used += given(p.plan)
 	return fmt.Sprintf("network %s (%s) is full: %d addresses are in use, %d more are wanted; scale down, or attach to a network with a larger subnet "+
 		"(an address that was released is given again after %s)",
 		p.network.GetSpec().GetName(), p.space.subnet, used, len(p.waiting)+p.vips, Rest)
 }
 
-// given is the number of addresses that a plan gives.
-func given(plan reconcile.Plan) (n int) {
-	for _, w := range plan.Writes {
-		if w.GetPut().GetAllocation().GetOwner() != "" {
-			n++
-		}
-	}
-	return n
-}
-
 // explain tells the tasks that wait why. What another network's message says stays until that one has an address.
 func (p *addressPass) explain(message string) {
-	for i, task := range p.waiting {
-		old := p.view.Addresses(task.GetId())
+	for i, waits := range p.waiting {
+		task, old := waits.task, waits.addresses
 		if text := old.GetMessage(); text == message || (text != "" && (i >= maxRefreshed || !p.ours(text))) {
 			continue
 		}

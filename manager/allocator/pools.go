@@ -71,6 +71,8 @@ type space struct {
 	subnet6 netip.Prefix
 	// first and last are the store's numbers of the range, without the subnet's own address and its broadcast address.
 	first, last uint64
+	// gateways are the addresses of IPv4 that no task has: the gateway, and that whose twin of IPv6 is the other gateway.
+	gateways []string
 }
 
 // spaceOf reads what a network was given.
@@ -92,12 +94,29 @@ func spaceOf(p *swarmpb.NetworkProgress) (space, error) {
 		}
 	}
 	low, high := ends(s.subnet)
+	s.gateways = []string{p.GetGateway()}
+	if gateway6, err := netip.ParseAddr(p.GetGateway6()); err == nil && s.subnet6.IsValid() {
+		if host, ok := hostNumber(s.subnet6, gateway6); ok && host <= high-low && store.NumberedAddress(low+host) != p.GetGateway() {
+			s.gateways = append(s.gateways, store.NumberedAddress(low+host))
+		}
+	}
 	s.first, s.last = ends(inner)
 	s.first, s.last = max(s.first, low+1), min(s.last, high-1)
 	if s.first > s.last {
 		return space{}, fmt.Errorf("subnet %s has no room for addresses in range %s", s.subnet, inner)
 	}
 	return s, nil
+}
+
+// reserved is the number of addresses in the range that are gateways'.
+func (s space) reserved(view *store.View) (n int) {
+	for _, address := range s.gateways {
+		number, ok := store.AddressNumber(address)
+		if ok && number >= s.first && number <= s.last && view.Allocation(s.pool, address).GetOwner() == Gateway {
+			n++
+		}
+	}
+	return n
 }
 
 // ends are the store's numbers of the first and last address of a prefix of IPv4.

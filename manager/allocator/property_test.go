@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -168,6 +169,26 @@ func (l *lab) check() {
 	}
 	for at, owner := range held {
 		l.Fatalf("%s of %s has no row", at, owner)
+	}
+	l.checkAlarms()
+}
+
+// checkAlarms fails when an alarm does not say how many addresses are in use.
+func (l *lab) checkAlarms() {
+	l.Helper()
+	for alarm := range l.View().Alarms() {
+		if alarm.GetKind() != PoolFullAlarm || !isNetworkPool(alarm.GetObject()) {
+			continue
+		}
+		used := 0
+		for row := range l.View().Allocations(alarm.GetObject()) {
+			if row.GetOwner() != "" && row.GetOwner() != Gateway {
+				used++
+			}
+		}
+		if text := fmt.Sprintf("full: %d addresses are in use,", used); !strings.Contains(alarm.GetMessage(), text) {
+			l.Fatalf("alarm %q, want %q", alarm.GetMessage(), text)
+		}
 	}
 }
 

@@ -363,15 +363,16 @@ func (v *View) Unplaced() iter.Seq[*swarmpb.Task] {
 	}
 }
 
-// UnaddressedOf are the tasks of a service that are NEW, whatever is desired of them, by slot and attempt.
-func (v *View) UnaddressedOf(serviceID string) iter.Seq[*swarmpb.Task] {
+// UnaddressedOf are the tasks of a service that are NEW, whatever is desired of them, by slot and attempt, each with
+// what it has of addresses.
+func (v *View) UnaddressedOf(serviceID string) iter.Seq2[*swarmpb.Task, *swarmpb.TaskAddresses] {
 	index, ok := v.perService.Get(serviceID)
 	if !ok {
-		return func(func(*swarmpb.Task) bool) {}
+		return func(func(*swarmpb.Task, *swarmpb.TaskAddresses) bool) {}
 	}
-	return func(yield func(*swarmpb.Task) bool) {
+	return func(yield func(*swarmpb.Task, *swarmpb.TaskAddresses) bool) {
 		for ordinal := range index.unaddressed.all() {
-			if !yield(v.rows.at(ordinal).task) {
+			if row := v.rows.at(ordinal); !yield(row.task, row.addresses) {
 				return
 			}
 		}
