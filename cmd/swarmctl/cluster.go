@@ -20,6 +20,8 @@ func (a *app) initCommand() *cobra.Command {
 		advertise, pool      string
 		blockLength, history uint32
 		certExpiry           time.Duration
+		pools                []string
+		maskLength, dataPort uint32
 		quiet                bool
 	)
 	cmd := &cobra.Command{
@@ -30,7 +32,8 @@ join it. One manager is a cluster that stands still while that host is down; thr
 on when one is lost, five when two are.`,
 		Example: `  swarmctl init
   swarmctl init --advertise-addr 192.168.1.10
-  swarmctl init --advertise-addr eth1 --fabric-pool 10.192.0.0/10`,
+  swarmctl init --advertise-addr eth1 --fabric-pool 10.192.0.0/10
+  swarmctl init --default-addr-pool 172.20.0.0/14 --default-addr-pool-mask-length 23`,
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
@@ -38,11 +41,16 @@ on when one is lost, five when two are.`,
 	f.StringVar(&advertise, "advertise-addr", "", advertiseHelp)
 	f.StringVar(&pool, "fabric-pool", "", "`network` that the nodes' blocks of container addresses come from (default "+swarmpb.DefaultFabricPool+")")
 	f.Uint32Var(&blockLength, "fabric-block-length", 0, fmt.Sprintf("prefix `length` of one node's block (default %d: 253 containers a node)", swarmpb.DefaultFabricBlockLength))
+	f.StringArrayVar(&pools, "default-addr-pool", nil, "`network` that the subnets of \"network create\" are chosen from; may be repeated (default "+swarmpb.DefaultAddrPool+")")
+	f.Uint32Var(&maskLength, "default-addr-pool-mask-length", 0, fmt.Sprintf("prefix `length` of a subnet that is chosen (default %d)", swarmpb.DefaultAddrPoolMaskLength))
+	f.Uint32Var(&dataPort, "data-path-port", 0, fmt.Sprintf("UDP `port` of the traffic between the hosts' containers, VXLAN (default %d)", swarmpb.DefaultDataPathPort))
 	f.DurationVar(&certExpiry, "cert-expiry", 0, fmt.Sprintf("life of the nodes' certificates (default %.0fh, at least 1h)", swarmpb.DefaultNodeCertExpiry.Hours()))
 	f.Uint32Var(&history, "task-history-limit", 0, fmt.Sprintf("ended tasks kept a replica (default %d)", swarmpb.DefaultTaskHistoryLimit))
 	f.BoolVarP(&quiet, "quiet", "q", false, "print only the node's ID")
 	cmd.RunE = a.call(func(ctx context.Context, c *client, _ []string) error {
-		spec := &swarmpb.ClusterSpec{FabricPool: pool, FabricBlockLength: blockLength}
+		spec := &swarmpb.ClusterSpec{
+			FabricPool: pool, FabricBlockLength: blockLength, DefaultAddrPools: pools, DefaultAddrPoolMaskLength: maskLength, DataPathPort: dataPort,
+		}
 		if f.Changed("cert-expiry") {
 			spec.NodeCertExpiry = durationpb.New(certExpiry)
 		}

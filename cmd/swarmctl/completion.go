@@ -86,6 +86,15 @@ func taskNames(ctx context.Context, c *client) ([]cobra.Completion, error) {
 	return out, err
 }
 
+func networkNames(ctx context.Context, c *client) ([]cobra.Completion, error) {
+	r, err := c.ListNetworks(ctx, &swarmpb.ListNetworksRequest{})
+	var out []cobra.Completion
+	for _, n := range r.GetNetworks() {
+		out = append(out, cobra.CompletionWithDesc(n.GetNetwork().GetSpec().GetName(), n.GetProgress().GetSubnet()))
+	}
+	return out, err
+}
+
 func imageNames(ctx context.Context, c *client) ([]cobra.Completion, error) {
 	r, err := c.local.ListImages(ctx, &swarmpb.ListImagesRequest{})
 	var out []cobra.Completion

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -33,6 +34,7 @@ type fake struct {
 	terminal      bool
 	width, height int
 	stdin         string
+	input         io.Reader          // in place of stdin
 	patience      time.Duration      // of calls
 	cancel        context.CancelFunc // of the run under way
 }
@@ -43,7 +45,7 @@ func start(t *testing.T, worker bool) *fake {
 	t.Setenv("SWARM_HOST", "")
 	t.Setenv("DOCKER_CONFIG", filepath.Join(t.TempDir(), "docker"))
 	f := &fake{t: t, socket: filepath.Join(t.TempDir(), "s"), clock: newFakeClock()}
-	f.control = &fakeControl{fake: f, cluster: clusterFixture(), nodes: nodeFixtures(), services: serviceFixtures(), tasks: taskFixtures(), watch: map[string][]step{}}
+	f.control = &fakeControl{fake: f, cluster: clusterFixture(), nodes: nodeFixtures(), services: serviceFixtures(), tasks: taskFixtures(), networks: networkFixtures(), watch: map[string][]step{}}
 	f.local = &fakeLocal{info: infoFixture(worker), role: roleWorker}
 	f.logs = &fakeLogs{}
 	listener, err := wire.ListenLocal(f.socket)
@@ -97,6 +99,9 @@ func (f *fake) runIn(ctx context.Context, args ...string) outcome {
 	}
 	if len(args) > 0 && args[len(args)-1] != "--help" {
 		args = append([]string{"--host", "unix://" + f.socket}, args...)
+	}
+	if f.input != nil {
+		a.in = f.input
 	}
 	code := a.main(ctx, args)
 	named := func(b *bytes.Buffer) string { return strings.ReplaceAll(b.String(), f.socket, "/SOCKET") }
@@ -217,6 +222,10 @@ type fakeControl struct {
 	wished      int // calls that wished for a stale answer
 	requests    []string
 	changes     []*swarmpb.NodeSpec
+	networks    []*swarmpb.NetworkInfo
+	// network is what becomes of networks: each GetNetwork takes the next.
+	network []func(c *fakeControl)
+	made    *swarmpb.NetworkSpec
 }
 
 // answer is what every call begins with.
@@ -355,7 +364,7 @@ func (c *fakeControl) RemoveService(ctx context.Context, req *swarmpb.RemoveServ
 func (c *fakeControl) GetTask(_ context.Context, req *swarmpb.GetTaskRequest) (*swarmpb.GetTaskResponse, error) {
 	for _, t := range c.tasks {
 		if req.Task == t.Task.Id || req.Task == t.Name {
-			return &swarmpb.GetTaskResponse{Task: t, Spec: c.services[0].Service.Spec.Task}, nil
+			return &swarmpb.GetTaskResponse{Task: t, Spec: c.services[0].Service.Spec.Task, NetworkNames: networkNamesFixture}, nil
 		}
 	}
 	return nil, wire.Errorf(wire.CodeNotFound, "task %q: not found; `swarmctl task ls` shows what there is", req.Task)
@@ -432,6 +441,7 @@ type fakeLocal struct {
 	role   swarmpb.NodeRole // that a host joins as
 	init   *swarmpb.InitRequest
 	loaded []byte
+	checks []*swarmpb.DoctorResponse
 	pulled *swarmpb.PullImageRequest
 }
 
@@ -462,6 +472,11 @@ func (l *fakeLocal) InspectImage(_ context.Context, req *swarmpb.InspectImageReq
 
 func (l *fakeLocal) Init(_ context.Context, req *swarmpb.InitRequest) (*swarmpb.InitResponse, error) {
 	l.init = req
+	spec := swarmpb.Clone(req.Spec)
+	spec.SetDefaults()
+	if err := spec.Validate(); err != nil {
+		return nil, wire.Errorf(wire.CodeInvalid, "init: %w", err)
+	}
 	return &swarmpb.InitResponse{NodeId: n1ID, ClusterId: clusterID, Tokens: tokens, ManagerAddress: "10.0.0.1:2377"}, l.fail
 }
 

@@ -37,15 +37,19 @@ type hostInfo struct {
 }
 
 type clusterInfo struct {
-	Leader     string      `json:"leader"`
-	Managers   uint32      `json:"managers"`
-	Reachable  uint32      `json:"reachableManagers"`
-	Nodes      uint32      `json:"nodes"`
-	Services   uint32      `json:"services"`
-	Tasks      uint32      `json:"tasks"`
-	RootDigest string      `json:"rootDigest"`
-	FabricPool string      `json:"fabricPool"`
-	Alarms     []alarmInfo `json:"alarms"`
+	Leader     string `json:"leader"`
+	Managers   uint32 `json:"managers"`
+	Reachable  uint32 `json:"reachableManagers"`
+	Nodes      uint32 `json:"nodes"`
+	Services   uint32 `json:"services"`
+	Tasks      uint32 `json:"tasks"`
+	RootDigest string `json:"rootDigest"`
+	FabricPool string `json:"fabricPool"`
+	// AddressPools are what subnets of networks are chosen from, each SubnetLength long.
+	AddressPools []string    `json:"addressPools"`
+	SubnetLength uint32      `json:"subnetLength"`
+	DataPathPort uint32      `json:"dataPathPort"`
+	Alarms       []alarmInfo `json:"alarms"`
 }
 
 type alarmInfo struct {
@@ -117,6 +121,9 @@ func gatherInfo(ctx context.Context, c *client) (*hostInfo, error) {
 		Leader: cluster.Leader, Managers: cluster.Managers, Reachable: cluster.ReachableManagers, Nodes: cluster.Nodes, Services: cluster.Services, Tasks: cluster.Tasks,
 		RootDigest: cluster.RootDigest, FabricPool: cluster.GetSpec().GetFabricPool(), Alarms: []alarmInfo{},
 	}
+	spec := swarmpb.Clone(cluster.GetSpec())
+	spec.SetDefaults() // a cluster that was founded by an older version lacks some
+	info.Cluster.AddressPools, info.Cluster.SubnetLength, info.Cluster.DataPathPort = spec.DefaultAddrPools, spec.DefaultAddrPoolMaskLength, spec.DataPathPort
 	for _, m := range cluster.Alarms {
 		info.Cluster.Alarms = append(info.Cluster.Alarms, alarmInfo{
 			Kind: m.Kind, Object: m.Object, Message: m.Message, Since: stamp(m.Since), Count: m.Count, since: m.Since,
@@ -169,6 +176,8 @@ func (a *app) printInfo(i *hostInfo) {
 		p.line("Services", fmt.Sprint(c.Services))
 		p.line("Tasks", fmt.Sprint(c.Tasks))
 		p.line("Fabric pool", c.FabricPool)
+		p.line("Subnets", fmt.Sprintf("/%d of %s", c.SubnetLength, strings.Join(c.AddressPools, ", ")))
+		p.line("Data path", fmt.Sprintf("port %d/udp", c.DataPathPort))
 		p.line("Root digest", c.RootDigest)
 		for _, m := range c.Alarms {
 			p.line("ALARM", fmt.Sprintf("%s %s: %s (%s, first %s)", m.Kind, m.Object, m.Message, count(m.Count, "time"), a.ago(m.since)))

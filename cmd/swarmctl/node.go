@@ -34,7 +34,7 @@ type nodeRow struct {
 
 func (a *app) nodeCommand() *cobra.Command {
 	return group("node", "See, change and remove nodes", nodeListCommand(a), a.nodeInspectCommand(), a.nodePsCommand(),
-		a.nodeUpdateCommand(), a.nodePromoteCommand(), a.nodeDemoteCommand(), a.nodeRemoveCommand())
+		a.nodeUpdateCommand(), a.nodePromoteCommand(), a.nodeDemoteCommand(), a.nodeRemoveCommand(), a.nodeDoctorCommand())
 }
 
 func nodeState(n *swarmpb.NodeInfo) string {
@@ -199,6 +199,7 @@ func (a *app) prettyNode(w io.Writer, n *swarmpb.NodeInfo) {
 	p.line("Version", d.GetEngine().GetVersion())
 	p.line("containerd", d.GetEngine().GetContainerdVersion())
 	p.line("OCI runtime", d.GetEngine().GetOciRuntime())
+	p.line("Encrypts in", encrypter(d.GetNetwork()))
 	p.line("Tasks", fmt.Sprint(n.GetTasks()))
 	if has := d.GetResources(); has != nil {
 		taken := n.GetReserved()
@@ -206,6 +207,21 @@ func (a *app) prettyNode(w io.Writer, n *swarmpb.NodeInfo) {
 		p.line("Memory", share(has.GetMemoryBytes(), taken.GetMemoryBytes(), memory))
 	}
 	p.line("Certificate", a.until(node.GetCertificateExpiresAt()))
+	p.lines("PROBLEM", d.GetNetwork().GetProblems())
+	for _, c := range d.GetNetwork().GetConflicts() {
+		p.line("CONFLICT", conflictText(&swarmpb.NodePortConflict{NodeId: node.GetId(), Hostname: d.GetHostname(), Conflict: c}))
+	}
+}
+
+// encrypter is what encrypts networks on a node; empty where nothing can.
+func encrypter(n *swarmpb.NodeNetwork) string {
+	switch n.GetWireguard() {
+	case "kernel":
+		return "the kernel"
+	case "userspace":
+		return "a process"
+	}
+	return n.GetWireguard()
 }
 
 // share says how much of something is taken; a node may have shrunk below what is.

@@ -33,7 +33,7 @@ func newServiceRow(s *swarmpb.ServiceInfo) serviceRow {
 	return serviceRow{
 		ID: service.GetId(), Name: spec.GetName(), Mode: modeWord(spec.GetMode()), Running: s.GetRunning(), Desired: s.GetDesired(),
 		Replicas: fmt.Sprintf("%d/%d", s.GetRunning(), s.GetDesired()), Image: spec.GetTask().GetContainer().GetImage(),
-		Ports: portsText(spec.GetEndpoint().GetPorts(), false), Update: updateWord(s), Removing: service.GetRemoving(),
+		Ports: portsText(servicePorts(s), false), Update: updateWord(s), Removing: service.GetRemoving(),
 	}
 }
 
@@ -131,8 +131,25 @@ func (a *app) prettyService(w io.Writer, s *swarmpb.ServiceInfo) {
 	}
 	p.line("Update", updateText(spec.GetUpdate()))
 	p.line("Rollback", updateText(spec.GetRollback()))
-	p.line("Ports", portsText(spec.GetEndpoint().GetPorts(), false))
+	prettyEndpoint(p, s)
 	p.line("Template", fmt.Sprintf("version %d", service.GetTemplateVersion()))
+	p.line("PROBLEM", s.GetEndpoint().GetMessage())
+	for _, c := range s.GetConflicts() {
+		p.line("CONFLICT", conflictText(c))
+	}
+}
+
+// prettyEndpoint is where a service is reached.
+func prettyEndpoint(p printer, s *swarmpb.ServiceInfo) {
+	p.lines("Network", networkTexts(s))
+	spec := s.GetService().GetSpec()
+	if len(spec.GetTask().GetNetworks()) > 0 {
+		p.line("Endpoint mode", spec.GetEndpoint().GetMode().Name())
+	}
+	for _, vip := range s.GetEndpoint().GetVips() {
+		p.line("VIP", addressText(vip, s.GetNetworkNames()))
+	}
+	p.lines("Ports", publishedTexts(s))
 }
 
 func prettyContainer(p printer, c *swarmpb.ContainerSpec) {
@@ -148,6 +165,10 @@ func prettyContainer(p printer, c *swarmpb.ContainerSpec) {
 	p.line("User", c.GetUser())
 	p.line("Directory", c.GetDir())
 	p.line("Hostname", c.GetHostname())
+	p.line("Name servers", strings.Join(c.GetDns().GetNameservers(), ", "))
+	p.line("Search domains", strings.Join(c.GetDns().GetSearch(), ", "))
+	p.line("DNS options", strings.Join(c.GetDns().GetOptions(), ", "))
+	p.lines("Host", c.GetHosts())
 	for _, m := range c.GetMounts() {
 		p.line("Mount", mountText(m))
 	}

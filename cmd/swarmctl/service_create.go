@@ -22,6 +22,12 @@ func (a *app) serviceCreateCommand() *cobra.Command {
 		Long: `Create a service: a number of replicas of one container, kept running somewhere on the cluster.
 COMMAND and ARGs replace the image's arguments (its CMD); --entrypoint replaces its entrypoint.
 
+A port of --publish answers on every node, whether a replica runs there or not, and the replica sees the client's own
+address; source=nat shows it the node's instead, affinity=client-ip leads a client to the same replica each time, and
+mode=host publishes on the nodes that run a replica alone. Without a published port one of 30000 to 32767 is chosen, which
+"service ls" shows. In the networks of --network services find one another by name: web is the service (--endpoint-mode
+says how), tasks.web its replicas, web.1 one of them.
+
 The command prints the service's ID. Without --detach it then shows each replica's progress and returns when all
 run and have stayed up for the time of --update-monitor (5 s). It exits with an error, saying why, when they cannot;
 the service stays.
@@ -32,7 +38,9 @@ the replica by itself, and the cluster starts no other before that, the stop gra
 cluster without a leader counts as no contact too, which is why less than 10s is rarely wise. What it cannot promise:
 where swarmd on the node is dead or frozen while the container lives, nobody stops it there.`,
 		Example: `  swarmctl service create --name web --replicas 3 nginx:alpine
-  swarmctl service create --name web -p mode=host,published=8080,target=80 -e MODE=prod whoami:v1
+  swarmctl service create --name web -p 8080:80 --network back -e MODE=prod whoami:v1
+  swarmctl service create --name dns --network name=back,alias=ns -p published=53,target=53,protocol=udp dnsmasq:2
+  swarmctl service create --name shop -p published=80,target=8080,affinity=client-ip --host db:192.168.1.5 shop:3
   swarmctl service create --name db --mount type=volume,source=data,target=/data --limit-memory 1g postgres:17
   swarmctl login registry.local:5000 && swarmctl service create --with-registry-auth registry.local:5000/team/app:1.4
   swarmctl service create --name once --restart-condition none busybox:1 sh -c 'echo done'`,
@@ -51,7 +59,9 @@ where swarmd on the node is dead or frozen while the container lives, nobody sto
 	f.StringVar(&name, "name", "", "`name` of the service (default: a made-up one)")
 	f.StringVar(&mode, "mode", "replicated", "replicated, or global: one task a node")
 	completeWords(cmd, "mode", "replicated", "global")
+	flags.socket = &a.host
 	flags.define(cmd, true)
+	_ = cmd.RegisterFlagCompletionFunc("network", a.complete(networkNames))
 	w.define(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		spec := &swarmpb.ServiceSpec{Name: name}

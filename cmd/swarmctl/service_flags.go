@@ -31,7 +31,15 @@ type serviceFlags struct {
 	readOnly, init, noNewPrivileges        bool
 	pull                                   string
 	withAuth, noResolve                    bool
-	update, rollback                       updateFlags
+	endpointMode                           string
+	networkAliases                         []string
+	// networkIDs are the networks that flags of update name, by name.
+	networkIDs map[string]string
+	// create tells whose flags they are.
+	create bool
+	// socket is where --host of create puts the socket of swarmd.
+	socket           *string
+	update, rollback updateFlags
 }
 
 // listFlag is a list of a spec that flags add to and remove from.
@@ -53,14 +61,14 @@ type updateFlags struct {
 func (s *serviceFlags) define(cmd *cobra.Command, create bool) {
 	f := cmd.Flags()
 	f.Uint64Var(&s.replicas, "replicas", 1, "`number` of replicas")
-	s.lists = map[string]*listFlag{}
+	s.lists, s.create = map[string]*listFlag{}, create
 	s.list(f, create, "env", "e", "environment variable `NAME=VALUE`; a NAME alone takes the value that it has here", "environment variable, by `NAME`")
 	if create {
 		f.StringArrayVar(&s.envFiles, "env-file", nil, "`file` of NAME=VALUE lines")
 	}
 	s.list(f, create, "label", "l", "label of the service, `NAME=VALUE`", "label of the service, by `NAME`")
 	s.list(f, create, "container-label", "", "label of the containers, `NAME=VALUE`", "label of the containers, by `NAME`")
-	s.list(f, create, "publish", "p", "`port` to publish, mode=host,published=8080,target=80[,protocol=tcp|udp|sctp]", "published port, by the container's `port`")
+	s.defineNetwork(cmd, create)
 	s.list(f, create, "mount", "", "`mount`, type=bind|volume|tmpfs,source=...,target=...[,readonly]", "mount, by its `target`")
 	s.list(f, create, "constraint", "", "`constraint` on the nodes, such as node.labels.disk==ssd", "`constraint`, as it was given")
 	s.list(f, create, "placement-pref", "", "`preference`, such as spread=node.labels.zone", "`preference`, as it was given")
@@ -113,6 +121,14 @@ func hideDefaults(f *pflag.FlagSet) {
 	})
 }
 
+// adds is the name of the flag that adds to a list.
+func (s *serviceFlags) adds(list string) string {
+	if s.create {
+		return list
+	}
+	return list + "-add"
+}
+
 func (s *serviceFlags) list(f *pflag.FlagSet, create bool, name, short, addHelp, rmHelp string) {
 	l := &listFlag{}
 	s.lists[name] = l
@@ -150,6 +166,13 @@ func (s *serviceFlags) apply(f *pflag.FlagSet, spec *swarmpb.ServiceSpec) error 
 			return errors.New("--replicas: only a replicated service has a number of replicas; this one is " + modeWord(spec.GetMode()))
 		}
 		spec.Mode = replicated(s.replicas)
+	}
+	if f.Changed("endpoint-mode") {
+		mode, err := swarmpb.ParseEndpointMode(s.endpointMode)
+		if err != nil {
+			return fmt.Errorf("--endpoint-mode: %w", err)
+		}
+		orNew(&spec.Endpoint).Mode = mode
 	}
 	return errors.Join(
 		s.applyLists(spec), s.applyContainer(f, spec.Task.Container), s.applyTask(f, spec.Task),
@@ -264,7 +287,8 @@ func (s *serviceFlags) applyLists(spec *swarmpb.ServiceSpec) error {
 	editCapabilities(s.capDrop, &c.CapDrop, &c.CapAdd)
 	errs := []error{
 		editPairs("label", *s.lists["label"], &spec.Labels), editPairs("container-label", *s.lists["container-label"], &c.Labels),
-		editEnv(env, &c.Env), editPorts(*s.lists["publish"], spec), editMounts(*s.lists["mount"], c),
+		editEnv(env, &c.Env), editPorts(s.adds("publish"), *s.lists["publish"], spec), editMounts(*s.lists["mount"], c),
+		editNetworks(s.adds("network"), *s.lists["network"], s.networkAliases, s.networkIDs, spec.Task), s.editResolver(c), editHosts(*s.lists["host"], c),
 	}
 	if l := s.lists["constraint"]; len(l.add)+len(l.rm) > 0 {
 		errs = append(errs, editWords("constraint", *l, &orNew(&spec.Task.Placement).Constraints))

@@ -40,10 +40,15 @@ func (a *app) serviceUpdateCommand() *cobra.Command {
 		Long: `Change a service. Only the flags given change anything. When the tasks' template changes (the image, the
 environment and so on, or with --force) the replicas are replaced as the --update flags say.
 
+Published ports change without a restart of anything, but for those of mode=host, which are part of the template as networks,
+name servers and hosts are.
+
 Without --image the replicas keep the digest that the tag stood for before, wherever the tag has moved since. Credentials
 of --with-registry-auth are kept as well, for images of the same registry.`,
 		Example: `  swarmctl service update --image whoami:v2 web
   swarmctl service update --env-add MODE=test --env-rm DEBUG --update-parallelism 2 web
+  swarmctl service update --publish-add 8443:443 --publish-rm 80 web
+  swarmctl service update --network-add name=back,alias=db --network-rm old web
   swarmctl service update --replicas 5 web
   swarmctl service update --force web`,
 		DisableFlagsInUseLine: true,
@@ -56,6 +61,8 @@ of --with-registry-auth are kept as well, for images of the same registry.`,
 	f.StringVar(&args, "args", "", "`arguments` of the command, in one word, split as a shell does")
 	f.BoolVar(&force, "force", false, "replace all replicas though nothing else has changed")
 	flags.define(cmd, false)
+	_ = cmd.RegisterFlagCompletionFunc("network-add", a.complete(networkNames))
+	_ = cmd.RegisterFlagCompletionFunc("network-rm", a.complete(networkNames))
 	w.define(cmd)
 	edit := func(spec *swarmpb.ServiceSpec) error {
 		if err := flags.apply(f, spec); err != nil {
@@ -77,6 +84,9 @@ of --with-registry-auth are kept as well, for images of the same registry.`,
 		return nil
 	}
 	cmd.RunE = a.call(func(ctx context.Context, c *client, names []string) error {
+		if err := flags.resolveNetworks(ctx, c); err != nil {
+			return fmt.Errorf("service %s: %w", names[0], err)
+		}
 		changed, err := a.change(ctx, c, names[0], edit, flags.request)
 		if err != nil {
 			return err

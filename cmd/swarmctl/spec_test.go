@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"pgregory.net/rapid"
 
@@ -15,8 +16,13 @@ import (
 // specText is a spec as inspect shows it.
 func specText(t *testing.T, spec *swarmpb.ServiceSpec) string {
 	t.Helper()
+	return messageText(t, spec)
+}
+
+func messageText(t *testing.T, m proto.Message) string {
+	t.Helper()
 	var out strings.Builder
-	if err := printJSON(&out, plainer{name: protoreflect.FieldDescriptor.JSONName}.message(spec.ProtoReflect())); err != nil {
+	if err := printJSON(&out, plainer{name: protoreflect.FieldDescriptor.JSONName}.message(m.ProtoReflect())); err != nil {
 		t.Fatal(err)
 	}
 	return out.String()
@@ -99,9 +105,22 @@ func changedLines(before, after []string) string {
 
 func TestValues_AnyText_NeverPanics(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
-		text := rapid.StringMatching(`[a-z0-9=:,/.\-" ]{0,40}|(type|target|mode|published|protocol)=[a-z0-9,=]{0,20}`).Draw(r, "text")
-		if p, err := parsePort(text); err == nil && (p.TargetPort < 1 || p.TargetPort > swarmpb.MaxPort) {
-			r.Errorf("port %q: %v", text, p)
+		text := rapid.StringMatching(`[a-z0-9=:,/.\-" ]{0,40}|(type|target|mode|published|protocol|name)=[a-z0-9,=\-]{0,20}|[0-9]{1,5}-[0-9]{1,5}:[0-9]{1,5}(-[0-9]{1,5})?`).Draw(r, "text")
+		if p, err := parsePublish(text); err == nil {
+			if len(p.ports) == 0 || len(p.ports) > swarmpb.MaxPorts {
+				r.Errorf("port %q: %d ports", text, len(p.ports))
+			}
+			for _, port := range p.ports {
+				if port.TargetPort < 1 || port.TargetPort > swarmpb.MaxPort || port.PublishedPort > swarmpb.MaxPort {
+					r.Errorf("port %q: %v", text, port)
+				}
+			}
+		}
+		if n, err := parseNetwork(text); err == nil && n.Network == "" {
+			r.Errorf("network %q: %v", text, n)
+		}
+		if name, line, err := parseHost(text); err == nil && !strings.HasSuffix(line, " "+name) {
+			r.Errorf("host %q: %q", text, line)
 		}
 		if m, err := parseMount(text); err == nil && m.Target == "" {
 			r.Errorf("mount %q: %v", text, m)

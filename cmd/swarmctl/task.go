@@ -53,60 +53,31 @@ func newTaskRow(t *swarmpb.TaskInfo) taskRow {
 	return r
 }
 
-// portsText is published ports as people write them; those of a task are its node's in any case.
-func portsText(ports []*swarmpb.PortConfig, task bool) string {
-	var out []string
-	for _, p := range ports {
-		published := "*"
-		if p.GetPublishedPort() != 0 {
-			published = fmt.Sprint(p.GetPublishedPort())
-		}
-		text := fmt.Sprintf("%s->%d/%s", published, p.GetTargetPort(), p.GetProtocol().Name())
-		if !task && p.GetMode() == swarmpb.PublishMode_PUBLISH_MODE_HOST {
-			text += " (host)"
-		}
-		out = append(out, text)
-	}
-	return strings.Join(out, ", ")
-}
-
 // taskListing is a listing of tasks.
 type taskListing struct {
 	listing
 	current, whole bool
-	filter         taskFilter
+	filter         *filter[taskRow]
 }
 
-// taskFilter picks tasks as docker's --filter does: values of one key are alternatives, all keys have to match.
-type taskFilter struct{ byKey map[string][]string }
-
-// filterKeys are what a task is filtered by, and whether a value of it matches.
-var filterKeys = map[string]func(r taskRow, value string) bool{
-	"id":            func(r taskRow, v string) bool { return strings.HasPrefix(r.ID, v) },
-	"name":          func(r taskRow, v string) bool { return strings.HasPrefix(r.Name, v) },
-	"node":          func(r taskRow, v string) bool { return r.Node == v || strings.HasPrefix(r.NodeID, v) },
-	"state":         func(r taskRow, v string) bool { return r.State == v },
-	"desired-state": func(r taskRow, v string) bool { return r.DesiredState == v },
-}
-
-func (*taskFilter) Type() string   { return "key=value" }
-func (*taskFilter) String() string { return "" }
-
-func (f *taskFilter) Set(s string) error {
-	key, value, ok := strings.Cut(s, "=")
-	if filterKeys[key] == nil || !ok || value == "" {
-		return errors.New("want id=, name=, node=, state= or desired-state= and a value, for example state=failed")
+// newTaskFilter is --filter of a listing of tasks.
+func newTaskFilter() *filter[taskRow] {
+	return &filter[taskRow]{
+		keys: map[string]func(taskRow, string) bool{
+			"id":            func(r taskRow, v string) bool { return strings.HasPrefix(r.ID, v) },
+			"name":          func(r taskRow, v string) bool { return strings.HasPrefix(r.Name, v) },
+			"node":          func(r taskRow, v string) bool { return r.Node == v || strings.HasPrefix(r.NodeID, v) },
+			"state":         func(r taskRow, v string) bool { return r.State == v },
+			"desired-state": func(r taskRow, v string) bool { return r.DesiredState == v },
+		},
+		want: "id=, name=, node=, state= or desired-state= and a value, for example state=failed",
+		check: func(key, value string) error {
+			if (key == "state" || key == "desired-state") && !slices.Contains(taskStates(), value) {
+				return fmt.Errorf("no task has the state %q; there are %s", value, strings.Join(taskStates(), ", "))
+			}
+			return nil
+		},
 	}
-	if key == "state" || key == "desired-state" {
-		if !slices.Contains(taskStates(), value) {
-			return fmt.Errorf("no task has the state %q; there are %s", value, strings.Join(taskStates(), ", "))
-		}
-	}
-	if f.byKey == nil {
-		f.byKey = map[string][]string{}
-	}
-	f.byKey[key] = append(f.byKey[key], value)
-	return nil
 }
 
 // taskStates are all states, in the order in which tasks go through them.
@@ -120,23 +91,14 @@ func taskStates() []string {
 	return out
 }
 
-// drops says whether a task is left out.
-func (f *taskFilter) drops(r taskRow) bool {
-	for key, values := range f.byKey {
-		if !slices.ContainsFunc(values, func(v string) bool { return filterKeys[key](r, v) }) {
-			return true
-		}
-	}
-	return false
-}
-
-// tasksCommand is a command that lists tasks: those that requests, made of the arguments, ask for.
-func (a *app) tasksCommand(cmd *cobra.Command, requests func(args []string) []*swarmpb.ListTasksRequest) *cobra.Command {
-	var l taskListing
+// tasksCommand is a command that lists tasks: those that requests, made of the arguments, ask for. Below the table stand
+// the notes, if there are any.
+func (a *app) tasksCommand(cmd *cobra.Command, requests func(args []string) []*swarmpb.ListTasksRequest, notes func(context.Context, *client, []string) ([]string, error)) *cobra.Command {
+	l := taskListing{filter: newTaskFilter()}
 	l.define(cmd)
 	cmd.Flags().BoolVar(&l.current, "current", false, "leave out tasks that have ended or are to end")
 	a.reading(cmd)
-	cmd.Flags().Var(&l.filter, "filter", "only tasks with `key=value`: id, name, node, state or desired-state; may be repeated")
+	cmd.Flags().VarP(l.filter, "filter", "f", "only tasks with `key=value`: id, name, node, state or desired-state; may be repeated")
 	completeWords(cmd, "filter", "state=failed", "state=running", "desired-state=running", "node=", "name=")
 	cmd.Flags().BoolVar(&l.whole, "no-trunc", false, "shorten nothing, neither IDs nor errors")
 	cmd.RunE = a.call(func(ctx context.Context, c *client, args []string) error {
@@ -153,9 +115,25 @@ func (a *app) tasksCommand(cmd *cobra.Command, requests func(args []string) []*s
 		}
 		sortTasks(rows)
 		rows = slices.DeleteFunc(rows, l.filter.drops)
-		return errors.Join(append([]error{a.printTasks(l, rows)}, errs...)...)
+		printed := a.printTasks(l, rows)
+		if notes != nil && printed == nil && l.format.kind == formatTable && !l.quiet {
+			printed = a.printNotes(ctx, c, args, notes)
+		}
+		return errors.Join(append([]error{printed}, errs...)...)
 	})
 	return cmd
+}
+
+// printNotes writes what a listing says below its table. What is wrong with the arguments has been said.
+func (a *app) printNotes(ctx context.Context, c *client, args []string, notes func(context.Context, *client, []string) ([]string, error)) error {
+	lines, err := notes(ctx, c, args)
+	if len(lines) > 0 {
+		_, _ = fmt.Fprintln(a.out)
+	}
+	for _, line := range lines {
+		_, _ = fmt.Fprintln(a.out, clean(line))
+	}
+	return err
 }
 
 // listTasks reads all pages.
@@ -229,7 +207,7 @@ func (a *app) taskListCommand() *cobra.Command {
 	return a.tasksCommand(&cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List all tasks", Args: noArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		Example: "  swarmctl task ls --current\n  swarmctl task ls --format json",
-	}, func([]string) []*swarmpb.ListTasksRequest { return []*swarmpb.ListTasksRequest{{}} })
+	}, func([]string) []*swarmpb.ListTasksRequest { return []*swarmpb.ListTasksRequest{{}} }, nil)
 }
 
 func (a *app) nodePsCommand() *cobra.Command {
@@ -245,7 +223,7 @@ func (a *app) nodePsCommand() *cobra.Command {
 			out = append(out, &swarmpb.ListTasksRequest{Node: arg})
 		}
 		return out
-	})
+	}, nil)
 }
 
 func (a *app) servicePsCommand() *cobra.Command {
@@ -254,7 +232,11 @@ func (a *app) servicePsCommand() *cobra.Command {
 		Args: someArgs("service"), ValidArgsFunction: a.complete(serviceNames),
 		Long: `List the tasks of services: for each replica the attempt that is to run, and below it the former ones, as many as
 the cluster keeps (--task-history-limit at init). STATE says what a task came to and since when, ERROR why it ended or what
-it waits for: an exit code, a signal, "out of memory", an image that cannot be pulled. PREPARING shows how far its image is.`,
+it waits for: an exit code, a signal, "out of memory", an image that cannot be pulled, a network without a free address.
+PREPARING shows how far its image is.
+
+Below the table stands what keeps clients from the service: a published port that a program on some node has already, and
+what of its ports and addresses the cluster could not give it.`,
 		Example: `  swarmctl service ps web
   swarmctl service ps --filter state=failed --no-trunc web
   swarmctl service ps --current --format json web`,
@@ -264,7 +246,7 @@ it waits for: an exit code, a signal, "out of memory", an image that cannot be p
 			out = append(out, &swarmpb.ListTasksRequest{Service: arg})
 		}
 		return out
-	})
+	}, serviceNotes)
 }
 
 func (a *app) taskInspectCommand() *cobra.Command {
@@ -304,5 +286,8 @@ func (a *app) prettyTask(w io.Writer, r *swarmpb.GetTaskResponse) {
 	p.line("Container", container.GetContainerId())
 	p.line("Replaces", r.GetTask().GetTask().GetReplaces())
 	p.line("Address", t.Address)
+	for _, address := range r.GetTask().GetAddresses().GetNetworks() {
+		p.line("Network", addressText(address, r.GetNetworkNames()))
+	}
 	p.line("Ports", t.Ports)
 }
