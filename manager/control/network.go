@@ -263,6 +263,7 @@ const networkPool = "network/"
 func resolveNetworks(view *store.View, spec *swarmpb.ServiceSpec) error {
 	internal := len(spec.GetTask().GetNetworks()) > 0
 	seen := make(map[string]bool)
+	var joined []*swarmpb.Network
 	for _, a := range spec.GetTask().GetNetworks() {
 		network, err := findNetwork(view, a.GetNetwork())
 		if err != nil {
@@ -278,11 +279,46 @@ func resolveNetworks(view *store.View, spec *swarmpb.ServiceSpec) error {
 		seen[network.GetId()] = true
 		a.Network = network.GetId()
 		internal = internal && network.GetSpec().GetInternal()
+		if err := apart(view, network, joined); err != nil {
+			return err
+		}
+		joined = append(joined, network)
 	}
 	if ports := spec.GetEndpoint().GetPorts(); internal && len(ports) > 0 {
 		return wire.Errorf(wire.CodeInvalid, "publish %d: all networks of the service are internal, so that nothing reaches it from outside; attach it to a network that is not, or publish nothing", ports[0].GetPublishedPort())
 	}
 	return nil
+}
+
+// apart refuses a network whose addresses another network of the same service has too.
+func apart(view *store.View, network *swarmpb.Network, joined []*swarmpb.Network) error {
+	subnets := subnetsOf(view, network)
+	for _, other := range joined {
+		for _, theirs := range subnetsOf(view, other) {
+			i := slices.IndexFunc(subnets, theirs.Overlaps)
+			if i < 0 {
+				continue
+			}
+			return wire.Errorf(wire.CodeInvalid, "network %q: its subnet %s overlaps %s of network %q, so that no service can be in both; name one of them, or make one anew with another --subnet",
+				network.GetSpec().GetName(), subnets[i], theirs, other.GetSpec().GetName())
+		}
+	}
+	return nil
+}
+
+// subnetsOf are those that a network was given, and until then those that were asked for.
+func subnetsOf(view *store.View, network *swarmpb.Network) (out []netip.Prefix) {
+	progress := view.NetworkProgress(network.GetId())
+	texts := []string{progress.GetSubnet(), progress.GetSubnet6()}
+	for _, s := range network.GetSpec().GetSubnets() {
+		texts = append(texts, s.GetSubnet())
+	}
+	for _, text := range texts {
+		if prefix, err := netip.ParsePrefix(text); err == nil {
+			out = append(out, prefix)
+		}
+	}
+	return out
 }
 
 // addName notes the name of a network, unless that is gone.

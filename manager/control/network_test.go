@@ -133,6 +133,12 @@ func TestRemoveNetwork_InUse_NamesTheServices(t *testing.T) {
 func TestCreateService_Networks_WrongOnesAreNamed(t *testing.T) {
 	w := newWorld(t)
 	id := w.network(&swarmpb.NetworkSpec{Name: "back", Internal: true}).GetId()
+	w.put(&swarmpb.Row{Row: &swarmpb.Row_NetworkProgress{NetworkProgress: &swarmpb.NetworkProgress{NetworkId: id, Vni: 4096, Subnet: "10.20.0.0/24"}}})
+	w.network(subnet("same", "10.20.0.0/16")) // is given nothing yet
+	w.network(subnet("other", "10.21.0.0/16"))
+	if _, err := w.server.CreateService(context.Background(), &swarmpb.CreateServiceRequest{Spec: on(spec("both", "web:1", 1), "back", "other")}); err != nil {
+		t.Errorf("networks that do not overlap: %v", err)
+	}
 	for _, test := range []struct {
 		name  string
 		spec  *swarmpb.ServiceSpec
@@ -140,6 +146,7 @@ func TestCreateService_Networks_WrongOnesAreNamed(t *testing.T) {
 		parts []string
 	}{
 		{"unknown", on(spec("web", "web:1", 1), "front"), wire.CodeNotFound, []string{`network "front"`, "swarmctl network ls"}},
+		{"overlap", on(spec("web", "web:1", 1), "same", "back"), wire.CodeInvalid, []string{`network "back"`, "10.20.0.0/24 overlaps 10.20.0.0/16", `network "same"`, "name one of them"}},
 		{"twice", on(spec("web", "web:1", 1), "back", id), wire.CodeInvalid, []string{`network "back"`, "twice"}},
 		{"internal", publishing(on(spec("web", "web:1", 1), "back"), &swarmpb.PortConfig{PublishedPort: 80, TargetPort: 80}), wire.CodeInvalid, []string{"publish 80", "internal"}},
 	} {
