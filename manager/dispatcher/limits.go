@@ -68,6 +68,9 @@ const (
 
 // fitting is how many of the first items go together: limit at most, and no more than maxChunkBytes unless it is one.
 func fitting[T any](items []T, limit int, size func(T) int) int {
+	if len(items) <= 1 {
+		return len(items)
+	}
 	n, total := 0, 0
 	for n < min(len(items), limit) {
 		if total += size(items[n]); n > 0 && total > maxChunkBytes {
