@@ -135,7 +135,7 @@ func (n *Network) bringFabric(d *delta) error {
 		return err
 	}
 	changed := d.peers
-	place := fabricPlace{number: n.place.number, address: own, block: n.place.block, prefix6: n.place.prefix6, port: n.place.port, mtu: mtu}
+	place := fabricPlace{number: n.place.number, address: own, block: n.place.block, prefix6: n.place.prefix6, port: n.place.port, mask: n.cfg.MarkMask, mtu: mtu}
 	if n.fabric == nil || n.fabric.place != place {
 		if err := n.makeHost(); err != nil { // the MTU may have changed with the address
 			return err
@@ -166,7 +166,7 @@ func (n *Network) setNodes() error {
 	var nodes []ingress.Node
 	for id, p := range n.told.peers {
 		if address, err := netip.ParseAddr(p.GetAddress()); err == nil && p.GetNumber() != 0 {
-			nodes = append(nodes, ingress.Node{ID: id, Number: p.GetNumber(), Address: address.Unmap(), MAC: fabricMAC(p.GetNumber())})
+			nodes = append(nodes, ingress.Node{ID: id, Number: p.GetNumber(), Address: address.Unmap(), MAC: fabricMAC(p.GetNumber(), n.cfg.MarkMask)})
 		}
 	}
 	return n.ingress.SetNodes(nodes)

@@ -3,6 +3,7 @@ package network
 import (
 	"errors"
 	"fmt"
+	"math/bits"
 	"net"
 	"net/netip"
 	"os"
@@ -26,6 +27,7 @@ type fabricPlace struct {
 	block   netip.Prefix
 	prefix6 netip.Prefix // invalid: no IPv6
 	port    uint16
+	mask    uint32 // of marks
 	mtu     int
 }
 
@@ -39,16 +41,22 @@ type fabricPeer struct {
 // fabric is the VXLAN device that carries what was translated from node to node, and the replies. For each peer it
 // has an entry of the forwarding database, a permanent neighbour and a route a family; a change costs only its peer.
 //
-// How a reply finds the node that its client called is worker/ingress's: docs/decisions/0006-return-path-over-the-fabric.md.
+// How a reply finds the node that its client called: returnpath.go and docs/decisions/0006-return-path-over-the-fabric.md.
 type fabric struct {
 	place fabricPlace
 	index int
 	have  map[string]fabricPeer // node ID -> what is in the kernel
 }
 
-// fabricMAC is the hardware address of a node's end of the fabric.
-func fabricMAC(number uint32) net.HardwareAddr {
-	return net.HardwareAddr{0x02, 0x5d, 0xfa, 0xb0, byte(number >> 8), byte(number)}
+// fabricMAC is the hardware address of a node's end of the fabric: the bytes of its mark are its last four.
+func fabricMAC(number, mask uint32) net.HardwareAddr {
+	m := markOf(number, mask)
+	return net.HardwareAddr{0x02, 0x5d, byte(m >> 24), byte(m >> 16), byte(m >> 8), byte(m)}
+}
+
+// markOf is a number in the bits of the mask.
+func markOf(number, mask uint32) uint32 {
+	return number << bits.TrailingZeros32(mask) & mask
 }
 
 // openFabric makes the device and what replies need. A device that is right stays, with its entries.
@@ -57,12 +65,15 @@ func openFabric(place fabricPlace) (*fabric, error) {
 	if err := f.makeDevice(); err != nil {
 		return nil, err
 	}
+	if err := f.makeReturnPath(); err != nil {
+		return nil, err
+	}
 	return f, nil
 }
 
 func (f *fabric) makeDevice() error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.HardwareAddr = Fabric, f.place.mtu, fabricMAC(f.place.number)
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = Fabric, f.place.mtu, fabricMAC(f.place.number, f.place.mask)
 	want := &netlink.Vxlan{LinkAttrs: attrs, VxlanId: fabricVNI, SrcAddr: f.place.address.AsSlice(), Port: int(f.place.port)}
 	link, err := f.deviceLike(want)
 	if err != nil {
@@ -75,6 +86,10 @@ func (f *fabric) makeDevice() error {
 		}
 	}
 	if err := setDeviceSysctls(Fabric, f.place.prefix6.IsValid()); err != nil {
+		return err
+	}
+	// Without an address of its own no source is good enough for rp_filter. The gateway's does.
+	if err := setAddresses(link, pair{v4: gatewayOf(f.place.block)}); err != nil {
 		return err
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
@@ -126,7 +141,7 @@ func (f *fabric) peerOf(p *swarmpb.Peer) (fabricPeer, bool) {
 	if err != nil || err2 != nil || p.GetNumber() == 0 || p.GetNumber() == f.place.number || !block.Addr().Is4() {
 		return fabricPeer{}, false
 	}
-	return fabricPeer{mac: fabricMAC(p.GetNumber()).String(), address: address.Unmap(), block: block.Masked()}, true
+	return fabricPeer{mac: fabricMAC(p.GetNumber(), f.place.mask).String(), address: address.Unmap(), block: block.Masked()}, true
 }
 
 // set brings what the kernel holds of a node to what was told of it; nil: it is no peer any more.
@@ -236,7 +251,7 @@ func (f *fabric) look() error {
 	if link.Attrs().Index != f.index || link.Attrs().Flags&net.FlagUp == 0 || link.Attrs().MTU != f.place.mtu {
 		return fmt.Errorf("%s is another, down, or of another MTU", Fabric)
 	}
-	if err := setDeviceSysctls(Fabric, f.place.prefix6.IsValid()); err != nil {
+	if err := errors.Join(setDeviceSysctls(Fabric, f.place.prefix6.IsValid()), setAddresses(link, pair{v4: gatewayOf(f.place.block)})); err != nil {
 		return err
 	}
 	entries, err := netlink.NeighList(f.index, unix.AF_BRIDGE)
@@ -267,6 +282,9 @@ func (f *fabric) look() error {
 		for _, e := range known {
 			neighbours[e.IP.String()] = e.HardwareAddr.String()
 		}
+	}
+	if intact, err := f.returnPathIntact(); err != nil || !intact {
+		return errors.Join(err, f.makeReturnPath())
 	}
 	f.compare(forwards, routes, neighbours)
 	return f.removeStrays(forwards, routes)

@@ -15,6 +15,7 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -152,7 +153,8 @@ func New(cfg Config) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	in, err := ingress.New(ingress.Config{Logger: cfg.Logger, UplinkGroup: uplinkGroup, FabricLink: Fabric, MarkMask: cfg.MarkMask})
+	cfg.MarkMask = cmp.Or(cfg.MarkMask, ingress.DefaultMarkMask)
+	in, err := ingress.New(ingress.Config{Logger: cfg.Logger, UplinkGroup: uplinkGroup, FabricLink: Fabric, ReplyRule: fabricPriority, MarkMask: cfg.MarkMask})
 	if err != nil {
 		return nil, fmt.Errorf("open ingress: %w", err)
 	}
@@ -312,7 +314,7 @@ func (n *Network) Teardown(ctx context.Context) error {
 		n.tunnel = nil
 	}
 	n.names.forgetAll()
-	err = errors.Join(err, n.ingress.Teardown(), n.coexist.Teardown(), removeLink(Fabric),
+	err = errors.Join(err, n.ingress.Teardown(), n.coexist.Teardown(), removeLink(Fabric), removeReturnPath(),
 		removeStrayOverlays(n.cfg.overlays(), nil), removeUplink())
 	n.configured, n.place, n.fabric = false, hostPlace{}, nil
 	n.told = newTold()

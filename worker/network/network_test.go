@@ -145,7 +145,7 @@ func serve(t *testing.T, a Attachment, name string) {
 func get(from, to string) (string, error) {
 	var out []byte
 	call := func() error {
-		c, err := net.DialTimeout("tcp4", to, time.Second)
+		c, err := net.DialTimeout("tcp", to, time.Second)
 		if err != nil {
 			return err
 		}
@@ -425,3 +425,5 @@ func TestRemoveLink_PeersNamespaceGoesMeanwhile_IsNoError(t *testing.T) {
 		must(t, removeLink("wire"))
 	}
 }
+
+func deadlineSoon() time.Time { return time.Now().Add(5 * time.Second) }

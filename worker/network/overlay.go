@@ -22,6 +22,9 @@ const (
 	portPrefix = "p-"
 	// tunnelPrefix marks an overlay's VXLAN device while it is still in the host's namespace.
 	tunnelPrefix = "swarm-x"
+	// firstIndex is the index of the bridge; ports have the next ones. The kernel waits up to a second before it lets a port
+	// with its peer's index, as it takes it for one that may flap, so they have others than links in tasks' namespaces.
+	firstIndex = 1 << 16
 	// vniWait bounds how long a VXLAN device waits for a former one of its number to be gone from the kernel, which
 	// takes down namespaces in its own time; vniPause is between two looks.
 	vniWait, vniPause = 5 * time.Second, 20 * time.Millisecond
@@ -57,6 +60,7 @@ type overlay struct {
 	ns     netns.NsHandle
 	bridge int
 	tunnel int
+	last   int               // index of the port made last
 	have   map[string]remote // task -> what is in the kernel
 }
 
@@ -189,7 +193,7 @@ func (o *overlay) make() error {
 		return err
 	}
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.HardwareAddr = overlayBridge, o.place.mtu, net.HardwareAddr{2, 0x5d, 0, 0, 0, 0}
+	attrs.Name, attrs.Index, attrs.MTU, attrs.HardwareAddr = overlayBridge, firstIndex, o.place.mtu, net.HardwareAddr{2, 0x5d, 0, 0, 0, 0}
 	off := false
 	if err := o.handle.LinkAdd(&netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &off}); err != nil {
 		return fmt.Errorf("make %s: %w", overlayBridge, err)
@@ -339,7 +343,7 @@ func (o *overlay) plug(taskID, namespace, device string, address pair) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.MasterIndex = portName(taskID), o.place.mtu, o.bridge
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: device, PeerHardwareAddr: macOf(address.v4), PeerNamespace: netlink.NsFd(task)}
-	if err := o.handle.LinkAdd(veth); err != nil {
+	if err := o.addPort(veth); err != nil {
 		return fmt.Errorf("make %s: %w", device, err)
 	}
 	port, err := o.handle.LinkByName(attrs.Name)
@@ -364,6 +368,21 @@ func (o *overlay) plug(taskID, namespace, device string, address pair) error {
 		return fmt.Errorf("bring %s up: %w", attrs.Name, err)
 	}
 	return nil
+}
+
+// addPort makes a port with the next index that is free; a former process's ports have some.
+func (o *overlay) addPort(veth *netlink.Veth) error {
+	for {
+		o.last = max(o.last, firstIndex) + 1
+		veth.Index = o.last
+		err := o.handle.LinkAdd(veth)
+		if !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+		if _, err := o.handle.LinkByIndex(o.last); err != nil {
+			return err
+		}
+	}
 }
 
 func (o *overlay) configureTask(inside *netlink.Handle, device string, address pair) error {

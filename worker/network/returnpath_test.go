@@ -1,8 +1,8 @@
 package network
 
 import (
+	"errors"
 	"fmt"
-	"log/slog"
 	"math"
 	"net"
 	"net/netip"
@@ -42,7 +42,7 @@ func benchmarkReturnPath(b *testing.B, way string, peers int) {
 	pod := filepath.Join(b.TempDir(), "pod")
 	must(b, makeNamespace(pod, nil))
 	b.Cleanup(func() {
-		must(b, removeLink(Fabric))
+		must(b, errors.Join(removeLink(Fabric), removeReturnPath()))
 		removeHostTable(b)
 		must(b, removeLink("u-bench"))
 		must(b, removeUplink())
@@ -62,22 +62,10 @@ func benchmarkReturnPath(b *testing.B, way string, peers int) {
 	gateway := pair{v4: gatewayOf(block)}
 	must(b, makeUplink(gateway, []netip.Prefix{block}, 1400))
 	must(b, plugIn(uplinkPlace{namespace: pod, link: "u-bench", address: pair{v4: netip.MustParseAddr("100.64.0.2")}, gateway: gateway, mtu: 1400}))
-	place := fabricPlace{number: 1, address: netip.MustParseAddr("10.99.0.1"), block: block, port: 4789, mtu: 1450}
-	var nodes []ingress.Node
-	for i := range peers {
-		n := uint32(i + 2)
-		nodes = append(nodes, ingress.Node{ID: fmt.Sprint(n), Number: n, Address: netip.AddrFrom4([4]byte{10, byte(100 + n>>8), byte(n), 9}), MAC: fabricMAC(n)})
-	}
-	in, err := ingress.New(ingress.Config{Logger: slog.New(slog.DiscardHandler), UplinkGroup: uplinkGroup, FabricLink: Fabric, MarkMask: benchMask})
-	must(b, err)
-	b.Cleanup(func() { must(b, in.Teardown()); in.Close() })
+	place := fabricPlace{number: 1, address: netip.MustParseAddr("10.99.0.1"), block: block, port: 4789, mask: benchMask, mtu: 1450}
 	begin := time.Now()
 	f, err := openFabric(place)
 	must(b, err)
-	if way == "egress" {
-		must(b, in.SetNodes(nodes))
-		must(b, in.Configure(ingress.Host{Number: 1, Block: block, Pool: netip.MustParsePrefix("100.64.0.0/10"), DataPathPort: 4789}))
-	}
 	for i := range peers {
 		n := i + 2
 		must(b, f.set(fmt.Sprint(n), &swarmpb.Peer{Number: uint32(n), Address: fmt.Sprintf("10.%d.%d.9", 100+(n>>8), n&255),
@@ -87,7 +75,9 @@ func benchmarkReturnPath(b *testing.B, way string, peers int) {
 		}
 	}
 	loaded := time.Since(begin)
-	removeHostTable(b) // its filters let no packet pass that was not translated; what is on the way back stays
+	if way == "rules" {
+		must(b, removeReturnPath())
+	}
 	if way != "none" {
 		markReplies(b, peers)
 	}

@@ -34,8 +34,15 @@ func (n *Network) setUpTunnel() error {
 	if n.tunnel == nil {
 		return nil
 	}
-	if err := n.tunnel.Configure(wireguard.Address(n.place.prefix6, n.place.number)); err != nil {
+	mtu, err := n.mtu()
+	if err != nil {
+		return err
+	}
+	if err := n.tunnel.Configure(wireguard.Address(n.place.prefix6, n.place.number), mtu+overheadOf(n.ownAddress())); err != nil {
 		return fmt.Errorf("configure encryption: %w", err)
+	}
+	if len(n.told.peers) == 0 {
+		return nil // nothing is told yet: sessions of a former process go on
 	}
 	var peers []wireguard.Peer
 	for _, p := range n.told.peers {
