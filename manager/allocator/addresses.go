@@ -112,7 +112,9 @@ func entitled(view *store.View, owner string) bool {
 func (Addresses) Reconcile(view *store.View, id reconcile.ID, now time.Time) (reconcile.Plan, error) {
 	b := &batch{view: view, now: now}
 	if network := view.Network(id.Object); network != nil {
-		if !network.GetRemoving() {
+		if network.GetRemoving() {
+			b.end(NetworkPool(network.GetId()))
+		} else {
 			(&addressPass{batch: b, network: network}).run()
 		}
 	} else if !entitled(view, id.Object) {
@@ -176,11 +178,13 @@ func (p *addressPass) run() {
 		p.explain(fmt.Sprintf("network %s has no addresses: %s", p.network.GetSpec().GetName(), problem))
 		return
 	}
-	if len(p.waiting)+p.vips > 0 {
+	switch {
+	case p.vips > 0 && p.pool.left(): // the services are about to get theirs, and the alarm is what makes them look
+	case len(p.waiting)+p.vips > 0:
 		text := p.full()
 		p.explain(text)
 		p.raise(p.space.pool, text)
-	} else if !p.plan.More {
+	case !p.plan.More:
 		p.end(p.space.pool)
 	}
 	p.pool.forget()
@@ -215,7 +219,7 @@ func wants(view *store.View, serviceID, networkID string) bool {
 		return false
 	}
 	service := view.Service(serviceID)
-	return hasVIPs(service) && find(endpoint.GetVips(), networkID) == nil && attached(service.GetSpec().GetTask().GetNetworks(), networkID)
+	return !service.GetRemoving() && hasVIPs(service) && find(endpoint.GetVips(), networkID) == nil && attached(service.GetSpec().GetTask().GetNetworks(), networkID)
 }
 
 func attached(networks []*swarmpb.NetworkAttachment, networkID string) bool {

@@ -75,3 +75,67 @@ func TestAddresses_LeftBehindByAnEarlierLeader_AreReleased(t *testing.T) {
 	l.check()
 	l.removeAll(l.advance)
 }
+
+// small is a network of five addresses, all of which a service of its own has.
+func (l *lab) small(id string) {
+	l.Helper()
+	l.network(&swarmpb.NetworkSpec{Name: id, Subnets: []*swarmpb.NetworkSubnet{{Subnet: "10.0.0.0/29"}}})
+	l.service("in-"+id, []string{id}, swarmpb.EndpointMode_ENDPOINT_MODE_DNSRR)
+	l.scale("in-"+id, 5)
+	l.settle()
+}
+
+func TestAddresses_TwoNetworksFull_TheOneThatStillIsIsNamed(t *testing.T) {
+	for _, first := range []string{"a", "b"} {
+		l := newLab(t, &swarmpb.ClusterSpec{})
+		l.small("a")
+		l.small("b")
+		l.service("web", []string{"a", "b"}, swarmpb.EndpointMode_ENDPOINT_MODE_DNSRR)
+		l.scale("web", 1)
+		l.settle()
+		l.deleteTask("in-" + first + ".1")
+		l.advance(2 * Rest)
+		l.check()
+		still := map[string]string{"a": "b", "b": "a"}[first]
+		says(t, l.View().Addresses("web.1").GetMessage(), "network "+still+" (10.0.0.0/29) is full: 5 addresses are in use, 1 more are wanted")
+		l.deleteTask("in-" + still + ".1")
+		l.advance(2 * Rest)
+		l.check()
+		if row := l.View().Addresses("web.1"); row.GetMessage() != "" || len(row.GetNetworks()) != 2 {
+			t.Fatalf("addresses %v", row)
+		}
+	}
+}
+
+func TestAddresses_FullNetworkIsToGo_AlarmEnds(t *testing.T) {
+	l := newLab(t, &swarmpb.ClusterSpec{})
+	l.small("a")
+	l.scale("in-a", 1)
+	l.settle()
+	l.removeService("in-a")
+	if !l.removeNetwork("a") {
+		t.Fatal("refused")
+	}
+	l.settle()
+	if alarm := l.View().Alarm(PoolFullAlarm, NetworkPool("a")); alarm != nil {
+		t.Fatal(alarm)
+	}
+}
+
+func TestAddresses_WaiterForAVIPIsToGo_AlarmSaysWhoElseWaits(t *testing.T) {
+	l := newLab(t, &swarmpb.ClusterSpec{})
+	l.small("a")
+	l.service("web", []string{"a"}, 0)
+	l.scale("web", 1)
+	l.settle()
+	says(t, l.View().Alarm(PoolFullAlarm, NetworkPool("a")).GetMessage(), "5 addresses are in use, 2 more are wanted")
+	l.removeService("web")
+	for i := range 4 {
+		l.deleteTask(fmt.Sprint("in-a.", 1+i))
+	}
+	l.advance(2 * Rest)
+	l.check()
+	if alarm := l.View().Alarm(PoolFullAlarm, NetworkPool("a")); alarm != nil {
+		t.Fatal(alarm)
+	}
+}

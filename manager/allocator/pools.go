@@ -264,6 +264,15 @@ func (n *numbers) next(taken func(address string) bool) (number, version uint64,
 	return 0, 0, false
 }
 
+// left tells whether there are numbers without a row that were not given.
+func (n *numbers) left() bool {
+	if n.done {
+		return false
+	}
+	_, ok := n.view.FirstFree(n.pool, n.low, n.high)
+	return ok
+}
+
 // forget removes the rows of what has rested and was not given again.
 func (n *numbers) forget() {
 	for _, row := range n.rested {
