@@ -173,19 +173,22 @@ func (a *app) poll(ctx context.Context, look func() (bool, error)) (bool, error)
 
 // awaitSubnet waits until the cluster has given a network what it needs, or has said why not.
 func (a *app) awaitSubnet(ctx context.Context, c *client, name, id string) error {
-	reason := ""
+	reason, missing := "", false
 	ready, err := a.poll(ctx, func() (bool, error) {
 		r, err := c.GetNetwork(ctx, &swarmpb.GetNetworkRequest{Network: id})
+		if missing = errors.Is(err, wire.ErrNotFound); missing {
+			return false, nil // a manager that has lost its leader may not know of it yet
+		}
 		reason = r.GetNetwork().GetProgress().GetMessage()
 		return r.GetNetwork().GetProgress().GetVni() != 0 || reason != "", err
 	})
 	switch {
-	case errors.Is(err, wire.ErrNotFound):
-		return fmt.Errorf("network %s was removed meanwhile", name)
 	case err != nil:
 		return fmt.Errorf("network %s: it is made, but whether it has a subnet is not known: %w; see `swarmctl network inspect --pretty %s`", name, err, name)
 	case reason != "":
 		return fmt.Errorf("network %s: it is made, but has no subnet: %s; it gets one as soon as there is one, or remove it with `swarmctl network rm %s`", name, reason, name)
+	case missing:
+		return fmt.Errorf("network %s was removed meanwhile", name)
 	case !ready:
 		return fmt.Errorf("network %s: it is made, but the managers have given it no subnet yet; `swarmctl network inspect --pretty %s` shows when it has one", name, name)
 	}

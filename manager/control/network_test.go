@@ -148,7 +148,8 @@ func TestCreateService_Networks_WrongOnesAreNamed(t *testing.T) {
 		{"unknown", on(spec("web", "web:1", 1), "front"), wire.CodeNotFound, []string{`network "front"`, "swarmctl network ls"}},
 		{"overlap", on(spec("web", "web:1", 1), "same", "back"), wire.CodeInvalid, []string{`network "back"`, "10.20.0.0/24 overlaps 10.20.0.0/16", `network "same"`, "name one of them"}},
 		{"twice", on(spec("web", "web:1", 1), "back", id), wire.CodeInvalid, []string{`network "back"`, "twice"}},
-		{"internal", publishing(on(spec("web", "web:1", 1), "back"), &swarmpb.PortConfig{PublishedPort: 80, TargetPort: 80}), wire.CodeInvalid, []string{"publish 80", "internal"}},
+		{"internal", publishing(on(spec("web", "web:1", 1), "back"), &swarmpb.PortConfig{PublishedPort: 80, TargetPort: 80}), wire.CodeInvalid, []string{"publish 80:", "internal"}},
+		{"internal, any port", publishing(on(spec("web", "web:1", 1), "back"), &swarmpb.PortConfig{TargetPort: 80}), wire.CodeInvalid, []string{"publish (target 80):", "internal"}},
 	} {
 		_, err := w.server.CreateService(context.Background(), &swarmpb.CreateServiceRequest{Spec: test.spec})
 		t.Run(test.name, func(t *testing.T) { expectError(t, err, test.code, test.parts...) })

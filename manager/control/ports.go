@@ -1,6 +1,7 @@
 package control
 
 import (
+	"fmt"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
@@ -49,6 +50,14 @@ type portKey struct {
 
 func keyOf(p *swarmpb.PortConfig) portKey {
 	return portKey{p.GetPublishedPort(), p.GetProtocol().Name()}
+}
+
+// portName is a published port in messages: by the container's where none is chosen yet.
+func portName(p *swarmpb.PortConfig) string {
+	if p.GetPublishedPort() == 0 {
+		return fmt.Sprintf("(target %d)", p.GetTargetPort())
+	}
+	return fmt.Sprint(p.GetPublishedPort())
 }
 
 func onHost(p *swarmpb.PortConfig) bool { return p.GetMode() == swarmpb.PublishMode_PUBLISH_MODE_HOST }
