@@ -9,12 +9,12 @@
 // process, and is back when the next one has opened it.
 //
 // Session keys are the protocol's own affair: they are renewed every two minutes and kept nowhere. Rotate replaces the
-// node's static key.
+// node's static key. A peer is greeted when it is added, by a handshake: so a node that has been away is in session again
+// before anybody else notices that its sessions were lost.
 package wireguard
 
 import (
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/netip"
 
@@ -30,6 +30,9 @@ const DefaultPort = 4792
 
 // KeyLength is the length of a public key in bytes.
 const KeyLength = 32
+
+// overhead of a packet in the tunnel: 40 of IPv6, which endpoints may have (IPv4: 20), 8 of UDP, 32 of WireGuard.
+const overhead = 80
 
 // Kinds of device.
 const (
@@ -59,48 +62,6 @@ type Peer struct {
 	Address netip.Addr
 }
 
-// Device is this node's end of the tunnel. All methods are safe for concurrent use.
-type Device struct{}
-
-// Open makes the device, or takes over the kernel's of a former process, whose sessions go on. It passes nothing before
-// Configure and SetPeers.
-func Open(Config) (*Device, error) {
-	return nil, fmt.Errorf("open the tunnel: %w", ErrUnsupported)
-}
-
-// PublicKey is the node's, of KeyLength bytes.
-func (d *Device) PublicKey() []byte { return nil }
-
-// Kind is KindKernel or KindUserspace.
-func (d *Device) Kind() string { return "" }
-
-// Link is the name of the device.
-func (d *Device) Link() string { return Link }
-
-// MTU is the largest packet that the tunnel takes on an underlay with the given MTU: 80 bytes less, as endpoints may have
-// IPv6 (20 more than IPv4).
-func (d *Device) MTU(underlay int) int { return underlay - 80 }
-
-// Configure gives the device its address in the tunnel, with the range that all nodes' addresses are in; see Address. It
-// is idempotent.
-func (d *Device) Configure(address netip.Prefix) error { return nil }
-
-// SetPeers makes these the peers, all of them. Sessions with peers that stay as they are go on.
-func (d *Device) SetPeers([]Peer) error { return nil }
-
-// Rotate replaces the node's static key, which is the new PublicKey when it returns. Peers have to be told; until they
-// are, established sessions go on for up to three minutes and no new one begins.
-func (d *Device) Rotate() error { return nil }
-
-// Check repairs the link, its address, routes and peers if anything has changed them.
-func (d *Device) Check() error { return nil }
-
-// Close lets go of the device: the kernel's stays and goes on, the process's own is gone.
-func (d *Device) Close() {}
-
-// Teardown removes the device, its routes and the key. The node has left its cluster.
-func (d *Device) Teardown() error { return nil }
-
 // Address is a node's address in the tunnel, with the range of all nodes': the number behind the cluster's prefix of IPv6
 // (NodeConfig.fabric_prefix6).
 //
@@ -111,5 +72,6 @@ func (d *Device) Teardown() error { return nil }
 // with 0.0.
 func Address(prefix6 netip.Prefix, number uint32) netip.Prefix {
 	a := netip.AddrFrom4([4]byte{0, 0, byte(number >> 8), byte(number)})
-	return netip.PrefixFrom(swarmpb.Address6(prefix6, a), 112)
+	const numbers = 16 // bits
+	return netip.PrefixFrom(swarmpb.Address6(prefix6, a), 128-numbers)
 }

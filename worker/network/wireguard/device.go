@@ -1,0 +1,241 @@
+package wireguard
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+)
+
+// engine is what encrypts.
+type engine interface {
+	kind() string
+	// configure changes what is not zero: the private key, and peers in this order.
+	configure(change) error
+	// peers are those that it has, by public key; nil with ok false: it keeps those it was given by itself.
+	peers() (held map[key]Peer, ok bool, err error)
+	// alive tells whether the link is still this engine's.
+	alive() bool
+	// close ends what lives in this process.
+	close()
+}
+
+// Device is this node's end of the tunnel. All methods are safe for concurrent use.
+type Device struct {
+	cfg Config
+
+	mu       sync.Mutex
+	closed   bool
+	private  key
+	engine   engine
+	address  netip.Prefix // not valid before Configure
+	underlay int
+	held     map[key]Peer // as the engine has them
+}
+
+// Open makes the device, or takes over the kernel's of a former process, whose sessions go on. It passes nothing before
+// Configure and SetPeers.
+func Open(cfg Config) (*Device, error) {
+	cfg.Port = cmp.Or(cfg.Port, DefaultPort)
+	if err := needIPv6(); err != nil {
+		return nil, fmt.Errorf("open the tunnel: %w", err)
+	}
+	private, err := loadKey(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("open the tunnel: %w", err)
+	}
+	d := &Device{cfg: cfg, private: private}
+	if err := d.open(); err != nil {
+		return nil, fmt.Errorf("open the tunnel: %w", err)
+	}
+	return d, nil
+}
+
+// open makes the engine with the key and the peers that it had.
+func (d *Device) open() error {
+	e, err := openKernel(d.cfg)
+	if errors.Is(err, errNoKernel) {
+		e, err = openUserspace(d.cfg)
+	}
+	if err != nil {
+		return err
+	}
+	held, _, err := e.peers()
+	if err == nil {
+		err = e.configure(change{private: &d.private, port: d.cfg.Port})
+	}
+	if err == nil {
+		err = raise(d.cfg.Port)
+	}
+	if err != nil {
+		e.close()
+		return err
+	}
+	d.engine, d.held = e, held
+	return nil
+}
+
+// PublicKey is the node's, of KeyLength bytes.
+func (d *Device) PublicKey() []byte {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	public := d.private.public()
+	return public[:]
+}
+
+// Kind is KindKernel or KindUserspace.
+func (d *Device) Kind() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.engine.kind()
+}
+
+// Link is the name of the device.
+func (d *Device) Link() string { return Link }
+
+// MTU is the largest packet that the tunnel takes on an underlay with the given MTU. It is the same whether endpoints
+// have IPv4 or IPv6: a cluster may have both, and its networks one MTU.
+func (d *Device) MTU(underlay int) int { return underlay - overhead }
+
+// Configure gives the device its address in the tunnel, with the range that all nodes' addresses are in (see Address), and
+// the MTU that goes with the underlay's. It is idempotent.
+func (d *Device) Configure(address netip.Prefix, underlay int) error {
+	if !address.Addr().Is6() || underlay <= overhead {
+		return fmt.Errorf("configure the tunnel: address %s, MTU of the underlay %d: want an address of IPv6 with its range, and more than %d", address, underlay, overhead)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return errClosed
+	}
+	if d.address.IsValid() && d.address.Masked() != address.Masked() {
+		if err := unguard(d.address.Masked()); err != nil {
+			return fmt.Errorf("configure the tunnel: %w", err)
+		}
+	}
+	d.address, d.underlay = address, underlay
+	if err := d.place(); err != nil {
+		return fmt.Errorf("configure the tunnel: %w", err)
+	}
+	return nil
+}
+
+// SetPeers makes these the peers, all of them. Sessions with peers that stay as they are go on. One that cannot be a peer
+// is left out, and in the error; the others are set all the same.
+func (d *Device) SetPeers(peers []Peer) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return errClosed
+	}
+	want, wrong := chosen(peers, d.held, d.private.public())
+	if err := d.set(want); err != nil {
+		return errors.Join(fmt.Errorf("set the tunnel's peers: %w", err), wrong)
+	}
+	return wrong
+}
+
+// set brings what the engine holds to want.
+func (d *Device) set(want map[key]Peer) error {
+	first, then := difference(d.held, want)
+	if len(first.peers) == 0 {
+		return nil
+	}
+	if err := d.engine.configure(first); err != nil {
+		return err
+	}
+	d.held = want
+	return d.engine.configure(then)
+}
+
+// Rotate replaces the node's static key; the new PublicKey has to be told to the peers. Until a peer has been told, what it
+// sends arrives in the session that there is, for up to three minutes, and what is sent to it waits.
+func (d *Device) Rotate() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return errClosed
+	}
+	private, err := newKey(d.cfg)
+	if err == nil {
+		d.private = private
+		err = d.engine.configure(change{private: &private})
+	}
+	if err != nil {
+		return fmt.Errorf("replace the key of the tunnel: %w", err)
+	}
+	return nil
+}
+
+// Check repairs the link, its address, routes and peers if anything has changed them.
+func (d *Device) Check() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return errClosed
+	}
+	if err := d.check(); err != nil {
+		return fmt.Errorf("repair the tunnel: %w", err)
+	}
+	return nil
+}
+
+func (d *Device) check() error {
+	want := d.held
+	if !d.engine.alive() {
+		d.cfg.Logger.Warn("the tunnel's device has gone; making it again", "link", Link)
+		d.engine.close()
+		if err := d.open(); err != nil {
+			return err
+		}
+	} else if now, ok, err := d.engine.peers(); err != nil {
+		return err
+	} else if ok {
+		d.held = now
+	}
+	if err := errors.Join(d.place(), d.set(want)); err != nil {
+		d.held = want // what is to be, which the next Check tries again
+		return err
+	}
+	return nil
+}
+
+// place sees to the link's address, MTU and routes.
+func (d *Device) place() error {
+	if !d.address.IsValid() {
+		return nil
+	}
+	return place(d.address, d.MTU(d.underlay), d.cfg.Port)
+}
+
+// Close lets go of the device: the kernel's stays and goes on, the process's own is gone. The route that refuses stays.
+func (d *Device) Close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.close()
+}
+
+func (d *Device) close() {
+	if !d.closed {
+		d.closed = true
+		d.engine.close()
+	}
+}
+
+// Teardown removes the device, its routes and the key. The node has left its cluster.
+func (d *Device) Teardown() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.close()
+	errs := []error{removeLink(), removeKey(d.cfg)}
+	if d.address.IsValid() {
+		errs = append(errs, unguard(d.address.Masked()))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove the tunnel: %w", err)
+	}
+	return nil
+}
+
+var errClosed = errors.New("the tunnel is closed")
