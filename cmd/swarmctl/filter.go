@@ -39,6 +39,13 @@ func (f *filter[T]) Set(s string) error {
 	return nil
 }
 
+// hasLabel tells whether labels have NAME, or NAME=VALUE.
+func hasLabel(labels map[string]string, want string) bool {
+	name, value, valued := strings.Cut(want, "=")
+	got, ok := labels[name]
+	return ok && (!valued || got == value)
+}
+
 // drops says whether a row is left out.
 func (f *filter[T]) drops(row T) bool {
 	for key, values := range f.byKey {

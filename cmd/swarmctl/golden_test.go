@@ -48,7 +48,7 @@ func TestListing_EveryForm_ReadsAsBefore(t *testing.T) {
 	golden(t, "ps_flags", f.play("service ps --no-trunc web", "service ps --current web", "node ps", "service ps web nope", "service ps nope"))
 	golden(t, "ps_filter", f.play(
 		"service ps --filter state=failed --no-trunc web", "service ps --filter name=web.2 --filter node=n2 --filter node=n1 web", "service ps -q --filter desired-state=running web",
-		"task ls -q --filter id=web11", "node ps -q --filter state=pending", "service ps --filter state=gone web", "service ps --filter image=whoami web", "service ps --filter name= web",
+		"task ls -q --filter id=web11", "service ls -q --filter name=we", "service ls -q -f label=team=shop -f label=tier", "service ls -q -f label=team=ops", "service ls -q -f mode=replicated -f id=api", "service ls -f team=shop", "node ps -q --filter state=pending", "service ps --filter state=gone web", "service ps --filter image=whoami web", "service ps --filter name= web",
 	))
 }
 

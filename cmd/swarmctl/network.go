@@ -71,11 +71,7 @@ func newNetworkFilter() *filter[networkRow] {
 			"id":     func(r networkRow, v string) bool { return strings.HasPrefix(r.ID, v) },
 			"name":   func(r networkRow, v string) bool { return strings.Contains(r.Name, v) },
 			"driver": func(r networkRow, v string) bool { return r.Driver == v },
-			"label": func(r networkRow, v string) bool {
-				name, want, valued := strings.Cut(v, "=")
-				value, ok := r.Labels[name]
-				return ok && (!valued || value == want)
-			},
+			"label":  func(r networkRow, v string) bool { return hasLabel(r.Labels, v) },
 		},
 		every: []string{"label"},
 		want:  "id=, name=, driver= or label= and a value, for example label=team=shop",

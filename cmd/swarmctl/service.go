@@ -26,6 +26,8 @@ type serviceRow struct {
 	Ports    string `json:"ports"`
 	Update   string `json:"update"`
 	Removing bool   `json:"removing"`
+
+	labels map[string]string
 }
 
 func newServiceRow(s *swarmpb.ServiceInfo) serviceRow {
@@ -34,6 +36,7 @@ func newServiceRow(s *swarmpb.ServiceInfo) serviceRow {
 		ID: service.GetId(), Name: spec.GetName(), Mode: modeWord(spec.GetMode()), Running: s.GetRunning(), Desired: s.GetDesired(),
 		Replicas: fmt.Sprintf("%d/%d", s.GetRunning(), s.GetDesired()), Image: spec.GetTask().GetContainer().GetImage(),
 		Ports: portsText(servicePorts(s), false), Update: updateWord(s), Removing: service.GetRemoving(),
+		labels: spec.GetLabels(),
 	}
 }
 
@@ -59,7 +62,21 @@ func (a *app) serviceCommand() *cobra.Command {
 		a.serviceScaleCommand(), a.serviceUpdateCommand(), a.serviceRemoveCommand())
 }
 
+func newServiceFilter() *filter[serviceRow] {
+	return &filter[serviceRow]{
+		keys: map[string]func(serviceRow, string) bool{
+			"id":    func(r serviceRow, v string) bool { return strings.HasPrefix(r.ID, v) },
+			"name":  func(r serviceRow, v string) bool { return strings.HasPrefix(r.Name, v) },
+			"mode":  func(r serviceRow, v string) bool { return r.Mode == v },
+			"label": func(r serviceRow, v string) bool { return hasLabel(r.labels, v) },
+		},
+		every: []string{"label"},
+		want:  "id=, name=, mode= or label= and a value, for example label=team=shop",
+	}
+}
+
 func serviceListCommand(a *app) *cobra.Command {
+	f := newServiceFilter()
 	services := table[serviceRow]{func(r serviceRow) string { return r.ID }, []column[serviceRow]{
 		{"ID", func(r serviceRow) string { return short(r.ID) }, false},
 		{"NAME", func(r serviceRow) string { return r.Name }, false},
@@ -84,8 +101,10 @@ func serviceListCommand(a *app) *cobra.Command {
 				rows = append(rows, newServiceRow(s))
 			}
 			slices.SortFunc(rows, func(x, y serviceRow) int { return strings.Compare(x.Name, y.Name) })
-			return rows, err
+			return slices.DeleteFunc(rows, f.drops), err
 		})
+	list.Flags().VarP(f, "filter", "f", "only services with `key=value`: id, name (or how it begins), mode or label (label=NAME or label=NAME=VALUE); may be repeated")
+	completeWords(list, "filter", "name=", "label=", "mode=replicated", "mode=global", "id=")
 	a.reading(list)
 	return list
 }
