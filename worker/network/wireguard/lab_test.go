@@ -304,7 +304,7 @@ func vxlan(local, remote netip.Addr, address netip.Prefix) error {
 }
 
 func (m *member) sink() error {
-	l, err := net.Listen("tcp4", fmt.Sprintf(":%d", appPort))
+	l, err := net.Listen("tcp", fmt.Sprintf(":%d", appPort))
 	if err != nil {
 		return err
 	}
