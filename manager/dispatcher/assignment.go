@@ -22,6 +22,8 @@ type assignment struct {
 	// version is the index of the view that it was computed from, and base that of the last set sent; 0 before
 	// the full set. epoch is reach's.
 	version, base, epoch uint64
+	// from is the least index of the full set.
+	from uint64
 
 	tasks map[string]taskMark
 	// templates are those told, with the credentials that went along; nil = none did.

@@ -74,6 +74,8 @@ type Server struct {
 	managers atomic.Pointer[managerList]
 	// fanned is the index up to which changes have reached the sessions they concern.
 	fanned atomic.Uint64
+	// interrupt has the fan-out look up from its watch.
+	interrupt atomic.Pointer[context.CancelFunc]
 	// reach is how tasks are reached, made once for all sessions.
 	reach *reach
 	// awaited is the newest index at which a task became DRAINING here: the leader waits until nodes have applied it.
@@ -94,6 +96,7 @@ type Server struct {
 	mu       sync.Mutex
 	sessions map[string]*session // by node ID; ended ones stay until they are forgotten
 	refused  map[string]struct{} // node IDs of refused claimants since the last report
+	behind   map[*session]uint64 // sessions that wait until reach is at an index
 	leading  *leaderPart         // nil on followers
 	stopped  bool
 }
@@ -126,6 +129,7 @@ func New(cfg Config) (*Server, error) {
 		report:   make(chan struct{}, 1),
 		sessions: make(map[string]*session),
 		refused:  make(map[string]struct{}),
+		behind:   make(map[*session]uint64),
 		contact:  contact{base: time.Now()},
 	}
 	s.managers.Store(&managerList{})

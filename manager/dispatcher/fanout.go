@@ -52,14 +52,44 @@ func (s *Server) follow(ctx context.Context, st *store.Store, watch *store.Watch
 func (s *Server) nextOf(ctx context.Context, st *store.Store, watch *store.Watch) (store.Batch, error) {
 	for {
 		look, cancel := context.WithTimeout(ctx, time.Second)
+		s.interrupt.Store(&cancel)
+		s.catchUp(watch)
 		batch, err := watch.Next(look)
+		interrupted := look.Err() != nil
 		cancel()
-		if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+		if err == nil || ctx.Err() != nil || !interrupted {
 			return batch, err
 		}
 		if s.cfg.Store() != st {
 			return batch, errSwapped
 		}
+	}
+}
+
+// catchUp brings reach to the newest version, of which there is no batch when nothing has changed, if a session waits
+// for it.
+func (s *Server) catchUp(watch *store.Watch) {
+	s.mu.Lock()
+	wanted := len(s.behind) > 0
+	s.mu.Unlock()
+	if !wanted {
+		return
+	}
+	if view := watch.Reached(); view != nil && view.Index() > s.fanned.Load() {
+		s.fan(store.Batch{View: view})
+	}
+}
+
+// await has the session woken once reach is at an index.
+func (s *Server) await(x *session, index uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fanned.Load() >= index {
+		return
+	}
+	s.behind[x] = index
+	if interrupt := s.interrupt.Load(); interrupt != nil {
+		(*interrupt)()
 	}
 }
 
@@ -110,7 +140,15 @@ func (s *Server) resync(view *store.View) {
 
 // settle notes that all up to an index has reached the sessions that it concerns.
 func (s *Server) settle(index uint64, news news) {
+	s.mu.Lock()
 	s.fanned.Store(index)
+	for x, wanted := range s.behind {
+		if wanted <= index {
+			delete(s.behind, x)
+			x.notify(false)
+		}
+	}
+	s.mu.Unlock()
 	if news.drained {
 		s.awaited.Store(index)
 	}

@@ -25,7 +25,20 @@ func (s *Server) Assignments(req *swarmpb.AssignmentsRequest, stream grpc.Server
 	}
 	defer func() { <-x.streaming }()
 
+	// Another manager may have told the node newer things: it must not be led back.
+	fresh, err := s.freshView(ctx)
+	if err != nil {
+		return err
+	}
+	s.await(x, fresh.Index())
+	defer func() {
+		s.mu.Lock()
+		delete(s.behind, x)
+		s.mu.Unlock()
+	}()
+
 	told := newAssignment()
+	told.from = fresh.Index()
 	defer func() { s.reach.topics.listen(x, told.networks, nil) }()
 	for {
 		if err := s.sendSet(stream, x, told); err != nil {
@@ -33,9 +46,12 @@ func (s *Server) Assignments(req *swarmpb.AssignmentsRequest, stream grpc.Server
 		}
 		// What changes right after a set waits for a moment, so that a burst is one set; what changes after a
 		// quiet time goes out at once, and so does what a task waits for that is to stop.
-		rest := time.NewTimer(s.limits.Merge)
-		err := wait(ctx, x, superseded, x.hurry, rest.C)
-		rest.Stop()
+		var err error
+		if told.version != 0 {
+			rest := time.NewTimer(s.limits.Merge)
+			err = wait(ctx, x, superseded, x.hurry, rest.C)
+			rest.Stop()
+		}
 		if err == nil {
 			err = wait(ctx, x, superseded, x.wake, nil)
 		}
@@ -49,7 +65,7 @@ func (s *Server) Assignments(req *swarmpb.AssignmentsRequest, stream grpc.Server
 func (s *Server) sendSet(stream grpc.ServerStreamingServer[swarmpb.AssignmentsResponse], x *session, told *assignment) error {
 	base, wakes, parts := s.nextSet(x, told)
 	if told.version == 0 {
-		return nil // nothing is known yet; whoever makes it known wakes all sessions
+		return nil // too little is known yet; the session is woken when there is more
 	}
 	empty := !slices.ContainsFunc(parts, func(part []message) bool { return len(part) > 0 })
 	if !empty || base == 0 {
@@ -81,7 +97,7 @@ func (s *Server) nextSet(x *session, told *assignment) (base, wakes uint64, part
 	case <-x.hurry:
 	default:
 	}
-	if r.view == nil {
+	if r.view == nil || r.view.Index() < told.from {
 		return 0, wakes, nil
 	}
 	before, role := told.networks, s.roleOf(r.view, x.nodeID)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -181,4 +182,46 @@ type failing struct{}
 
 func (failing) Propose(context.Context, *swarmpb.Proposal) (*swarmpb.Result, error) {
 	return nil, errors.New("no quorum")
+}
+
+// TestAssignments_NewStream_NothingOlderThanWhatWasCommitted: the node may come from a manager that was ahead of this one.
+func TestAssignments_NewStream_NothingOlderThanWhatWasCommitted(t *testing.T) {
+	var lags atomic.Bool
+	var w *world
+	adjust := func(cfg *Config) {
+		read := cfg.ReadIndex
+		cfg.ReadIndex = func(ctx context.Context) (uint64, error) {
+			if lags.Load() { // what is committed elsewhere arrives while it asks
+				w.desire(swarmpb.TaskID(serviceWeb, 1, "", 1), stShutdown, false)
+				w.propose(&swarmpb.Write{Op: &swarmpb.Write_SetDrained{SetDrained: &swarmpb.SetDrained{TaskIds: []string{"nobody"}, At: 1}}})
+			}
+			return read(ctx)
+		}
+	}
+	inClusterWith(t, []string{"n1"}, adjust, func(t *testing.T, c *cluster) {
+		w = c.world
+		task := c.task(1, "n1")
+		x := c.mustConnect("n1", "b1")
+		time.Sleep(100 * time.Millisecond)
+		c.endLead() // which reads indexes, too
+		lags.Store(true)
+		h := x.assignments()
+		synctest.Wait()
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.version != c.view().Index() || h.tasks[task].GetDesiredState() != stShutdown {
+			t.Errorf("the first set is of %d and has %v; committed is %d", h.version, h.tasks[task], c.view().Index())
+		}
+	})
+	adjust = func(cfg *Config) {
+		cfg.ReadIndex = func(context.Context) (uint64, error) { return 0, errors.New("no leader") }
+	}
+	inClusterWith(t, []string{"n1"}, adjust, func(t *testing.T, c *cluster) {
+		x := c.mustConnect("n1", "b1")
+		stream, err := c.client.Assignments(x.ctx, &swarmpb.AssignmentsRequest{SessionId: x.id})
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		expectCode(t, err, wire.CodeUnavailable, "another manager")
+	})
 }

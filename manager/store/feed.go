@@ -193,6 +193,18 @@ func (w *Watch) Next(ctx context.Context) (Batch, error) {
 	}
 }
 
+// Reached is the newest version when nothing has changed since the batch before: entries without changes are no batch.
+// It is nil when Next has something to return.
+func (w *Watch) Reached() *View {
+	w.feed.mu.Lock()
+	defer w.feed.mu.Unlock()
+	segments := w.feed.segments
+	if w.feed.closed || w.feed.view == nil || w.index < w.feed.floor || len(segments) > 0 && segments[len(segments)-1].index > w.index {
+		return nil
+	}
+	return w.feed.view
+}
+
 // Close ends the watch: a waiting Next returns.
 func (w *Watch) Close() {
 	w.once.Do(func() { close(w.done) })

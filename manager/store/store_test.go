@@ -432,3 +432,37 @@ func TestUsage_SecondSuccessorBesideTheFirst_NeverTakesItsShare(t *testing.T) {
 	f.apply(status("b", swarmpb.TaskState_TASK_STATE_FAILED))
 	f.usage("n1", 200, 1000, 1, 8080, 9001, 9002)
 }
+
+func TestWatch_EntryWithoutChanges_ReachedTellsOfIt(t *testing.T) {
+	st := New()
+	watch, err := st.Watch(0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watch.Close()
+	propose := func(w *swarmpb.Write) {
+		if _, err := NewLocalProposer(st).Propose(t.Context(), &swarmpb.Proposal{Writes: []*swarmpb.Write{w}, Now: 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	nothing := &swarmpb.Write{Op: &swarmpb.Write_SetDrained{SetDrained: &swarmpb.SetDrained{TaskIds: []string{"nobody"}, At: 1}}}
+	propose(nothing)
+	if view := watch.Reached(); view == nil || view != st.View() {
+		t.Error("an entry without changes is not told of")
+	}
+	propose(&swarmpb.Write{Op: &swarmpb.Write_RaiseAlarm{RaiseAlarm: &swarmpb.RaiseAlarm{Kind: "k", Object: "o"}}})
+	if watch.Reached() != nil {
+		t.Error("a change is there to be read first")
+	}
+	if _, err := watch.Next(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	propose(nothing)
+	if watch.Reached() != st.View() {
+		t.Error("an entry after the change is not told of")
+	}
+	st.Close()
+	if watch.Reached() != nil {
+		t.Error("a store that was replaced is reached")
+	}
+}
