@@ -162,6 +162,10 @@ func (l *link) hear(stream sessionStream, address string, b *beats, interval cha
 		if m, ok := b.answer(r.GetHeardSequence()); ok {
 			l.managers.answers(address, true)
 			l.fleet.touched(m)
+			if r.GetSentAt() != 0 {
+				l.clock.measure(m.at, r.GetSentAt())
+				l.issues.set(aboutClock, l.clock.problem())
+			}
 		}
 		d := beatInterval(r)
 		if d == asked {

@@ -68,6 +68,7 @@ type dispatcher struct {
 	described *swarmpb.NodeDescription
 	streams   int
 	peers     []*swarmpb.ManagerPeer
+	clock     time.Duration // how far it is ahead of the node's
 	mute      bool          // it answers no beats
 	stop      chan struct{} // closed: the manager stops
 	sessions  int           // at present
@@ -197,7 +198,8 @@ func (d *dispatcher) Session(stream grpc.BidiStreamingServer[swarmpb.SessionRequ
 	var answer uint64
 	for {
 		d.mu.Lock()
-		response := &swarmpb.SessionResponse{SessionId: id, BeatInterval: int64(500 * time.Millisecond), Managers: d.peers, HeardSequence: answer}
+		response := &swarmpb.SessionResponse{SessionId: id, BeatInterval: int64(500 * time.Millisecond), Managers: d.peers, HeardSequence: answer,
+			SentAt: time.Now().Add(d.clock).UnixNano()}
 		renew := d.renew
 		d.mu.Unlock()
 		if err := stream.Send(response); err != nil {

@@ -31,6 +31,7 @@ type link struct {
 	bootID   string
 
 	space *space
+	clock clock
 	// described is poked when the description is another one.
 	described chan struct{}
 

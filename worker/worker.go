@@ -231,6 +231,10 @@ func (a *Agent) Problems() []string {
 	return slices.Concat(a.issues.list(), networkProblems(a.cfg.Network.Status()))
 }
 
+// Clock compares this host's clock with that of the manager which the session is with: how far it is ahead (negative:
+// behind), give or take within; false when there is nothing to compare with.
+func (a *Agent) Clock() (ahead, within time.Duration, ok bool) { return a.session.clock.read() }
+
 // Peers are the nodes of the cluster that the managers have told of, this one too.
 func (a *Agent) Peers() []*swarmpb.Peer { return a.fleet.reach.peers() }
 

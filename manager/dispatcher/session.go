@@ -234,6 +234,7 @@ func (s *Server) converse(stream grpc.BidiStreamingServer[swarmpb.SessionRequest
 			BeatInterval:  int64(s.limits.BeatInterval),
 			Managers:      s.managers.Load().peers,
 			HeardSequence: x.answer(),
+			SentAt:        time.Now().UnixNano(),
 		}); err != nil {
 			return err
 		}

@@ -305,6 +305,9 @@ type SessionResponse struct {
 	// The newest beat that the manager has heard while it had contact with a leader: up to when the node sent it,
 	// it was not cut off.
 	HeardSequence uint64 `protobuf:"varint,4,opt,name=heard_sequence,json=heardSequence,proto3" json:"heard_sequence,omitempty"`
+	// When the manager sent this, by its clock (Unix time in nanoseconds); 0 = it does not say. Clocks are compared by it,
+	// and nothing is decided on it.
+	SentAt        int64 `protobuf:"varint,5,opt,name=sent_at,json=sentAt,proto3" json:"sent_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -363,6 +366,13 @@ func (x *SessionResponse) GetManagers() []*ManagerPeer {
 func (x *SessionResponse) GetHeardSequence() uint64 {
 	if x != nil {
 		return x.HeardSequence
+	}
+	return 0
+}
+
+func (x *SessionResponse) GetSentAt() int64 {
+	if x != nil {
+		return x.SentAt
 	}
 	return 0
 }
@@ -1659,13 +1669,14 @@ const file_swarm_v1_dispatcher_proto_rawDesc = "" +
 	"\x0elisten_address\x18\x03 \x01(\tR\rlistenAddress\"R\n" +
 	"\vSessionBeat\x12'\n" +
 	"\x0fapplied_version\x18\x01 \x01(\x04R\x0eappliedVersion\x12\x1a\n" +
-	"\bsequence\x18\x02 \x01(\x04R\bsequence\"\xaf\x01\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\"\xc8\x01\n" +
 	"\x0fSessionResponse\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12#\n" +
 	"\rbeat_interval\x18\x02 \x01(\x03R\fbeatInterval\x121\n" +
 	"\bmanagers\x18\x03 \x03(\v2\x15.swarm.v1.ManagerPeerR\bmanagers\x12%\n" +
-	"\x0eheard_sequence\x18\x04 \x01(\x04R\rheardSequence\"X\n" +
+	"\x0eheard_sequence\x18\x04 \x01(\x04R\rheardSequence\x12\x17\n" +
+	"\asent_at\x18\x05 \x01(\x03R\x06sentAt\"X\n" +
 	"\vManagerPeer\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x16\n" +
