@@ -109,7 +109,7 @@ func (n *Network) plug(r *record) error {
 // repair makes what is missing of a task's network; its namespace is there.
 func (n *Network) repair(r *record) error {
 	path := n.namespacePath(r.TaskID)
-	if !linkExists(linkName(r.TaskID)) {
+	if !plugged(linkName(r.TaskID)) {
 		mtu, err := n.mtu()
 		if err != nil {
 			return err

@@ -142,10 +142,12 @@ func serve(t *testing.T, a Attachment, name string) {
 }
 
 // get dials from the namespace ("" = the host) and returns what is answered.
-func get(from, to string) (string, error) {
+func get(from, to string) (string, error) { return getWithin(from, to, time.Second) }
+
+func getWithin(from, to string, wait time.Duration) (string, error) {
 	var out []byte
 	call := func() error {
-		c, err := net.DialTimeout("tcp", to, time.Second)
+		c, err := net.DialTimeout("tcp", to, wait)
 		if err != nil {
 			return err
 		}

@@ -340,6 +340,12 @@ func (o *overlay) plug(taskID, namespace, device string, address pair) error {
 	if err := o.unplug(taskID); err != nil {
 		return err
 	}
+	// One from a namespace that is gone goes in the kernel's own time.
+	if stale, err := inside.LinkByName(device); err == nil {
+		if err := inside.LinkDel(stale); err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("remove the former %s: %w", device, err)
+		}
+	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.MasterIndex = portName(taskID), o.place.mtu, o.bridge
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: device, PeerHardwareAddr: macOf(address.v4), PeerNamespace: netlink.NsFd(task)}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -42,7 +43,7 @@ func answer(t testing.TB, ns, name string) {
 // wants fails unless one of the wanted answers comes.
 func wants(t testing.TB, from, to string, want ...string) {
 	t.Helper()
-	if got, err := get(from, to); err != nil || !slices.Contains(want, got) {
+	if got, err := getWithin(from, to, 10*time.Second); err != nil || !slices.Contains(want, got) {
 		t.Errorf("to %s: got %q, %v; want %q", to, got, err, want)
 	}
 }

@@ -264,10 +264,25 @@ func plugIn(p uplinkPlace) error {
 	if err := configureInside(inside, p); err != nil {
 		return err
 	}
-	if p.closed {
-		return nil
+	if !p.closed {
+		if err := leadTo(link, p); err != nil {
+			return err
+		}
 	}
-	return leadTo(link, p)
+	// Last: what a crash leaves half made is known by it.
+	if err := netlink.LinkSetAlias(link, wholeAlias); err != nil {
+		return fmt.Errorf("mark %s as whole: %w", p.link, err)
+	}
+	return nil
+}
+
+// wholeAlias is the alias of a task's link that all has been done for.
+const wholeAlias = "task of swarmd"
+
+// plugged tells whether a task's link is there and whole.
+func plugged(name string) bool {
+	link, err := netlink.LinkByName(name)
+	return err == nil && link.Attrs().Alias == wholeAlias
 }
 
 // leadTo makes the host's routes and neighbours of a task.
