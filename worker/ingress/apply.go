@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
@@ -141,18 +142,19 @@ func (i *Ingress) AdoptForwards(forwards []Forward) error {
 	return i.settle(ports)
 }
 
-// RemoveForwards withdraws host-mode ports; those that are not there are no error.
+// RemoveForwards withdraws host-mode ports and ends the connections to their tasks; those that are not there are no error.
 func (i *Ingress) RemoveForwards(forwards []Forward) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	ports := map[portKey]bool{}
+	ports, leave := map[portKey]bool{}, newLeaving()
 	for _, f := range forwards {
 		if to, ok := i.forwards[f.key()]; ok && to == f.To {
 			delete(i.forwards, f.key())
 			ports[f.key()] = true
+			leave.all[f.To.Addr()] = true
 		}
 	}
-	return i.settle(ports)
+	return errors.Join(i.settle(ports), i.endFlows(leave))
 }
 
 func keySet(keys []portKey) map[portKey]bool {
@@ -287,25 +289,57 @@ func (i *Ingress) tryLater() {
 	})
 }
 
-// endFlows deletes the connection tracking entries to addresses that end.
+// endFlows deletes the connection tracking entries to addresses that end. That has the kernel walk through its whole table, some
+// milliseconds, so it is done for those alone that a flow was led to.
 func (i *Ingress) endFlows(l leaving) error {
-	if i.kernel == nil {
+	if i.kernel == nil || len(l.all)+len(l.udp) == 0 {
 		return nil
 	}
 	var filters []ctFilter
-	each := func(a netip.Addr, protocol byte) {
-		filters = append(filters, ctFilter{answering: a, protocol: protocol})
-		if p := i.layout.host.Prefix6; p.IsValid() {
-			filters = append(filters, ctFilter{answering: swarmpb.Address6(p, a), protocol: protocol})
+	c := newChange()
+	each := func(a netip.Addr, protocol byte) error {
+		for _, a := range i.twins(a) {
+			s := i.table.reached[familyOf(a)]
+			reached, err := i.kernel.contains(s, a.AsSlice())
+			if err != nil {
+				return err
+			}
+			if !reached {
+				continue
+			}
+			filters = append(filters, ctFilter{answering: a, protocol: protocol})
+			if protocol == 0 {
+				c.remove(s, nftables.SetElement{Key: a.AsSlice()})
+			}
 		}
+		return nil
 	}
 	for a := range l.all {
-		each(a, 0)
-	}
-	for a := range l.udp {
-		if !l.all[a] {
-			each(a, unix.IPPROTO_UDP)
+		if err := each(a, 0); err != nil {
+			return err
 		}
 	}
-	return deleteFlows("", filters...)
+	for a := range l.udp {
+		if l.all[a] {
+			continue
+		}
+		if err := each(a, unix.IPPROTO_UDP); err != nil {
+			return err
+		}
+	}
+	if err := deleteFlows("", filters...); err != nil || c.empty() {
+		return err
+	}
+	if err := c.commit(i.kernel); err != nil {
+		return i.mend(err)
+	}
+	return nil
+}
+
+// twins are an address and its twin of IPv6, where there is one.
+func (i *Ingress) twins(a netip.Addr) []netip.Addr {
+	if p := i.layout.host.Prefix6; p.IsValid() {
+		return []netip.Addr{a, swarmpb.Address6(p, a)}
+	}
+	return []netip.Addr{a}
 }

@@ -147,7 +147,7 @@ func BenchmarkEndFlows(b *testing.B) {
 					here, gone, other = netip.MustParseAddr("fd00::1"), swarmpb.Address6(testPrefix6, gone), swarmpb.Address6(testPrefix6, other)
 				}
 				for n := range entries {
-					addFlow(b, unix.IPPROTO_TCP, netip.AddrPortFrom(from, uint16(1024+n%60000)), netip.AddrPortFrom(here, uint16(80+n/60000)), netip.AddrPortFrom(other, 80))
+					addFlow(b, unix.IPPROTO_TCP, netip.AddrPortFrom(from, uint16(1024+n%60000)), netip.AddrPortFrom(here, uint16(80+n/60000)), netip.AddrPortFrom(other, uint16(80+n/60000)))
 				}
 				var used, took time.Duration
 				b.ResetTimer()

@@ -121,7 +121,9 @@ func TestEndpointRemoved_ActiveClientIsResetAtOnce_OthersGoOn(t *testing.T) {
 	_, toB := established(t, l.client, l.hosts[0].at(8080))
 	_, toB6 := established(t, l.client, l.hosts[0].at6(8080))
 	l.tell(Update{Endpoints: []*swarmpb.Endpoint{a.endpoint("s", active)}, RemovedEndpoints: []string{}})
-	must(t, in("", func() error { return l.hosts[0].Apply(Update{Endpoints: []*swarmpb.Endpoint{b.endpoint("s", draining)}}) }))
+	must(t, in("", func() error {
+		return l.hosts[0].Apply(Update{Endpoints: []*swarmpb.Endpoint{b.endpoint("s", draining)}})
+	}))
 	_, toA := established(t, l.client, l.hosts[0].at(8080))
 	must(t, toB())
 	l.tell(Update{RemovedEndpoints: []string{"b"}})
@@ -308,8 +310,12 @@ func TestForwards_HostPorts_BoundChosenTakenRemoved(t *testing.T) {
 	if _, err := get(l.client, "tcp", h.at(9192)); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("one of a list that failed: %v", err)
 	}
+	_, echo := established(t, l.client, h.at(9090))
 	must(t, h.RemoveForwards(bound))
 	must(t, h.RemoveForwards(bound))
+	if err := echo(); !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("an established connection through a removed port: %v; want a reset", err)
+	}
 	if _, err := get(l.client, "tcp", h.at(9090)); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("removed: %v", err)
 	}

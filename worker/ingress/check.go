@@ -45,6 +45,12 @@ func (i *Ingress) reload() error {
 			elements[s] = append(elements[s], e)
 		}
 	}
+	for a := range i.state.addresses() {
+		for _, a := range i.twins(a) { // whether anything led there is lost with the old table
+			s := i.table.reached[familyOf(a)]
+			elements[s] = append(elements[s], nftables.SetElement{Key: a.AsSlice()})
+		}
+	}
 	if err := i.table.load(i.kernel, i.layout, elements); err != nil {
 		return errors.Join(err, i.kernel.drop())
 	}

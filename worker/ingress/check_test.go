@@ -260,7 +260,9 @@ func TestMarks_OthersBitsArePreserved(t *testing.T) {
 			t.Errorf("%s: %q, %v", to, got, err)
 		}
 	}
-	n := flows(t, ns, func(f *netlink.ConntrackFlow) bool { return leadingTo(web, unix.IPPROTO_TCP)(f) && f.Mark == others|mark(1) })
+	n := flows(t, ns, func(f *netlink.ConntrackFlow) bool {
+		return leadingTo(web, unix.IPPROTO_TCP)(f) && f.Mark == others|mark(1)
+	})
 	if n < 2 {
 		t.Errorf("%d entries carry both marks, want 2", n)
 	}

@@ -111,21 +111,6 @@ func (c *change) add(s *nftables.Set, e nftables.SetElement) {
 
 func (c *change) empty() bool { return len(c.order) == 0 }
 
-// commit sends the change as one transaction.
-func (c *change) commit(k *kernel) error {
-	for _, s := range c.order {
-		if err := k.remove(s, c.take[s]); err != nil {
-			return err
-		}
-	}
-	for _, s := range c.order {
-		if err := k.add(s, c.given[s]); err != nil {
-			return err
-		}
-	}
-	return k.commit()
-}
-
 // rebalance adds to the change what leads a port from one balance to another; either may be nil, for a port that is not published.
 func (t *table) rebalance(c *change, k portKey, from, to *balance, prefix6 netip.Prefix) {
 	var old, now balance

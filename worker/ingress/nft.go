@@ -26,12 +26,13 @@ const (
 	sendBuffer    = 256 << 20
 )
 
-// kernel is a kept-open socket to the nftables of one network namespace. Changes are collected and sent by commit, as one
-// transaction. It counts its own transactions, so that it can tell whether somebody else has changed anything.
+// kernel is kept-open sockets to the nftables of one network namespace. Rules are collected and sent by commit, as one
+// transaction; changes of elements alone go by change.commit. It counts its own transactions, so that it can tell whether somebody else has changed anything.
 type kernel struct {
-	namespace  string // path; "" = that of the calling thread
-	conn       *nftables.Conn
-	generation uint32 // of the namespace's nftables when last seen, plus our transactions since
+	namespace  string         // path; "" = that of the calling thread
+	conn       *nftables.Conn // for rules
+	raw        *mdl.Conn      // for elements and questions
+	generation uint32         // of the namespace's nftables when last seen, plus our transactions since
 	pending    bool
 }
 
@@ -41,10 +42,10 @@ func openKernel(namespace string) (*kernel, error) {
 }
 
 func (k *kernel) open() error {
-	opts := []nftables.ConnOption{nftables.AsLasting(), nftables.WithSockOptions(
-		func(c *mdl.Conn) error { return c.SetReadBuffer(receiveBuffer) },
-		func(c *mdl.Conn) error { return c.SetWriteBuffer(sendBuffer) },
-	)}
+	buffers := func(c *mdl.Conn) error {
+		return errors.Join(c.SetReadBuffer(receiveBuffer), c.SetWriteBuffer(sendBuffer))
+	}
+	opts := []nftables.ConnOption{nftables.AsLasting(), nftables.WithSockOptions(buffers)}
 	if k.namespace != "" {
 		f, err := os.Open(k.namespace)
 		if err != nil {
@@ -57,14 +58,21 @@ func (k *kernel) open() error {
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
-	k.conn = conn
+	raw, err := dialNetfilter(k.namespace)
+	if err == nil {
+		err = buffers(raw)
+	}
+	if err != nil {
+		return errors.Join(err, conn.CloseLasting())
+	}
+	k.conn, k.raw = conn, raw
 	return nil
 }
 
 func (k *kernel) close() {
 	if k.conn != nil {
-		_ = k.conn.CloseLasting()
-		k.conn = nil
+		_, _ = k.conn.CloseLasting(), k.raw.Close()
+		k.conn, k.raw = nil, nil
 	}
 }
 
@@ -90,17 +98,9 @@ func (k *kernel) drop() error {
 }
 
 func (k *kernel) add(s *nftables.Set, elements []nftables.SetElement) error {
-	return k.chunks(s, elements, k.conn.SetAddElements)
-}
-
-func (k *kernel) remove(s *nftables.Set, elements []nftables.SetElement) error {
-	return k.chunks(s, elements, k.conn.SetDeleteElements)
-}
-
-func (k *kernel) chunks(s *nftables.Set, elements []nftables.SetElement, send func(*nftables.Set, []nftables.SetElement) error) error {
 	for len(elements) > 0 {
 		n := min(len(elements), maxElements)
-		if err := send(s, elements[:n]); err != nil {
+		if err := k.conn.SetAddElements(s, elements[:n]); err != nil {
 			return fmt.Errorf("encode elements of %s: %w", s.Name, err)
 		}
 		k.pending = true
@@ -147,6 +147,35 @@ func (k *kernel) elements(s *nftables.Set) ([]nftables.SetElement, error) {
 	return all, nil
 }
 
+// contains tells whether a set holds a key.
+func (k *kernel) contains(s *nftables.Set, key []byte) (bool, error) {
+	enc := mdl.NewAttributeEncoder()
+	enc.String(unix.NFTA_SET_ELEM_LIST_TABLE, s.Table.Name)
+	enc.String(unix.NFTA_SET_ELEM_LIST_SET, s.Name)
+	enc.Nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func(e *mdl.AttributeEncoder) error {
+		e.Nested(unix.NFTA_LIST_ELEM, func(e *mdl.AttributeEncoder) error {
+			e.Nested(unix.NFTA_SET_ELEM_KEY, func(e *mdl.AttributeEncoder) error {
+				e.Bytes(unix.NFTA_DATA_VALUE, key)
+				return nil
+			})
+			return nil
+		})
+		return nil
+	})
+	attrs, err := enc.Encode()
+	if err != nil {
+		return false, fmt.Errorf("encode key: %w", err)
+	}
+	_, err = k.ask(unix.NFT_MSG_GETSETELEM, byte(s.Table.Family), 0, attrs)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look up in nftables set %s: %w", s.Name, err)
+	}
+	return true, nil
+}
+
 // currentGeneration is a number that every change of the namespace's nftables, by anybody, increases by one.
 func (k *kernel) currentGeneration() (uint32, error) {
 	msgs, err := k.ask(unix.NFT_MSG_GETGEN, unix.NFPROTO_UNSPEC, 0, nil)
@@ -187,14 +216,9 @@ func (k *kernel) rulesPrint(t *nftables.Table) (uint64, error) {
 	return h.Sum64(), nil
 }
 
-// ask uses a socket of its own: the library's has no such calls.
+// ask is a question, or a dump.
 func (k *kernel) ask(kind uint16, family byte, flags mdl.HeaderFlags, attrs []byte) ([]mdl.Message, error) {
-	conn, err := dialNetfilter(k.namespace)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	return conn.Execute(mdl.Message{
+	return k.raw.Execute(mdl.Message{
 		Header: mdl.Header{Type: mdl.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | kind), Flags: mdl.Request | flags},
 		Data:   append([]byte{family, unix.NFNETLINK_V0, 0, 0}, attrs...),
 	})

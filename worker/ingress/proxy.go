@@ -23,8 +23,8 @@ const (
 	maxPacket = 65507
 	// packetIdle ends a client's flow after which nothing came back.
 	packetIdle = 60 * time.Second
-	// batch is how many connections or packets of one port are taken before the others have their turn.
-	batch = 32
+	// turn is how many connections or packets of one port are taken before the others have their turn.
+	turn = 32
 )
 
 func outOfRoom(err error) bool {
@@ -37,7 +37,7 @@ func outOfRoom(err error) bool {
 }
 
 func (l *listeners) accept(h *listener) {
-	for range batch {
+	for range turn {
 		fd, err := h.take()
 		if outOfRoom(err) {
 			time.Sleep(acceptPause) // others may give some back
@@ -128,7 +128,7 @@ type packetFlow struct{ out *net.UDPConn }
 
 // receive sends clients' packets on, each client's to one backend.
 func (l *listeners) receive(h *listener, buf []byte) {
-	for range batch {
+	for range turn {
 		h.mu.Lock()
 		if h.closed {
 			h.mu.Unlock()

@@ -106,6 +106,10 @@ func (s *state) forgetAllBut(u Update, touched map[string]bool, out leaving) {
 	maps.DeleteFunc(s.gone, func(task string, _ bool) bool { return s.tasks[task] == "" })
 }
 
+func (v *service) takesUDP() bool {
+	return slices.ContainsFunc(v.ports, func(p *swarmpb.PortConfig) bool { return p.GetProtocol() == swarmpb.Protocol_PROTOCOL_UDP })
+}
+
 func (s *state) setEndpoint(e *swarmpb.Endpoint, touched map[string]bool, out leaving) {
 	if was, ok := s.tasks[e.GetTaskId()]; ok && was != e.GetServiceId() {
 		s.removeEndpoint(e.GetTaskId(), touched, out)
@@ -122,7 +126,7 @@ func (s *state) setEndpoint(e *swarmpb.Endpoint, touched map[string]bool, out le
 		}
 	}
 	draining := swarmpb.EndpointState_ENDPOINT_STATE_DRAINING
-	if a, ok := uplinkAddress(e); ok && e.GetState() == draining && before.GetState() != draining {
+	if a, ok := uplinkAddress(e); ok && e.GetState() == draining && before.GetState() != draining && v.takesUDP() {
 		out.udp[a] = true
 	}
 }
@@ -170,6 +174,19 @@ func (s *state) hinted(dead func(string) bool) map[string]bool {
 	}
 	s.dead = now
 	return touched
+}
+
+// addresses are those of all endpoints.
+func (s *state) addresses() map[netip.Addr]bool {
+	out := map[netip.Addr]bool{}
+	for _, v := range s.services {
+		for _, e := range v.endpoints {
+			if a, ok := uplinkAddress(e); ok {
+				out[a] = true
+			}
+		}
+	}
+	return out
 }
 
 func uplinkAddress(e *swarmpb.Endpoint) (netip.Addr, bool) {

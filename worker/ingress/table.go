@@ -23,12 +23,13 @@ const affinitySeed = 0x5d17a11f
 //	set  ports        proto . port, also of what has no backend: it is refused
 //	set  source-nat   proto . port: the replica sees this node's address
 //	set  pods4, pods6 addresses of this node's tasks; the rest of the block is refused
+//	set  reached4, reached6  addresses of tasks that a flow was led to, written by the rules
 //	set  nodes4, nodes6  addresses of the members; map node-of-mac: the mark of the node that a packet came from over the fabric
 type table struct {
 	inet *nftables.Table
 
 	published, ports, sourceNAT, nodeOfMAC *nftables.Set
-	backends, pods, nodes                  [2]*nftables.Set // by family
+	backends, pods, nodes, reached         [2]*nftables.Set // by family
 }
 
 func newTable() *table {
@@ -53,11 +54,16 @@ func newTable() *table {
 			nftables.MustConcatSetType(f.datatype, nftables.TypeInetService), true)
 		t.pods[i] = set("pods"+f.suffix, f.datatype, false)
 		t.nodes[i] = set("nodes"+f.suffix, f.datatype, false)
+		t.reached[i] = set("reached"+f.suffix, f.datatype, false)
+		t.reached[i].Dynamic, t.reached[i].Size = true, maxReached
 	}
 	return t
 }
 
-// sets are all of them.
+// maxReached is how many addresses are remembered as reached; those beyond it keep their connections until these time out.
+const maxReached = 1 << 16
+
+// sets are all but those that the rules write.
 func (t *table) sets() []*nftables.Set {
 	return slices.Concat([]*nftables.Set{t.published, t.ports, t.sourceNAT, t.nodeOfMAC}, t.backends[:], t.pods[:], t.nodes[:])
 }
@@ -76,6 +82,18 @@ func (l layout) own(f family) netip.Prefix {
 		return l.host.Block
 	}
 	return twinPrefix(l.host.Prefix6, l.host.Block)
+}
+
+// pool is where the addresses of all nodes' tasks come from.
+func (l layout) pool(f family) netip.Prefix {
+	pool := l.host.Pool
+	if !pool.IsValid() {
+		pool = l.host.Block
+	}
+	if f.proto == unix.NFPROTO_IPV4 {
+		return pool.Masked()
+	}
+	return twinPrefix(l.host.Prefix6, pool)
 }
 
 func (l layout) gateway(f family) netip.Addr {
@@ -101,6 +119,11 @@ func (t *table) load(k *kernel, l layout, elements map[*nftables.Set][]nftables.
 		if s == t.published {
 			continue
 		}
+		if err := k.addSet(s, elements[s]); err != nil {
+			return err
+		}
+	}
+	for _, s := range t.reached {
 		if err := k.addSet(s, elements[s]); err != nil {
 			return err
 		}
@@ -295,6 +318,9 @@ func (t *table) sources(k *kernel, l layout) {
 			continue
 		}
 		gateway := f.snat(l.gateway(f))
+		rule(k, post, f.is(), f.within(f.dest, expr.CmpOpEq, l.pool(f)), f.load(f.dest, scratch), []expr.Any{
+			&expr.Dynset{SrcRegKey: scratch, SetName: t.reached[i].Name, SetID: t.reached[i].ID, Operation: unix.NFT_DYNSET_OP_ADD},
+		})
 		for _, out := range [][]expr.Any{toUplink, toFabric} {
 			rule(k, post, f.is(), out, dnated(true), published, gateway)
 		}

@@ -62,7 +62,9 @@ func newOverlay(t testing.TB, n int) *overlay {
 	return o
 }
 
-func (o *overlay) addr(i int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf("%s%d", subnet4, 10+i)) }
+func (o *overlay) addr(i int) netip.Addr {
+	return netip.MustParseAddr(fmt.Sprintf("%s%d", subnet4, 10+i))
+}
 func (o *overlay) addr6(i int) netip.Addr {
 	return netip.MustParseAddr(fmt.Sprintf("%s%d", subnet6, 10+i))
 }
