@@ -139,3 +139,19 @@ func TestAddresses_WaiterForAVIPIsToGo_AlarmSaysWhoElseWaits(t *testing.T) {
 		t.Fatal(alarm)
 	}
 }
+
+func TestAddresses_LastThatWaitedIsDeleted_AlarmEnds(t *testing.T) {
+	l := newLab(t, &swarmpb.ClusterSpec{})
+	l.small("a")
+	l.scale("in-a", 2)
+	l.settle()
+	says(t, l.View().Alarm(PoolFullAlarm, NetworkPool("a")).GetMessage(), "2 more are wanted")
+	l.deleteTask("in-a.6")
+	l.settle()
+	says(t, l.View().Alarm(PoolFullAlarm, NetworkPool("a")).GetMessage(), "1 more are wanted")
+	l.deleteTask("in-a.7")
+	l.settle()
+	if alarm := l.View().Alarm(PoolFullAlarm, NetworkPool("a")); alarm != nil {
+		t.Fatal(alarm)
+	}
+}
