@@ -142,27 +142,27 @@ func (c *change) commit(k *kernel) error {
 
 // send writes a transaction and waits for its acknowledgement.
 func (k *kernel) send(transaction []byte) error {
-	raw, err := k.raw.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var failed error
-	err = raw.Write(func(fd uintptr) bool {
-		failed = unix.Sendto(int(fd), transaction, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
-		return !errors.Is(failed, unix.EAGAIN)
-	})
-	if err := errors.Join(err, failed); err != nil {
-		return err
-	}
-	_, err = receiveAcknowledged(k.raw)
+	_, err := k.sendAndReceive(transaction)
 	return err
 }
 
-// receiveAcknowledged is what the kernel answers until its acknowledgement, or the first error.
-func receiveAcknowledged(conn *mdl.Conn) ([]mdl.Message, error) {
+// sendAndReceive is what the kernel answers to messages of which it is to acknowledge one.
+func (k *kernel) sendAndReceive(messages []byte) ([]mdl.Message, error) {
+	raw, err := k.raw.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var failed error
+	err = raw.Write(func(fd uintptr) bool {
+		failed = unix.Sendto(int(fd), messages, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+		return !errors.Is(failed, unix.EAGAIN)
+	})
+	if err := errors.Join(err, failed); err != nil {
+		return nil, err
+	}
 	var out []mdl.Message
 	for {
-		msgs, err := conn.Receive()
+		msgs, err := k.raw.Receive()
 		if err != nil {
 			return nil, err
 		}

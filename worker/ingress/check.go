@@ -3,7 +3,9 @@ package ingress
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
+	"slices"
 
 	"github.com/google/nftables"
 )
@@ -125,13 +127,80 @@ func (i *Ingress) intact() (bool, error) {
 	if now, err := i.kernel.rulesPrint(i.table.inet); err != nil || now != i.print {
 		return false, err
 	}
-	for s, want := range i.expected() {
-		if same, err := i.holds(s, want); !same || err != nil {
+	expected := i.expected()
+	for _, s := range i.table.sets() {
+		if slices.Contains(i.table.backends[:], s) {
+			continue
+		}
+		if same, err := i.holds(s, expected[s]); !same || err != nil {
 			return false, err
 		}
 	}
-	i.kernel.generation, i.dirty = generation, false
+	all, err := i.holdsSlots(expected)
+	if err != nil || all == different {
+		return false, err
+	}
+	// What is beyond the budget comes with the next checks.
+	i.kernel.generation, i.dirty = generation, all == partly
 	return true, nil
+}
+
+// How far slots have been compared.
+type compared int
+
+const (
+	different compared = iota
+	partly
+	wholly
+)
+
+// slotBudget is how many elements of slots one check looks up: some 20 ms of CPU.
+const slotBudget = 16384
+
+// holdsSlots compares the numbers of elements and then, from where the last check ended, the elements themselves.
+func (i *Ingress) holdsSlots(expected map[*nftables.Set]map[string]nftables.SetElement) (compared, error) {
+	total := 0
+	for _, s := range i.table.backends {
+		n, told, err := i.kernel.count(s)
+		if err != nil || told && n != len(expected[s]) {
+			return different, err
+		}
+		total += len(expected[s])
+	}
+	left := slotBudget
+	if i.slotCursor >= total {
+		i.slotCursor = 0
+	}
+	at := 0
+	for _, s := range i.table.backends {
+		keys := slices.Sorted(maps.Keys(expected[s]))
+		from := min(max(i.slotCursor-at, 0), len(keys))
+		part := keys[from:min(from+left, len(keys))]
+		at += len(keys)
+		left -= len(part)
+		wanted := make([][]byte, len(part))
+		for n, key := range part {
+			wanted[n] = []byte(key)
+		}
+		have, err := i.kernel.lookUp(s, wanted)
+		if errors.Is(err, fs.ErrNotExist) {
+			return different, nil
+		}
+		if err != nil {
+			return different, err
+		}
+		for _, key := range part {
+			if string(have[key]) != string(expected[s][key].Val) {
+				return different, nil
+			}
+		}
+	}
+	i.slotCursor += slotBudget - left
+	if i.slotCursor < total {
+		return partly, nil
+	}
+	i.slotCursor = 0
+	return wholly, nil
 }
 
 // expected is what the sets should hold.

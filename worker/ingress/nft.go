@@ -147,33 +147,103 @@ func (k *kernel) elements(s *nftables.Set) ([]nftables.SetElement, error) {
 	return all, nil
 }
 
+// lookUp is the values of keys in a set, as the kernel has them; a key that is not there ends it with fs.ErrNotExist. It costs the
+// same a key at any size, where reading a set costs the square of its size: the kernel begins anew for every page.
+func (k *kernel) lookUp(s *nftables.Set, keys [][]byte) (map[string][]byte, error) {
+	out := make(map[string][]byte, len(keys))
+	for len(keys) > 0 {
+		n := min(len(keys), maxLookUp)
+		b := &batch{}
+		b.message(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETSETELEM, unix.NLM_F_REQUEST|unix.NLM_F_ACK, byte(s.Table.Family), 0)
+		b.name(unix.NFTA_SET_ELEM_LIST_TABLE, s.Table.Name)
+		b.name(unix.NFTA_SET_ELEM_LIST_SET, s.Name)
+		list := b.open(unix.NFTA_SET_ELEM_LIST_ELEMENTS | nested)
+		for _, key := range keys[:n] {
+			e := b.open(unix.NFTA_LIST_ELEM | nested)
+			b.element(s, &nftables.SetElement{Key: key}, false)
+			b.close(e)
+		}
+		b.close(list)
+		b.end()
+		msgs, err := k.sendAndReceive(b.buf)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("look up in nftables set %s: %w", s.Name, err), k.drop())
+		}
+		for _, m := range msgs {
+			if len(m.Data) > 4 {
+				addElements(out, m.Data[4:])
+			}
+		}
+		keys = keys[n:]
+	}
+	return out, nil
+}
+
+// maxLookUp is how many keys one question has: the answers come one by one, and wait for their reader.
+const maxLookUp = 200
+
+// addElements reads the answer to a question for elements.
+func addElements(to map[string][]byte, attrs []byte) {
+	value := func(v []byte) (out []byte) {
+		eachAttribute(v, func(kind uint16, v []byte) {
+			if kind == unix.NFTA_DATA_VALUE {
+				out = v
+			}
+		})
+		return out
+	}
+	eachAttribute(attrs, func(kind uint16, v []byte) {
+		if kind != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
+			return
+		}
+		eachAttribute(v, func(_ uint16, v []byte) {
+			var key, data []byte
+			eachAttribute(v, func(kind uint16, v []byte) {
+				switch kind {
+				case unix.NFTA_SET_ELEM_KEY:
+					key = value(v)
+				case unix.NFTA_SET_ELEM_DATA:
+					data = value(v)
+				}
+			})
+			to[string(key)] = data
+		})
+	})
+}
+
 // contains tells whether a set holds a key.
 func (k *kernel) contains(s *nftables.Set, key []byte) (bool, error) {
-	enc := mdl.NewAttributeEncoder()
-	enc.String(unix.NFTA_SET_ELEM_LIST_TABLE, s.Table.Name)
-	enc.String(unix.NFTA_SET_ELEM_LIST_SET, s.Name)
-	enc.Nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func(e *mdl.AttributeEncoder) error {
-		e.Nested(unix.NFTA_LIST_ELEM, func(e *mdl.AttributeEncoder) error {
-			e.Nested(unix.NFTA_SET_ELEM_KEY, func(e *mdl.AttributeEncoder) error {
-				e.Bytes(unix.NFTA_DATA_VALUE, key)
-				return nil
-			})
-			return nil
-		})
-		return nil
-	})
-	attrs, err := enc.Encode()
-	if err != nil {
-		return false, fmt.Errorf("encode key: %w", err)
-	}
-	_, err = k.ask(unix.NFT_MSG_GETSETELEM, byte(s.Table.Family), 0, attrs)
+	_, err := k.lookUp(s, [][]byte{key})
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	if err != nil {
-		return false, fmt.Errorf("look up in nftables set %s: %w", s.Name, err)
+	return err == nil, err
+}
+
+// count is the number of a set's elements, where the kernel tells it (6.17).
+func (k *kernel) count(s *nftables.Set) (n int, told bool, err error) {
+	b := &batch{}
+	b.name(unix.NFTA_SET_TABLE, s.Table.Name)
+	b.name(unix.NFTA_SET_NAME, s.Name)
+	msgs, err := k.ask(unix.NFT_MSG_GETSET, byte(s.Table.Family), 0, b.buf)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, true, nil
 	}
-	return true, nil
+	if err != nil {
+		return 0, false, fmt.Errorf("find nftables set %s: %w", s.Name, err)
+	}
+	const setCount = 20 // NFTA_SET_COUNT
+	for _, m := range msgs {
+		eachAttribute(m.Data[min(4, len(m.Data)):], func(kind uint16, v []byte) {
+			if kind == setCount && len(v) == 4 {
+				n, told = int(binary.BigEndian.Uint32(v)), true
+			}
+		})
+	}
+	return n, told, nil
 }
 
 // currentGeneration is a number that every change of the namespace's nftables, by anybody, increases by one.

@@ -33,13 +33,14 @@ type state struct {
 	// nodes are all members, sorted.
 	nodes []string
 	// claims are the ports that services publish. More than one service claims a port only while one takes it over from another.
-	claims map[portKey]map[string]*balance
+	claims  map[portKey]map[string]*balance
+	portsOf map[string][]portKey // which a service claims
 }
 
 func newState() *state {
 	return &state{
 		services: map[string]*service{}, tasks: map[string]string{}, gone: map[string]bool{}, dead: map[string]bool{},
-		hint: func(string) bool { return false }, claims: map[portKey]map[string]*balance{},
+		hint: func(string) bool { return false }, claims: map[portKey]map[string]*balance{}, portsOf: map[string][]portKey{},
 	}
 }
 
@@ -221,13 +222,12 @@ func (s *state) candidates(v *service) []slots.Candidate {
 // claim brings the claims of the services up to date and tells which ports that concerns.
 func (s *state) claim(touched map[string]bool) map[portKey]bool {
 	ports := map[portKey]bool{}
-	for k, by := range s.claims {
-		for id := range by {
-			if touched[id] {
-				ports[k] = true
-				delete(by, id)
-			}
+	for id := range touched {
+		for _, k := range s.portsOf[id] {
+			ports[k] = true
+			delete(s.claims[k], id)
 		}
+		delete(s.portsOf, id)
 	}
 	for _, id := range slices.Sorted(maps.Keys(touched)) {
 		v := s.services[id]
@@ -239,6 +239,7 @@ func (s *state) claim(touched map[string]bool) map[portKey]bool {
 				s.claims[k] = map[string]*balance{}
 			}
 			s.claims[k][id] = b
+			s.portsOf[id] = append(s.portsOf[id], k)
 			ports[k] = true
 		}
 	}
