@@ -94,6 +94,9 @@ func (n *Node) newAgent(nodeID string, st state, m *member) (*worker.Agent, erro
 			return conn, nil
 		}
 		cfg.Refused, cfg.Learned, cfg.Role, cfg.Gossip = m.refuse, m.learn, m.want, m.gossipWith
+		if m.gossip != nil {
+			cfg.Hints = m.gossip
+		}
 	}
 	return worker.New(cfg)
 }

@@ -33,6 +33,10 @@ import (
 // uplink is the host's *network.Network.
 type uplink interface {
 	worker.Network
+	// Run keeps the host's network as it should be until ctx ends.
+	Run(ctx context.Context) error
+	// Doctor checks what networks and published ports need.
+	Doctor(ctx context.Context, tell func(*swarmpb.DoctorResponse) error) error
 	Close()
 }
 
@@ -116,7 +120,8 @@ func New(cfg Config) (*Node, error) {
 		return nil, err
 	}
 	n.engine = n.runtime
-	n.network, err = network.New(network.Config{Dir: filepath.Join(cfg.RunDir, "network"), Logger: cfg.Logger.With("part", "network")})
+	n.network, err = network.New(network.Config{Dir: filepath.Join(cfg.RunDir, "network"), KeyDir: filepath.Join(n.workerDir(), "network"),
+		Logger: cfg.Logger.With("part", "network")})
 	if err != nil {
 		return nil, err
 	}
@@ -152,6 +157,7 @@ func (n *Node) Run(ctx context.Context) error {
 		g.Go(func() error { return n.child.Run(running) })
 	}
 	g.Go(func() error { return n.runtime.Run(running) })
+	g.Go(func() error { return n.network.Run(running) })
 	if n.cfg.ConfigDir != "" {
 		g.Go(func() error { return n.watchRegistries(ctx) })
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -102,10 +103,23 @@ func (h *host) start(t *testing.T) (n *Node, local swarmpb.LocalClient, stop fun
 // fakeNetwork leaves this machine's network alone.
 type fakeNetwork struct {
 	networktest.Fake
-	host *host
+	host    *host
+	running atomic.Bool
 }
 
 func (f *fakeNetwork) Close() {}
+
+func (f *fakeNetwork) Run(ctx context.Context) error {
+	f.running.Store(true)
+	defer f.running.Store(false)
+	<-ctx.Done()
+	return nil
+}
+
+// Doctor finds one thing.
+func (f *fakeNetwork) Doctor(_ context.Context, tell func(*swarmpb.DoctorResponse) error) error {
+	return tell(&swarmpb.DoctorResponse{Check: "kernel vxlan", Finding: swarmpb.Finding_FINDING_OK, Detail: "works"})
+}
 
 func (f *fakeNetwork) Teardown(ctx context.Context) error {
 	var left []string
