@@ -42,6 +42,9 @@ func (n *Network) check() error {
 	}
 	var errs []error
 	errs = append(errs, n.makeHost())
+	if n.tunnel != nil {
+		errs = append(errs, n.tunnel.Check())
+	}
 	if n.fabric != nil {
 		if err := n.fabric.look(); err != nil {
 			n.cfg.Logger.Warn("the link between the nodes is made again", "reason", err)
@@ -66,9 +69,6 @@ func (n *Network) check() error {
 		}
 	}
 	errs = append(errs, n.mendRoutes(), n.closeIdleOverlays(), n.names.check(), n.ingress.Check())
-	if n.tunnel != nil {
-		errs = append(errs, n.tunnel.Check())
-	}
 	return errors.Join(errs...)
 }
 

@@ -22,13 +22,13 @@ import (
 type cluster struct {
 	wire, client string
 	nodes        []*node
-	endpoints    []*swarmpb.Endpoint
 }
 
 // node is one host. What touches its kernel runs on its thread, which is in its namespace.
 type node struct {
 	*Network
 	ns, dir string
+	keys    string // empty: it takes no part in encrypted networks
 	id      string
 	number  uint32
 	address netip.Addr
@@ -141,7 +141,7 @@ func (n *node) try(call func() error) error {
 func (n *node) start(t testing.TB) {
 	t.Helper()
 	n.do(t, func() (err error) {
-		n.Network, err = New(Config{Dir: n.dir, Logger: slog.New(slog.DiscardHandler)})
+		n.Network, err = New(Config{Dir: n.dir, KeyDir: n.keys, Logger: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			return err
 		}
@@ -165,7 +165,7 @@ func (n *node) config() *swarmpb.NodeConfig {
 }
 
 func (n *node) peer() *swarmpb.Peer {
-	return &swarmpb.Peer{NodeId: n.id, Number: n.number, Address: n.address.String(), UplinkBlock: n.config().UplinkBlock}
+	return &swarmpb.Peer{NodeId: n.id, Number: n.number, Address: n.address.String(), UplinkBlock: n.config().UplinkBlock, WireguardKey: n.Status().GetWireguardKey()}
 }
 
 // testNetwork is a network as the managers would tell of it: the tenth of id is its number.

@@ -429,3 +429,15 @@ func TestRemoveLink_PeersNamespaceGoesMeanwhile_IsNoError(t *testing.T) {
 }
 
 func deadlineSoon() time.Time { return time.Now().Add(5 * time.Second) }
+
+func TestAttach_FirstPacketOfATask_IsNotLost(t *testing.T) {
+	l := newLab(t)
+	for i := range 15 {
+		id := fmt.Sprintf("task%d", i)
+		a := l.attach(t, id)
+		if _, err := get(a.Namespace, "10.99.0.1:7001"); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("the first packet: %v; want it refused before it is sent again", err)
+		}
+		must(t, l.Detach(t.Context(), id))
+	}
+}

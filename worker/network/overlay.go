@@ -135,7 +135,7 @@ func (o *overlay) look() error {
 	return o.readEntries()
 }
 
-// readEntries fills have with entries under the names of their hardware addresses; forget drops those that remain.
+// readEntries fills have with entries under the names of their hardware addresses; fill forgets those that remain.
 func (o *overlay) readEntries() error {
 	o.have = map[string]remote{}
 	entries, err := o.handle.NeighList(o.tunnel, unix.AF_BRIDGE)
@@ -314,17 +314,6 @@ func (o *overlay) forget(taskID string, r remote) error {
 	return nil
 }
 
-// forgetStrays removes what a former process put there and nobody has asked for since.
-func (o *overlay) forgetStrays() error {
-	var errs []error
-	for key, r := range o.have {
-		if strings.HasPrefix(key, "?") {
-			errs = append(errs, o.forget(key, r))
-		}
-	}
-	return errors.Join(errs...)
-}
-
 // plug joins a task's namespace to the overlay by a link of the given name there.
 func (o *overlay) plug(taskID, namespace, device string, address pair) error {
 	task, err := netns.GetFromPath(namespace)
@@ -373,6 +362,8 @@ func (o *overlay) plug(taskID, namespace, device string, address pair) error {
 	if err := o.handle.LinkSetUp(port); err != nil {
 		return fmt.Errorf("bring %s up: %w", attrs.Name, err)
 	}
+	awaitCarrier(o.handle, attrs.Name)
+	awaitCarrier(inside, device)
 	return nil
 }
 

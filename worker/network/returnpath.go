@@ -150,7 +150,6 @@ func everywhere(family int) *net.IPNet {
 	return &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}
 }
 
-
 // removeReturnPath takes the rules and the chain away, also a former process's; the routes go with the device.
 func removeReturnPath() error {
 	var errs []error
