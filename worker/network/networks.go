@@ -34,7 +34,7 @@ func (n *Network) overlayOf(id string) (overlayPlace, error) {
 		if n.tunnel == nil {
 			return overlayPlace{}, fmt.Errorf("network %q is encrypted, which this node cannot do: %w", place.name, n.tunnelErr)
 		}
-		place.encrypted = true
+		place.encrypted, place.port = true, wireguard.VXLANPort
 		place.local = wireguard.Address(n.place.prefix6, n.place.number).Addr()
 		place.mtu = n.tunnel.MTU(place.mtu+overheadOf(own)) - overheadOf(place.local)
 	}

@@ -19,6 +19,8 @@ func (n *Network) openTunnel() error {
 		n.tunnelErr = fmt.Errorf("%w: it was started without a place for its key", ErrUnsupported)
 	case !n.place.prefix6.IsValid():
 		n.tunnelErr = fmt.Errorf("%w: the kernel has no IPv6, which the tunnel between the nodes uses", ErrUnsupported)
+	case n.place.port == wireguard.DefaultPort || n.place.port == wireguard.VXLANPort:
+		n.tunnelErr = fmt.Errorf("%w: the cluster's data path port %d is one that the tunnel needs; choose another at init", ErrUnsupported, n.place.port)
 	default:
 		n.tunnel, n.tunnelErr = wireguard.Open(wireguard.Config{Dir: n.cfg.KeyDir, Logger: n.cfg.Logger})
 	}

@@ -17,6 +17,8 @@ type engine interface {
 	peers() (held map[key]Peer, ok bool, err error)
 	// alive tells whether the link is still this engine's.
 	alive() bool
+	// resized is told when the link has this MTU.
+	resized(mtu int)
 	// close ends what lives in this process.
 	close()
 }
@@ -43,6 +45,9 @@ func Open(cfg Config) (*Device, error) {
 	}
 	private, err := loadKey(cfg)
 	if err != nil {
+		return nil, fmt.Errorf("open the tunnel: %w", err)
+	}
+	if err := loadGuard(); err != nil {
 		return nil, fmt.Errorf("open the tunnel: %w", err)
 	}
 	d := &Device{cfg: cfg, private: private}
@@ -99,7 +104,7 @@ func (d *Device) Link() string { return Link }
 func (d *Device) MTU(underlay int) int { return underlay - overhead }
 
 // Configure gives the device its address in the tunnel, with the range that all nodes' addresses are in (see Address), and
-// the MTU that goes with the underlay's. It is idempotent.
+// the MTU that goes with the underlay's. It is idempotent, and repairs what Check does.
 func (d *Device) Configure(address netip.Prefix, underlay int) error {
 	if !address.Addr().Is6() || underlay <= overhead {
 		return fmt.Errorf("configure the tunnel: address %s, MTU of the underlay %d: want an address of IPv6 with its range, and more than %d", address, underlay, overhead)
@@ -115,7 +120,7 @@ func (d *Device) Configure(address netip.Prefix, underlay int) error {
 		}
 	}
 	d.address, d.underlay = address, underlay
-	if err := d.place(); err != nil {
+	if err := d.check(); err != nil {
 		return fmt.Errorf("configure the tunnel: %w", err)
 	}
 	return nil
@@ -168,7 +173,7 @@ func (d *Device) Rotate() error {
 	return nil
 }
 
-// Check repairs the link, its address, routes and peers if anything has changed them.
+// Check repairs the link, its address, routes, rules and peers if anything has changed them.
 func (d *Device) Check() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -182,6 +187,12 @@ func (d *Device) Check() error {
 }
 
 func (d *Device) check() error {
+	if !guarded() {
+		d.cfg.Logger.Warn("the rules that keep packets in the tunnel were gone; loading them again", "table", Table)
+		if err := loadGuard(); err != nil {
+			return err
+		}
+	}
 	want := d.held
 	if !d.engine.alive() {
 		d.cfg.Logger.Warn("the tunnel's device has gone; making it again", "link", Link)
@@ -206,10 +217,15 @@ func (d *Device) place() error {
 	if !d.address.IsValid() {
 		return nil
 	}
-	return place(d.address, d.MTU(d.underlay), d.cfg.Port)
+	if err := place(d.address, d.MTU(d.underlay), d.cfg.Port); err != nil {
+		return err
+	}
+	d.engine.resized(d.MTU(d.underlay))
+	return nil
 }
 
-// Close lets go of the device: the kernel's stays and goes on, the process's own is gone. The route that refuses stays.
+// Close lets go of the device: the kernel's stays and goes on, the process's own is gone. The rules, and the route that
+// refuses, stay.
 func (d *Device) Close() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -228,7 +244,7 @@ func (d *Device) Teardown() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.close()
-	errs := []error{removeLink(), removeKey(d.cfg)}
+	errs := []error{removeLink(), removeKey(d.cfg), removeGuard()}
 	if d.address.IsValid() {
 		errs = append(errs, unguard(d.address.Masked()))
 	}

@@ -116,4 +116,6 @@ func (k *kernel) alive() bool {
 	return err == nil && link.Attrs().Index == k.index && link.Type() == "wireguard"
 }
 
+func (k *kernel) resized(int) {}
+
 func (k *kernel) close() { _ = k.client.Close() }

@@ -80,6 +80,7 @@ type answer struct {
 // member is a node, within its process.
 type member struct {
 	device  *Device
+	hog     *net.UDPConn
 	inbox   chan string
 	frames  atomic.Int64
 	plain   atomic.Int64
@@ -127,7 +128,7 @@ func (m *member) do(o order) (a answer, err error) {
 	case "state":
 		a.Lines, err = state()
 	case "hog": // the tunnel's port
-		_, err = net.ListenUDP("udp", &net.UDPAddr{Port: DefaultPort})
+		m.hog, err = net.ListenUDP("udp", &net.UDPAddr{Port: DefaultPort})
 	case "unlink":
 		err = removeLink()
 	case "listen":

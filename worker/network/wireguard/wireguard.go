@@ -2,10 +2,12 @@
 // through.
 //
 // There is one device a node, Link: the kernel's WireGuard where the kernel has it, else WireGuard in this process over
-// a tun device. It alone writes that link, its addresses and routes, and the node's key under Config.Dir.
+// a tun device. It alone writes that link, its addresses and routes, Table, and the node's key under Config.Dir.
 //
 // It fails closed. The addresses within the tunnel are in a range of their own, and a route that refuses the whole range
-// stays when the link is gone: a packet for the tunnel leaves encrypted or not at all. A userspace tunnel dies with the
+// stays when the link is gone; encrypted networks have a port of their own, VXLANPort, and rules that drop what goes there
+// outside of the tunnel are there before any such network: a packet leaves encrypted or not at all, and none comes in that
+// was not. A userspace tunnel dies with the
 // process, and is back when the next one has opened it.
 //
 // Session keys are the protocol's own affair: they are renewed every two minutes and kept nowhere. Rotate replaces the
