@@ -97,7 +97,7 @@ func live(t *rapid.T) int {
 		DefaultAddrPools: []string{"10.0.0.0/27"}, DefaultAddrPoolMaskLength: 28,
 	}}}}))
 	log := &slowLog{Leader: world.Leader(), random: rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "delays"), 1))}
-	offset := l.Now().Sub(time.Now())
+	offset := time.Until(l.Now())
 	clock := func() time.Time { return time.Now().Add(offset) }
 	pass := func(d time.Duration) {
 		time.Sleep(d)
