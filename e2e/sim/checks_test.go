@@ -19,6 +19,8 @@ import (
 const (
 	// leadOverlap is how long a leader may go on after a newer one has begun: its lease, and its loops' way out.
 	leadOverlap = 2 * time.Second
+	// drainTimeout is how long the leader waits for nodes before it notes a task as drained nevertheless.
+	drainTimeout = 5 * time.Second
 	// maxViolations are kept; a broken rule breaks again with every commit.
 	maxViolations = 20
 	// verifyEvery so many commits the derived rows are made anew.
@@ -38,6 +40,12 @@ type checks struct {
 	views   map[uint64]digest // what their stores were at some
 	born    map[string]uint64 // table and ID of a row -> index of the entry that made it
 
+	// stopping is when a task was first seen to be one that is to stop; drained are those noted as drained.
+	stopping map[string]time.Duration
+	drained  map[string]bool
+	// onDrained is called once for each that was noted in time.
+	onDrained func(v *store.View, task string)
+
 	leaders map[uint64]string // term -> machine that ran the leader's loops
 	leading map[*life]uint64  // term
 	newer   map[*life]time.Duration
@@ -49,6 +57,7 @@ type digest struct{ machine, sum string }
 func newChecks(clock func() time.Duration) *checks {
 	return &checks{
 		clock: clock, digests: map[uint64]digest{}, views: map[uint64]digest{}, born: map[string]uint64{},
+		stopping: map[string]time.Duration{}, drained: map[string]bool{},
 		leaders: map[uint64]string{}, leading: map[*life]uint64{}, newer: map[*life]time.Duration{},
 	}
 }
@@ -80,6 +89,7 @@ func (c *checks) batch(machine string, from uint64, b store.Batch) {
 	sums := map[uint64][]byte{}
 	for _, change := range b.Changes {
 		c.change(machine, change)
+		c.drain(b.View, change)
 		sums[change.Index] = hashChange(sums[change.Index], change)
 	}
 	for index := from + 1; index <= to; index++ {
@@ -170,6 +180,28 @@ func (c *checks) change(machine string, change store.Change) {
 	}
 }
 
+// drain has it looked at who still sends a task connections when it is noted as drained. One for which a node was waited
+// for in vain is left out.
+func (c *checks) drain(v *store.View, change store.Change) {
+	switch now := change.New.(type) {
+	case *swarmpb.Task:
+		if _, known := c.stopping[now.Id]; !known && now.DesiredState > swarmpb.TaskState_TASK_STATE_RUNNING {
+			c.stopping[now.Id] = c.clock()
+		}
+	case *swarmpb.TaskStatus:
+		if now.DrainedAt == 0 || c.drained[now.TaskId] {
+			return
+		}
+		c.drained[now.TaskId] = true
+		since, known := c.stopping[now.TaskId]
+		if !known {
+			c.add("task %s is noted as drained and is not to stop", now.TaskId)
+		} else if c.clock()-since < drainTimeout && c.onDrained != nil {
+			c.onDrained(v, now.TaskId)
+		}
+	}
+}
+
 // fixed is what a task is for all its life.
 func fixed(t *swarmpb.Task) string {
 	return fmt.Sprint(t.ServiceId, t.Slot, t.NodeId, t.TemplateVersion, t.Replaces, t.Attempt, t.Beside)
@@ -185,6 +217,7 @@ func (c *checks) view(v *store.View) {
 	}
 	c.blocks(v)
 	c.addresses(v)
+	c.networks(v)
 }
 
 // slots: of a slot at most one task is to run, but for a successor that starts beside its predecessor.
@@ -277,6 +310,39 @@ func (c *checks) addresses(v *store.View) {
 			c.add("tasks %s and %s both have address %s at %d", other, task.Id, status.Address, v.Index())
 		}
 		seen[status.Address] = task.Id
+	}
+}
+
+// networks: no two have the same address in a network, or the same published port.
+func (c *checks) networks(v *store.View) {
+	owners := map[string]string{}
+	take := func(what, owner string) {
+		if other, taken := owners[what]; taken && other != owner {
+			c.add("%s and %s both have %s at %d", other, owner, what, v.Index())
+		}
+		owners[what] = owner
+	}
+	for network := range v.Networks() {
+		if gateway := v.NetworkProgress(network.Id).GetGateway(); gateway != "" {
+			take(network.Id+"/"+gateway, "the gateway")
+		}
+	}
+	for service := range v.Services() {
+		given := v.ServiceEndpoint(service.Id)
+		for _, vip := range given.GetVips() {
+			take(vip.NetworkId+"/"+vip.Address, "service "+service.Id)
+		}
+		for _, port := range given.GetPorts() {
+			take(fmt.Sprintf("published port %d/%s", port.PublishedPort, port.Protocol), "service "+service.Id)
+		}
+	}
+	for task := range v.Tasks() {
+		if v.Observed(task.Id).Ended() {
+			continue
+		}
+		for _, a := range v.Addresses(task.Id).GetNetworks() {
+			take(a.NetworkId+"/"+a.Address, "task "+task.Id)
+		}
 	}
 }
 

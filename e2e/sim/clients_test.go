@@ -23,6 +23,8 @@ const (
 	persistence = 90 * time.Second
 	// valueLabel of a service says which write made its spec.
 	valueLabel = "value"
+	// networkOfAll is one that services of all clients attach to.
+	networkOfAll = "back"
 	// journal is the service to whose value everybody appends.
 	journal = "journal"
 )
@@ -53,8 +55,14 @@ func newClients(w *world) *clients {
 
 // found makes the registers, the journal, and the services that may run once.
 func (c *clients) found() error {
+	if err := c.one(operation{}, 0, func(ctx context.Context, api swarmpb.ControlServer) error {
+		_, err := api.CreateNetwork(ctx, &swarmpb.CreateNetworkRequest{Spec: &swarmpb.NetworkSpec{Name: networkOfAll}})
+		return err
+	}); err != nil {
+		return err
+	}
 	for i := range registers + 1 {
-		o := operation{kind: opCreate, service: fmt.Sprintf("register%d", i), value: "", replicas: 1, image: "nginx:1"}
+		o := operation{kind: opCreate, service: fmt.Sprintf("register%d", i), value: "", replicas: 1, image: "nginx:1", attached: i == 0}
 		if i == registers {
 			o.service = journal
 		}
@@ -127,6 +135,12 @@ func (o operation) spec() *swarmpb.ServiceSpec {
 	}
 	if o.port != 0 {
 		publish(s, o.port)
+	}
+	if o.mesh {
+		onEveryNode(s)
+	}
+	if o.attached {
+		attach(s, networkOfAll)
 	}
 	return s
 }

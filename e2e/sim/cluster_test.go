@@ -216,6 +216,21 @@ func publish(s *swarmpb.ServiceSpec, port uint32) *swarmpb.ServiceSpec {
 	return s
 }
 
+// onEveryNode publishes a port in the mesh, whichever is free.
+func onEveryNode(s *swarmpb.ServiceSpec) *swarmpb.ServiceSpec {
+	if s.Endpoint == nil {
+		s.Endpoint = &swarmpb.EndpointSpec{}
+	}
+	s.Endpoint.Ports = append(s.Endpoint.Ports, &swarmpb.PortConfig{TargetPort: 8080, Protocol: swarmpb.Protocol_PROTOCOL_TCP})
+	return s
+}
+
+// attach puts a service's tasks into a network.
+func attach(s *swarmpb.ServiceSpec, network string) *swarmpb.ServiceSpec {
+	s.Task.Networks = append(s.Task.Networks, &swarmpb.NetworkAttachment{Network: network})
+	return s
+}
+
 func (c *cluster) create(s *swarmpb.ServiceSpec) string {
 	c.t.Helper()
 	response, err := c.api.CreateService(context.Background(), &swarmpb.CreateServiceRequest{Spec: s})

@@ -92,13 +92,15 @@ type operation struct {
 	replicas uint64
 	image    string
 	port     uint32
+	mesh     bool // publishes a port on every node
+	attached bool // to the network of all
 	first    bool // start-first
 }
 
 func (o operation) String() string {
 	text := fmt.Sprintf("%7.3fs %-6s %s via m%d", o.at.Seconds(), o.kind, o.service, o.via+1)
 	if o.replicas > 0 {
-		text += fmt.Sprintf(" value=%s replicas=%d image=%s port=%d start-first=%t", o.value, o.replicas, o.image, o.port, o.first)
+		text += fmt.Sprintf(" value=%s replicas=%d image=%s port=%d mesh=%t attached=%t start-first=%t", o.value, o.replicas, o.image, o.port, o.mesh, o.attached, o.first)
 	}
 	return text
 }
@@ -234,6 +236,7 @@ func (s *schedule) work(r *rand.Rand, client int) []operation {
 	var out []operation
 	exists := map[string]bool{}
 	ports := map[string]uint32{}
+	mesh := map[string]bool{}
 	for range operations {
 		o := operation{at: between(r, 0, storm), via: r.IntN(s.managers)}
 		out = append(out, o)
@@ -258,7 +261,7 @@ func (s *schedule) work(r *rand.Rand, client int) []operation {
 				if ports[o.service] = 0; r.IntN(3) == 0 {
 					ports[o.service] = 8000 + uint32(10*client+i%2)
 				}
-				exists[o.service] = true
+				exists[o.service], mesh[o.service] = true, r.IntN(2) == 0
 			case r.IntN(4) == 0:
 				o.kind = opRemove
 				exists[o.service] = false
@@ -269,6 +272,8 @@ func (s *schedule) work(r *rand.Rand, client int) []operation {
 			}
 			if o.kind == opCreate || o.kind == opChange {
 				o.replicas, o.first, o.port = 1+r.Uint64N(4), r.IntN(3) == 0, ports[o.service]
+				// A service may come into the network and leave it.
+				o.mesh, o.attached = mesh[o.service], r.IntN(2) == 0
 			}
 		}
 		if o.replicas > 0 {

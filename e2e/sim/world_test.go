@@ -75,6 +75,7 @@ func newWorld(t *testing.T, dir string, seed uint64, managers, workers int) *wor
 		w.log = os.Stderr
 	}
 	w.checks = newChecks(func() time.Duration { return time.Duration(time.Now().UnixNano() - w.began.Load()) })
+	w.checks.onDrained = w.checkDrained
 	w.begin()
 	for i := range managers {
 		w.add(fmt.Sprintf("m%d", i+1), true)
@@ -279,6 +280,9 @@ func (w *world) converged() string {
 		}
 		if why := m.leftover(v); why != "" {
 			return why
+		}
+		if why := m.net.differs(v, m.identity.NodeID); why != "" {
+			return m.name + " " + why
 		}
 	}
 	if len(want) > 0 {

@@ -223,7 +223,7 @@ func templateChange(t *swarmpb.Template, auth *swarmpb.RegistryAuth) message {
 func configOf(view *store.View, nodeID string, role swarmpb.NodeRole) configMark {
 	spec := view.Cluster().GetSpec()
 	config := configMark{
-		pool: spec.GetFabricPool(), role: role, block: uplinkBlock(view, nodeID),
+		pool: cmp.Or(spec.GetFabricPool(), swarmpb.DefaultFabricPool), role: role, block: uplinkBlock(view, nodeID),
 		prefix6: fabricPrefix6(view.Cluster().GetId()), port: cmp.Or(spec.GetDataPathPort(), swarmpb.DefaultDataPathPort),
 	}
 	config.number = nodeNumber(config.pool, config.block)

@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"net/netip"
@@ -107,7 +108,7 @@ func peerOf(view *store.View, nodeID string) *swarmpb.Peer {
 		return nil
 	}
 	block := uplinkBlock(view, nodeID)
-	number := nodeNumber(view.Cluster().GetSpec().GetFabricPool(), block)
+	number := nodeNumber(cmp.Or(view.Cluster().GetSpec().GetFabricPool(), swarmpb.DefaultFabricPool), block)
 	status := view.NodeStatus(nodeID)
 	address, err := netip.ParseAddr(status.GetAddress())
 	if number == 0 || err != nil {
