@@ -185,9 +185,7 @@ func (i *Ingress) settle(ports map[portKey]bool) error {
 	if i.kernel == nil || len(ports) == 0 {
 		return nil
 	}
-	keys := slices.SortedFunc(maps.Keys(ports), func(a, b portKey) int {
-		return (int(a.protocol)-int(b.protocol))<<16 + int(a.port) - int(b.port)
-	})
+	keys := slices.SortedFunc(maps.Keys(ports), portKey.compare)
 	c, conflicts := newChange(), len(i.conflicts)
 	next := map[portKey]*balance{}
 	for _, k := range keys {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -132,7 +133,7 @@ func (c *change) commit(k *kernel) error {
 	if c.empty() {
 		return nil
 	}
-	if err := k.send(c.encode()); err != nil {
+	if err := k.send(c.encode(), nil); err != nil {
 		k.close()
 		return errors.Join(fmt.Errorf("change nftables elements: %w", err), k.open())
 	}
@@ -140,17 +141,12 @@ func (c *change) commit(k *kernel) error {
 	return nil
 }
 
-// send writes a transaction and waits for its acknowledgement.
-func (k *kernel) send(transaction []byte) error {
-	_, err := k.sendAndReceive(transaction)
-	return err
-}
-
-// sendAndReceive is what the kernel answers to messages of which it is to acknowledge one.
-func (k *kernel) sendAndReceive(messages []byte) ([]mdl.Message, error) {
+// send writes messages of which the kernel is to acknowledge one, and calls with the attributes of what it answers before that,
+// which are good until it returns.
+func (k *kernel) send(messages []byte, each func(attrs []byte)) error {
 	raw, err := k.raw.SyscallConn()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	var failed error
 	err = raw.Write(func(fd uintptr) bool {
@@ -158,19 +154,50 @@ func (k *kernel) sendAndReceive(messages []byte) ([]mdl.Message, error) {
 		return !errors.Is(failed, unix.EAGAIN)
 	})
 	if err := errors.Join(err, failed); err != nil {
-		return nil, err
+		return err
 	}
-	var out []mdl.Message
+	return receive(k.raw, each)
+}
+
+// answers are buffers for what the kernel answers: pages of a dump are half as long at most.
+var answers = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
+
+// receive reads until the end of a dump, an acknowledgement, or an error. The library would ask for the length of every
+// answer first, and keep them all.
+func receive(conn *mdl.Conn, each func(attrs []byte)) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	buf := answers.Get().(*[]byte)
+	defer answers.Put(buf)
 	for {
-		msgs, err := k.raw.Receive()
-		if err != nil {
-			return nil, err
+		var n int
+		var failed error
+		err := raw.Read(func(fd uintptr) bool {
+			n, _, failed = unix.Recvfrom(int(fd), *buf, unix.MSG_DONTWAIT)
+			return !errors.Is(failed, unix.EAGAIN)
+		})
+		if err := errors.Join(err, failed); err != nil {
+			return err
 		}
-		for _, m := range msgs {
-			if m.Header.Type == mdl.Error {
-				return out, nil
+		for b := (*buf)[:n]; len(b) >= unix.NLMSG_HDRLEN; {
+			size := int(binary.NativeEndian.Uint32(b))
+			if size < unix.NLMSG_HDRLEN || size > len(b) {
+				return errors.New("the kernel's answer is cut off")
 			}
-			out = append(out, m)
+			switch kind := binary.NativeEndian.Uint16(b[4:]); {
+			case kind == unix.NLMSG_DONE:
+				return nil
+			case kind == unix.NLMSG_ERROR && size >= unix.NLMSG_HDRLEN+4:
+				if code := int32(binary.NativeEndian.Uint32(b[unix.NLMSG_HDRLEN:])); code != 0 {
+					return unix.Errno(-code)
+				}
+				return nil
+			case size > unix.NLMSG_HDRLEN+4 && each != nil:
+				each(b[unix.NLMSG_HDRLEN+4 : size])
+			}
+			b = b[min(align(size), len(b)):]
 		}
 	}
 }

@@ -89,6 +89,10 @@ func BenchmarkLoad(b *testing.B) {
 				at = time.Now()
 				must(b, i.reload())
 				b.ReportMetric(float64(time.Since(at).Milliseconds()), "repair-ms")
+				at = time.Now()
+				_, err := i.table.readBalances(i.kernel)
+				must(b, err)
+				b.ReportMetric(float64(time.Since(at).Milliseconds()), "adopt-ms")
 				must(b, i.Teardown())
 			}
 		})

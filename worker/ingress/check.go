@@ -136,7 +136,7 @@ func (i *Ingress) intact() (bool, error) {
 			return false, err
 		}
 	}
-	all, err := i.holdsSlots(expected)
+	all, err := i.holdsSlots()
 	if err != nil || all == different {
 		return false, err
 	}
@@ -157,65 +157,82 @@ const (
 // slotBudget is how many elements of slots one check looks up: some 20 ms of CPU.
 const slotBudget = 16384
 
-// holdsSlots compares the numbers of elements and then, from where the last check ended, the elements themselves.
-func (i *Ingress) holdsSlots(expected map[*nftables.Set]map[string]nftables.SetElement) (compared, error) {
+// holdsSlots compares the numbers of elements and then, from the port where the last check ended, the elements themselves.
+func (i *Ingress) holdsSlots() (compared, error) {
 	total := 0
-	for _, s := range i.table.backends {
-		n, told, err := i.kernel.count(s)
-		if err != nil || told && n != len(expected[s]) {
+	for _, b := range i.balances {
+		total += len(b.backends)
+	}
+	for n := range i.layout.usedFamilies() {
+		have, told, err := i.kernel.count(i.table.backends[n])
+		if err != nil || told && have != total {
 			return different, err
 		}
-		total += len(expected[s])
 	}
-	left := slotBudget
-	if i.slotCursor >= total {
-		i.slotCursor = 0
+	ports := slices.SortedFunc(maps.Keys(i.balances), portKey.compare)
+	from, found := slices.BinarySearchFunc(ports, i.slotCursor, portKey.compare)
+	if found {
+		from++
 	}
-	at := 0
-	for _, s := range i.table.backends {
-		keys := slices.Sorted(maps.Keys(expected[s]))
-		from := min(max(i.slotCursor-at, 0), len(keys))
-		part := keys[from:min(from+left, len(keys))]
-		at += len(keys)
-		left -= len(part)
-		wanted := make([][]byte, len(part))
-		for n, key := range part {
-			wanted[n] = []byte(key)
+	for n, left := from, slotBudget; n < len(ports); n++ {
+		b := i.balances[ports[n]]
+		if left -= 2 * len(b.backends); left < 0 && n > from {
+			return partly, nil
 		}
-		have, err := i.kernel.lookUp(s, wanted)
-		if errors.Is(err, fs.ErrNotExist) {
-			return different, nil
-		}
-		if err != nil {
+		if same, err := i.holdsBalance(ports[n], b); !same || err != nil {
 			return different, err
 		}
-		for _, key := range part {
-			if string(have[key]) != string(expected[s][key].Val) {
-				return different, nil
-			}
-		}
+		i.slotCursor = ports[n]
 	}
-	i.slotCursor += slotBudget - left
-	if i.slotCursor < total {
-		return partly, nil
-	}
-	i.slotCursor = 0
+	i.slotCursor = portKey{}
 	return wholly, nil
 }
 
-// expected is what the sets should hold.
-func (i *Ingress) expected() map[*nftables.Set]map[string]nftables.SetElement {
+func (i *Ingress) holdsBalance(k portKey, b *balance) (bool, error) {
 	c := newChange()
-	for k, b := range i.balances {
-		i.table.rebalance(c, k, nil, b, i.layout.host.Prefix6)
+	for slot, to := range b.backends {
+		i.table.slotElements(k, slot, to, i.layout.host.Prefix6, c.add)
 	}
+	for _, s := range c.order {
+		keys := make([][]byte, len(c.given[s]))
+		for n, e := range c.given[s] {
+			keys[n] = e.Key
+		}
+		have, err := i.kernel.lookUp(s, keys)
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		for _, e := range c.given[s] {
+			if string(have[string(e.Key)]) != string(e.Val) {
+				return false, nil
+			}
+		}
+	}
+	return true, nil
+}
+
+// expected is what the sets but those of slots should hold.
+func (i *Ingress) expected() map[*nftables.Set]map[string]nftables.SetElement {
 	out := map[*nftables.Set]map[string]nftables.SetElement{}
 	for _, s := range i.table.sets() {
-		out[s] = map[string]nftables.SetElement{}
-		for _, e := range c.given[s] {
-			out[s][string(e.Key)] = e
+		out[s] = maps.Clone(i.members[s])
+		if out[s] == nil {
+			out[s] = map[string]nftables.SetElement{}
 		}
-		maps.Copy(out[s], i.members[s])
+	}
+	for k, b := range i.balances {
+		e := nftables.SetElement{Key: k.key()}
+		key := string(e.Key)
+		out[i.table.ports][key] = e
+		if b.sourceNAT {
+			out[i.table.sourceNAT][key] = e
+		}
+		if len(b.backends) > 0 {
+			out[i.table.published][key] = k.verdictElement(*b)
+		}
 	}
 	return out
 }

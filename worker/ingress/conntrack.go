@@ -170,40 +170,10 @@ func deleteOneByOne(conn *mdl.Conn, family byte, filters []ctFilter) error {
 
 // dumpFlows calls with the attributes of every entry, which are good until it returns.
 func dumpFlows(conn *mdl.Conn, family byte, each func(attrs []byte)) error {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return err
-	}
 	if _, err := conn.Send(ctMessage(ctGet, mdl.Dump, family, nil)); err != nil {
 		return err
 	}
-	buf := make([]byte, 64<<10) // the kernel fills at most half of it at a time
-	for {
-		var n int
-		var failed error
-		err := raw.Read(func(fd uintptr) bool {
-			n, _, failed = unix.Recvfrom(int(fd), buf, unix.MSG_DONTWAIT)
-			return !errors.Is(failed, unix.EAGAIN)
-		})
-		if err := errors.Join(err, failed); err != nil {
-			return err
-		}
-		for b := buf[:n]; len(b) >= unix.NLMSG_HDRLEN; {
-			size := int(binary.NativeEndian.Uint32(b))
-			if size < unix.NLMSG_HDRLEN || size > len(b) {
-				return errors.New("the kernel's answer is cut off")
-			}
-			switch kind := binary.NativeEndian.Uint16(b[4:]); {
-			case kind == unix.NLMSG_DONE:
-				return nil
-			case kind == unix.NLMSG_ERROR && size >= unix.NLMSG_HDRLEN+4:
-				return unix.Errno(-int32(binary.NativeEndian.Uint32(b[unix.NLMSG_HDRLEN:])))
-			case size > unix.NLMSG_HDRLEN+4:
-				each(b[unix.NLMSG_HDRLEN+4 : size])
-			}
-			b = b[min(align(size), len(b)):]
-		}
-	}
+	return receive(conn, each)
 }
 
 // entry is what filters look at of an entry.

@@ -1,8 +1,11 @@
 package ingress
 
 import (
+	"cmp"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -20,6 +23,10 @@ import (
 type portKey struct {
 	protocol byte // IPPROTO
 	port     uint16
+}
+
+func (k portKey) compare(o portKey) int {
+	return cmp.Or(cmp.Compare(k.protocol, o.protocol), cmp.Compare(k.port, o.port))
 }
 
 // balance is what the kernel holds of a published port.
@@ -167,10 +174,10 @@ func (t *table) slotElements(k portKey, slot int, to netip.AddrPort, prefix6 net
 }
 
 // readBalances is what the kernel holds, for a table that a former process may have loaded. Ports that it cannot make sense
-// of are left out.
+// of are there without backends.
 func (t *table) readBalances(k *kernel) (map[portKey]*balance, error) {
 	out := map[portKey]*balance{}
-	for _, s := range []*nftables.Set{t.ports, t.sourceNAT, t.published, t.backends[0]} {
+	for _, s := range []*nftables.Set{t.ports, t.sourceNAT, t.published} {
 		elements, err := k.elements(s)
 		if err != nil {
 			return nil, err
@@ -182,7 +189,6 @@ func (t *table) readBalances(k *kernel) (map[portKey]*balance, error) {
 			}
 			if s == t.ports {
 				out[key] = &balance{}
-				continue
 			}
 			b := out[key]
 			if b == nil {
@@ -195,22 +201,39 @@ func (t *table) readBalances(k *kernel) (map[portKey]*balance, error) {
 				if kind, class, ok := parseChain(verdictChain(e)); ok {
 					b.kind, b.backends = kind, make([]netip.AddrPort, class)
 				}
-			default:
-				if len(e.Key) < 12 || len(e.Val) < 8 {
-					continue
-				}
-				if slot := int(binary.NativeEndian.Uint32(e.Key[8:])); slot < len(b.backends) {
-					b.backends[slot] = netip.AddrPortFrom(netip.AddrFrom4([4]byte(e.Val)), binary.BigEndian.Uint16(e.Val[4:]))
-				}
 			}
 		}
 	}
-	for _, b := range out {
-		if slices.ContainsFunc(b.backends, func(a netip.AddrPort) bool { return !a.IsValid() }) {
-			b.backends = nil
+	for key, b := range out {
+		if err := t.readSlots(k, key, b); err != nil {
+			return nil, err
 		}
 	}
 	return out, nil
+}
+
+func (t *table) readSlots(k *kernel, key portKey, b *balance) error {
+	keys := make([][]byte, len(b.backends))
+	for slot := range keys {
+		keys[slot] = key.slotKey(slot)
+	}
+	values, err := k.lookUp(t.backends[0], keys)
+	if errors.Is(err, fs.ErrNotExist) {
+		b.backends = nil
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for slot, key := range keys {
+		v := values[string(key)]
+		if len(v) < 8 {
+			b.backends = nil
+			return nil
+		}
+		b.backends[slot] = netip.AddrPortFrom(netip.AddrFrom4([4]byte(v)), binary.BigEndian.Uint16(v[4:]))
+	}
+	return nil
 }
 
 func protocolNumber(p swarmpb.Protocol) byte {

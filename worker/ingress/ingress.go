@@ -108,8 +108,8 @@ type Ingress struct {
 
 	print uint64 // of the rules
 	dirty bool   // kernel and state may differ
-	// slotCursor is where the next check goes on comparing slots.
-	slotCursor int
+	// slotCursor is the port behind which the next check goes on comparing slots.
+	slotCursor portKey
 }
 
 // retryAfter is how long a port that something else has is left alone before it is tried again.

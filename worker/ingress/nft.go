@@ -7,6 +7,7 @@ import (
 	"hash/fnv"
 	"io/fs"
 	"os"
+	"slices"
 
 	"github.com/google/nftables"
 	mdl "github.com/mdlayher/netlink"
@@ -165,17 +166,12 @@ func (k *kernel) lookUp(s *nftables.Set, keys [][]byte) (map[string][]byte, erro
 		}
 		b.close(list)
 		b.end()
-		msgs, err := k.sendAndReceive(b.buf)
+		err := k.send(b.buf, func(attrs []byte) { addElements(out, attrs) })
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("look up in nftables set %s: %w", s.Name, err), k.drop())
-		}
-		for _, m := range msgs {
-			if len(m.Data) > 4 {
-				addElements(out, m.Data[4:])
-			}
 		}
 		keys = keys[n:]
 	}
@@ -209,7 +205,7 @@ func addElements(to map[string][]byte, attrs []byte) {
 					data = value(v)
 				}
 			})
-			to[string(key)] = data
+			to[string(key)] = slices.Clone(data)
 		})
 	})
 }
