@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"time"
 )
 
 // engine is what encrypts.
@@ -34,7 +35,12 @@ type Device struct {
 	address  netip.Prefix // not valid before Configure
 	underlay int
 	held     map[key]Peer // as the engine has them
+	late     []key        // to be greeted by the timer
+	timer    *time.Timer  // nil: none runs
 }
+
+// lateness is how long a node waits for another one to greet it.
+const lateness = time.Second
 
 // Open makes the device, or takes over the kernel's of a former process, whose sessions go on. It passes nothing before
 // Configure and SetPeers.
@@ -143,7 +149,7 @@ func (d *Device) SetPeers(peers []Peer) error {
 
 // set brings what the engine holds to want.
 func (d *Device) set(want map[key]Peer) error {
-	first, then := difference(d.held, want)
+	first, then, late := difference(d.private.public(), d.held, want)
 	if len(first.peers) == 0 {
 		return nil
 	}
@@ -151,7 +157,34 @@ func (d *Device) set(want map[key]Peer) error {
 		return err
 	}
 	d.held = want
+	if len(late) > 0 {
+		d.late = append(d.late, late...)
+		if d.timer == nil {
+			d.timer = time.AfterFunc(lateness, d.greetLate)
+		}
+	}
 	return d.engine.configure(then)
+}
+
+// greetLate greets those whose turn it was to greet us. Where they have done so it is one small packet.
+func (d *Device) greetLate() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	late := d.late
+	d.late, d.timer = nil, nil
+	var greet, quiet change
+	for _, k := range late {
+		if _, still := d.held[k]; still {
+			greet.peers = append(greet.peers, peerChange{key: k, greet: true})
+			quiet.peers = append(quiet.peers, peerChange{key: k, quiet: true})
+		}
+	}
+	if d.closed || len(greet.peers) == 0 {
+		return
+	}
+	if err := errors.Join(d.engine.configure(greet), d.engine.configure(quiet)); err != nil {
+		d.cfg.Logger.Warn("cannot greet the tunnel's peers; sessions begin with the first packets", "error", err)
+	}
 }
 
 // Rotate replaces the node's static key; the new PublicKey has to be told to the peers. Until a peer has been told, what it
@@ -235,6 +268,9 @@ func (d *Device) Close() {
 func (d *Device) close() {
 	if !d.closed {
 		d.closed = true
+		if d.timer != nil {
+			d.timer.Stop()
+		}
 		d.engine.close()
 	}
 }

@@ -63,13 +63,17 @@ type peerChange struct {
 	remove   bool
 	endpoint netip.AddrPort // not valid: as it is
 	address  netip.Addr     // not valid: as it is
-	// greet begins a session at once; quiet ends what greet switched on.
+	// greet begins a session if there is none; quiet ends what greet switched on.
 	greet, quiet bool
 }
 
-// difference is what leads from held to want: first one, which takes away before it gives, then the other.
-func difference(held, want map[key]Peer) (first, then change) {
-	byKey := func(a, b key) int { return bytes.Compare(a[:], b[:]) }
+func byKey(a, b key) int { return bytes.Compare(a[:], b[:]) }
+
+// difference is what leads from held to want: first one, which takes away before it gives, then the other. Of two nodes
+// that get to know each other the one with the lower key greets: two handshakes that meet on the way spoil each other, and
+// the next try is five seconds away. The other one greets late, if there is still no session then: it may be the one that
+// was restarted.
+func difference(self key, held, want map[key]Peer) (first, then change, late []key) {
 	for _, k := range slices.SortedFunc(maps.Keys(held), byKey) {
 		if w, ok := want[k]; !ok || w.Address != held[k].Address {
 			first.peers = append(first.peers, peerChange{key: k, remove: true})
@@ -80,11 +84,16 @@ func difference(held, want map[key]Peer) (first, then change) {
 		h, ok := held[k]
 		switch {
 		case !ok || h.Address != w.Address:
-			first.peers = append(first.peers, peerChange{key: k, endpoint: w.Endpoint, address: w.Address, greet: true})
-			then.peers = append(then.peers, peerChange{key: k, quiet: true})
+			greet := byKey(self, k) < 0
+			first.peers = append(first.peers, peerChange{key: k, endpoint: w.Endpoint, address: w.Address, greet: greet})
+			if greet {
+				then.peers = append(then.peers, peerChange{key: k, quiet: true})
+			} else {
+				late = append(late, k)
+			}
 		case h.Endpoint != w.Endpoint:
 			first.peers = append(first.peers, peerChange{key: k, endpoint: w.Endpoint})
 		}
 	}
-	return first, then
+	return first, then, late
 }

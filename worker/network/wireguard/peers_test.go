@@ -3,6 +3,7 @@ package wireguard
 import (
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -58,8 +59,8 @@ func TestDifference_AnyToAny_LeadsThere(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		held, want := draw(t, "held"), draw(t, "want")
 		now := maps.Clone(held)
-		greeted := map[key]bool{}
-		first, then := difference(held, want)
+		greeted, met := map[key]bool{}, map[key]bool{}
+		first, then, late := difference(key{3}, held, want)
 		for _, c := range append(first.peers, then.peers...) {
 			p, had := now[c.key]
 			if c.remove {
@@ -85,6 +86,7 @@ func TestDifference_AnyToAny_LeadsThere(t *testing.T) {
 			now[c.key] = p
 			if c.greet {
 				greeted[c.key] = true
+				met[c.key] = true
 			}
 			if c.quiet {
 				delete(greeted, c.key)
@@ -93,6 +95,13 @@ func TestDifference_AnyToAny_LeadsThere(t *testing.T) {
 		same := func(a, b Peer) bool { return a.Address == b.Address && a.Endpoint == b.Endpoint }
 		if !maps.EqualFunc(now, want, same) || len(greeted) != 0 {
 			t.Fatalf("led to %v, want %v; greeted for ever: %v", now, want, greeted)
+		}
+		for k, p := range want {
+			h, had := held[k]
+			fresh := !had || h.Address != p.Address
+			if lower := k[0] > 3; met[k] != (fresh && lower) || slices.Contains(late, k) != (fresh && !lower) {
+				t.Fatalf("%x: greeted %v, late %v", k[0], met[k], late)
+			}
 		}
 		for _, c := range first.peers {
 			if h, ok := held[c.key]; ok && same(h, want[c.key]) {
