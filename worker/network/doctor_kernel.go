@@ -34,9 +34,9 @@ func attempts() []attempt {
 		return &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4}
 	}
 	return []attempt{
-		{"kernel vxlan", tryLink(&netlink.Vxlan{LinkAttrs: attrs("dr-vx"), VxlanId: 1, Port: 4789}), overlays, "CONFIG_VXLAN (modprobe vxlan)"},
-		{"kernel bridge", tryLink(&netlink.Bridge{LinkAttrs: attrs("dr-br")}), overlays, "CONFIG_BRIDGE (modprobe bridge)"},
-		{"kernel veth", tryLink(&netlink.Veth{LinkAttrs: attrs("dr-v0"), PeerName: "dr-v1"}), "every task", "CONFIG_VETH (modprobe veth)"},
+		{"kernel vxlan", attemptLink(&netlink.Vxlan{LinkAttrs: attrs("dr-vx"), VxlanId: 1, Port: 4789}), overlays, "CONFIG_VXLAN (modprobe vxlan)"},
+		{"kernel bridge", attemptLink(&netlink.Bridge{LinkAttrs: attrs("dr-br")}), overlays, "CONFIG_BRIDGE (modprobe bridge)"},
+		{"kernel veth", attemptLink(&netlink.Veth{LinkAttrs: attrs("dr-v0"), PeerName: "dr-v1"}), "every task", "CONFIG_VETH (modprobe veth)"},
 		{"kernel nf_tables", rule(nftables.ChainTypeFilter, nftables.ChainHookForward, &expr.Counter{}), published, "CONFIG_NF_TABLES_INET (modprobe nf_tables)"},
 		{"kernel nf_tables numgen", rule(nftables.ChainTypeFilter, nftables.ChainHookPrerouting,
 			&expr.Numgen{Register: 1, Modulus: 16, Type: unix.NFT_NG_RANDOM}), published, "CONFIG_NFT_NUMGEN (modprobe nft_numgen)"},
@@ -61,7 +61,7 @@ func attrs(name string) netlink.LinkAttrs {
 	return netlink.LinkAttrs{Name: name, TxQLen: -1}
 }
 
-func tryLink(link netlink.Link) func() error { return func() error { return netlink.LinkAdd(link) } }
+func attemptLink(link netlink.Link) func() error { return func() error { return netlink.LinkAdd(link) } }
 
 // tryRule loads a table with one rule.
 func tryRule(family nftables.TableFamily, kind nftables.ChainType, hook *nftables.ChainHook, device string, exprs []expr.Any) error {
