@@ -75,6 +75,47 @@ func told(t *testing.T, c *checks, want string) {
 
 func idle() *checks { return newChecks(func() time.Duration { return 0 }) }
 
+// given are what the allocator gives a service; inNetwork is a task's address.
+func given(service string, port uint32, vip string) []*swarmpb.Row {
+	row := &swarmpb.ServiceEndpoint{ServiceId: service, Ports: []*swarmpb.PortConfig{{TargetPort: 80, PublishedPort: port}}}
+	if vip != "" {
+		row.Vips = []*swarmpb.NetworkAddress{{NetworkId: "net", Address: vip}}
+	}
+	return []*swarmpb.Row{{Row: &swarmpb.Row_ServiceEndpoint{ServiceEndpoint: row}}}
+}
+
+func inNetwork(task, address string) []*swarmpb.Row {
+	return []*swarmpb.Row{{Row: &swarmpb.Row_TaskAddresses{TaskAddresses: &swarmpb.TaskAddresses{
+		TaskId: task, Networks: []*swarmpb.NetworkAddress{{NetworkId: "net", Address: address}}}}}}
+}
+
+// TestChecks_DrainedTask_LookedAtOnceUnlessANodeWasLate has the look when a task is noted as drained.
+func TestChecks_DrainedTask_LookedAtOnceUnlessANodeWasLate(t *testing.T) {
+	now := time.Duration(0)
+	c := newChecks(func() time.Duration { return now })
+	var looked []string
+	c.onDrained = func(_ *store.View, task string) { looked = append(looked, task) }
+	stop := func(task string) {
+		c.drain(nil, store.Change{New: &swarmpb.Task{Id: task, DesiredState: swarmpb.TaskState_TASK_STATE_SHUTDOWN}})
+	}
+	drained := func(task string) {
+		c.drain(nil, store.Change{New: &swarmpb.TaskStatus{TaskId: task, DrainedAt: 1}})
+	}
+	stop("in time")
+	stop("late")
+	now = 4 * time.Second
+	drained("in time")
+	drained("in time") // as another manager sees it
+	now = 6 * time.Second
+	drained("late")
+	if len(looked) != 1 || looked[0] != "in time" {
+		t.Errorf("looked at %q", looked)
+	}
+	told(t, c, "")
+	drained("goes on")
+	told(t, c, "is noted as drained and is not to stop")
+}
+
 func TestChecks_StatesOfTheStore(t *testing.T) {
 	for name, test := range map[string]struct {
 		rows [][]*swarmpb.Row
@@ -93,6 +134,12 @@ func TestChecks_StatesOfTheStore(t *testing.T) {
 			taskRows("a", "t2", 1, "n1", "10.1.0.3")}, "port 80 of node n1 is bound by tasks"},
 		"an address of two tasks": {[][]*swarmpb.Row{nodeRows("n1", 9), nodeRows("n2", 9), serviceRows("a"), taskRows("a", "t1", 1, "n1", "10.1.0.2"),
 			taskRows("a", "t2", 2, "n2", "10.1.0.2")}, "both have address 10.1.0.2"},
+		"a published port of two services": {[][]*swarmpb.Row{serviceRows("a"), serviceRows("b"), given("a", 30000, ""), given("b", 30000, "")},
+			"both have published port 30000"},
+		"a VIP that is a task's address": {[][]*swarmpb.Row{nodeRows("n1", 9), serviceRows("a"), given("a", 30000, "10.7.0.2"), taskRows("a", "t1", 1, "n1", "10.1.0.2"),
+			inNetwork("t1", "10.7.0.2")}, "both have net/10.7.0.2"},
+		"two tasks with an address in a network": {[][]*swarmpb.Row{nodeRows("n1", 9), nodeRows("n2", 9), serviceRows("a"), taskRows("a", "t1", 1, "n1", "10.1.0.2"),
+			taskRows("a", "t2", 2, "n2", "10.1.1.2"), inNetwork("t1", "10.7.0.2"), inNetwork("t2", "10.7.0.2")}, "both have net/10.7.0.2"},
 		"blocks that overlap":  {[][]*swarmpb.Row{block("10.1.0.0/24", "n1"), block("10.1.0.128/25", "n2")}, "overlap"},
 		"two blocks of a node": {[][]*swarmpb.Row{block("10.1.0.0/24", "n1"), block("10.1.1.0/24", "n1")}, "node n1 has blocks"},
 	} {
