@@ -139,6 +139,8 @@ type Network struct {
 
 	status   sync.Mutex
 	problems []string
+	tried    bool     // lacks is known
+	lacks    []string // lines of what the kernel lacks
 	last     *swarmpb.NodeNetwork
 }
 
