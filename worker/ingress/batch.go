@@ -128,12 +128,17 @@ func (c *change) encode() []byte {
 	return b.buf
 }
 
-// commit sends the change as one transaction. After an error the socket is a new one, as more answers may be under way on the old.
+// commit sends the change as one transaction.
 func (c *change) commit(k *kernel) error {
 	if c.empty() {
 		return nil
 	}
-	if err := k.send(c.encode(), nil); err != nil {
+	return k.transact(c.encode())
+}
+
+// transact sends a transaction of elements. After an error the socket is a new one, as more answers may be under way on the old.
+func (k *kernel) transact(transaction []byte) error {
+	if err := k.send(transaction, nil); err != nil {
 		k.close()
 		return errors.Join(fmt.Errorf("change nftables elements: %w", err), k.open())
 	}

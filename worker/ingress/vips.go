@@ -280,12 +280,64 @@ func (t *vipTable) read(k *kernel) (map[netip.Addr]vipBalance, error) {
 	return out, nil
 }
 
+// ApplyVIPs is Apply of one update in many namespaces. What is the same in them is worked out once, which is most of it when all hold
+// the same VIPs. An error in one keeps no other from the update.
+func ApplyVIPs(all []*VIPs, u VIPUpdate) error {
+	step := &vipStep{}
+	var errs []error
+	for _, v := range all {
+		errs = append(errs, v.apply(u, step))
+	}
+	return errors.Join(errs...)
+}
+
+// vipStep is a change of VIPs from one state of theirs to another, for all namespaces that are in the first.
+type vipStep struct {
+	from, to    []vipBalance // of the VIPs of the update, in its order
+	transaction []byte       // nil: not known
+}
+
+// fits tells whether a namespace that holds these VIPs can take the step.
+func (s *vipStep) fits(u VIPUpdate, held map[netip.Addr]vipBalance) bool {
+	if s.transaction == nil || u.Full || len(u.Removed) > 0 {
+		return false
+	}
+	for n, vip := range u.VIPs {
+		is, ok := held[vip.Address]
+		if !ok || len(is) != len(s.from[n]) || (len(is) > 0 && &is[0] != &s.from[n][0] && !slices.Equal(is, s.from[n])) {
+			return false
+		}
+	}
+	return true
+}
+
+// learn has the step be what was just done.
+func (s *vipStep) learn(u VIPUpdate, held, next map[netip.Addr]vipBalance, transaction []byte) {
+	s.from, s.to, s.transaction = nil, nil, nil
+	for _, vip := range u.VIPs {
+		is, ok := held[vip.Address]
+		if !ok {
+			return
+		}
+		s.from, s.to = append(s.from, is), append(s.to, next[vip.Address])
+	}
+	s.transaction = transaction
+}
+
 // Apply takes an update over, in one transaction; slots move as little as the change allows.
-func (v *VIPs) Apply(u VIPUpdate) error {
+func (v *VIPs) Apply(u VIPUpdate) error { return v.apply(u, &vipStep{}) }
+
+func (v *VIPs) apply(u VIPUpdate, step *vipStep) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.kernel == nil {
 		return errors.New("change VIPs: they are closed")
+	}
+	if step.fits(u, v.held) {
+		for n, vip := range u.VIPs {
+			v.held[vip.Address] = step.to[n]
+		}
+		return v.send(step.transaction)
 	}
 	c := newChange()
 	named := map[netip.Addr]bool{}
@@ -317,6 +369,11 @@ func (v *VIPs) Apply(u VIPUpdate) error {
 		}
 		next[vip.Address] = to
 	}
+	var transaction []byte
+	if !c.empty() {
+		transaction = c.encode()
+		step.learn(u, v.held, next, transaction)
+	}
 	for a, b := range next {
 		if b == nil {
 			delete(v.held, a)
@@ -324,10 +381,15 @@ func (v *VIPs) Apply(u VIPUpdate) error {
 			v.held[a] = b
 		}
 	}
-	if c.empty() {
+	return v.send(transaction)
+}
+
+// send has the kernel follow what is held.
+func (v *VIPs) send(transaction []byte) error {
+	if transaction == nil {
 		return nil
 	}
-	if err := c.commit(v.kernel); err != nil {
+	if err := v.kernel.transact(transaction); err != nil {
 		v.cfg.Logger.Warn("nftables refused a change of VIPs; the table is loaded anew", "namespace", v.namespace, "error", err)
 		if again := v.load(); again != nil {
 			return fmt.Errorf("change VIPs: %w", errors.Join(err, again))

@@ -300,3 +300,41 @@ func TestVIP_RestartAndRepair(t *testing.T) {
 		t.Error("a backend of the other family was taken")
 	}
 }
+
+func TestApplyVIPs_NamespacesInDifferentStates_AllFollow(t *testing.T) {
+	o := newOverlay(t, 3)
+	var all []*VIPs
+	for i := range o.pods {
+		all = append(all, o.open(i))
+	}
+	must(t, ApplyVIPs(all, VIPUpdate{Full: true, VIPs: o.vips(0, 1)}))
+	must(t, all[2].Apply(VIPUpdate{VIPs: o.vips(2)}))
+	for _, backends := range [][]int{{0, 1, 2}, {1, 2}, {1}, {}, {0}} {
+		must(t, ApplyVIPs(all, VIPUpdate{VIPs: o.vips(backends...)}))
+		for i, v := range all {
+			have, err := v.table.read(v.kernel)
+			must(t, err)
+			for _, vip := range []netip.Addr{vip4, vip6} {
+				seen := map[netip.Addr]bool{}
+				for _, a := range have[vip] {
+					seen[a] = true
+				}
+				if len(seen) != len(backends) || fmt.Sprint(have[vip]) != fmt.Sprint(v.held[vip]) {
+					t.Errorf("namespace %d, backends %v: the kernel leads %s to %v, noted is %v", i, backends, vip, have[vip], v.held[vip])
+				}
+			}
+		}
+	}
+	for _, ns := range o.pods {
+		if got, err := get(ns, "tcp", at(vip4, 80)); err != nil || !strings.HasPrefix(got, "c0 ") {
+			t.Errorf("%q, %v", got, err)
+		}
+	}
+	all[1].Close()
+	if err := ApplyVIPs(all, VIPUpdate{VIPs: o.vips(2)}); err == nil {
+		t.Error("closed VIPs were changed")
+	}
+	if got, err := get(o.pods[2], "tcp", at(vip4, 80)); err != nil || !strings.HasPrefix(got, "c2 ") {
+		t.Errorf("behind a closed one: %q, %v", got, err)
+	}
+}
