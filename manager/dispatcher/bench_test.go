@@ -3,6 +3,7 @@ package dispatcher
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -129,6 +130,7 @@ func BenchmarkEndpointChange(b *testing.B) {
 		}
 	}
 	p := newTeller(w, maxEvents, ids...)
+	before := heap()
 	messages := 0
 	tell := func(id string) {
 		x, told := p.server.sessions[id], p.told[id]
@@ -145,6 +147,7 @@ func BenchmarkEndpointChange(b *testing.B) {
 	for _, id := range ids {
 		tell(id)
 	}
+	held := heap() - before
 	messages = 0
 	i := 0
 	b.ReportAllocs()
@@ -162,6 +165,14 @@ func BenchmarkEndpointChange(b *testing.B) {
 		b.Fatalf("%d messages for %d changes to %d nodes", messages, i, nodes)
 	}
 	b.ReportMetric(float64(cpuTime(b)-began)/float64(i*nodes), "cpu-ns/session")
+	b.ReportMetric(float64(held)/nodes, "heap-B/session")
+}
+
+func heap() int64 {
+	var stats runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&stats)
+	return int64(stats.HeapAlloc)
 }
 
 // cpuTime is what the process has used, collection of garbage included.
