@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/swarmd/swarmd/worker/network/wireguard"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -27,7 +28,7 @@ func hostRoutes() []string {
 	}
 	for _, l := range links {
 		a := l.Attrs()
-		ours[a.Index] = a.Name == Uplink || a.Name == Fabric || a.Group == uplinkGroup || strings.HasPrefix(a.Name, tunnelPrefix)
+		ours[a.Index] = a.Name == Uplink || a.Name == Fabric || a.Name == wireguard.Link || a.Group == uplinkGroup || strings.HasPrefix(a.Name, tunnelPrefix)
 	}
 	found := map[netip.Prefix]bool{}
 	add := func(p netip.Prefix) {
