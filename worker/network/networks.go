@@ -92,12 +92,13 @@ func (n *Network) fill(o *overlay) error {
 // bringOverlays makes the networks that this node's tasks are in as they were told.
 func (n *Network) bringOverlays(d *delta) []error {
 	var errs []error
+	moved := d.peers[n.own().GetNodeId()] // this node's own address, where all packets come from
 	for _, r := range n.attached {
-		changed := false
+		changed := moved && len(r.Networks) > 0
 		for _, a := range r.Networks {
 			changed = changed || d.networks[a.GetNetworkId()] && n.told.networks[a.GetNetworkId()] != nil
 		}
-		if changed || len(d.peers) > 0 && len(r.Networks) > 0 {
+		if changed {
 			if err := n.mendTask(r); err != nil && !errors.Is(err, ErrNotConfigured) {
 				errs = append(errs, err)
 			}

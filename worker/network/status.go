@@ -7,9 +7,10 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/swarmd/swarmd/worker/network/wireguard"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/swarmd/swarmd/worker/network/wireguard"
 )
 
 // maxRoutes bounds what a node tells of the host's own prefixes.
