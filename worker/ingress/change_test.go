@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -318,5 +319,41 @@ func TestForwards_HostPorts_BoundChosenTakenRemoved(t *testing.T) {
 	}
 	if _, err := get(l.client, "tcp", h.at(9090)); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("removed: %v", err)
+	}
+}
+
+func TestListeners_ManyServices_OneGoroutineWaitsForAllSockets(t *testing.T) {
+	l := newLab(t, 1)
+	h := l.hosts[0]
+	a := h.pod("a")
+	before := runtime.NumGoroutine()
+	u := Update{Full: true}
+	for n := range 300 {
+		id := fmt.Sprintf("s%d", n)
+		u.Services = append(u.Services, publishing(id, port(tcp, uint32(20000+n), 80), port(udp, uint32(20000+n), 53)))
+		e := a.endpoint(id, active)
+		e.TaskId = id
+		u.Endpoints = append(u.Endpoints, e)
+	}
+	l.tell(u)
+	if n := runtime.NumGoroutine() - before; n > 10 {
+		t.Errorf("600 published ports have %d goroutines", n)
+	}
+	for _, p := range []string{"20000", "20150", "20299"} {
+		for _, network := range []string{"tcp", "udp"} {
+			for _, host := range []string{"127.0.0.1", "::1"} {
+				if got, err := get("", network, net.JoinHostPort(host, p)); err != nil || !strings.HasPrefix(got, "a ") {
+					t.Errorf("%s %s:%s: %q, %v", network, host, p, got, err)
+				}
+			}
+		}
+	}
+	// A replica that does not answer is passed over.
+	dead := &swarmpb.Endpoint{TaskId: "dead", ServiceId: "s0", NodeId: "node1", State: active, Address: "100.64.0.200"}
+	l.tell(Update{Endpoints: []*swarmpb.Endpoint{dead}})
+	for range 10 {
+		if got, err := get("", "tcp", "127.0.0.1:20000"); err != nil || !strings.HasPrefix(got, "a ") {
+			t.Errorf("with a dead replica beside: %q, %v", got, err)
+		}
 	}
 }

@@ -63,6 +63,7 @@ func (i *Ingress) reload() error {
 	for k, to := range next {
 		i.remember(k, to)
 	}
+	i.loaded = true
 	i.changed()
 	return errors.Join(i.takePrint(), i.ensureResets())
 }

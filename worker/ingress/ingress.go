@@ -106,8 +106,9 @@ type Ingress struct {
 	pods    []netip.Addr
 	told    struct{ nodes, pods bool }
 
-	print uint64 // of the rules
-	dirty bool   // kernel and state may differ
+	loaded bool   // the kernel has had our table since Configure
+	print  uint64 // of the rules
+	dirty  bool   // kernel and state may differ
 	// slotCursor is the port behind which the next check goes on comparing slots.
 	slotCursor portKey
 }
@@ -154,7 +155,7 @@ func (i *Ingress) Configure(h Host) error {
 	if i.closed {
 		return errors.New("configure ingress: it is closed")
 	}
-	if i.kernel != nil && i.layout == next {
+	if i.loaded && i.layout == next {
 		return nil
 	}
 	if i.kernel == nil {
@@ -176,8 +177,8 @@ func (i *Ingress) takeOver() error {
 	if err != nil {
 		return err
 	}
-	i.kernel = k
 	if i.inherited, err = i.table.readBalances(k); err != nil {
+		k.close()
 		return err
 	}
 	for _, s := range slices.Concat(i.table.pods[:], i.table.nodes[:], []*nftables.Set{i.table.nodeOfMAC}) {
@@ -186,10 +187,12 @@ func (i *Ingress) takeOver() error {
 		}
 		elements, err := k.elements(s)
 		if err != nil {
+			k.close()
 			return err
 		}
 		i.members[s] = bySet(elements)
 	}
+	i.kernel = k
 	return nil
 }
 
@@ -352,7 +355,7 @@ func (i *Ingress) Teardown() error {
 			return fmt.Errorf("remove the table of ingress: %w", err)
 		}
 	}
-	i.kernel = nil
+	i.kernel, i.loaded = nil, false
 	for key := range i.balances {
 		i.listeners.release(key)
 	}
