@@ -42,9 +42,7 @@ func (n *Network) check() error {
 	}
 	var errs []error
 	errs = append(errs, n.makeHost())
-	if n.tunnel != nil {
-		errs = append(errs, n.tunnel.Check())
-	}
+	errs = append(errs, n.mendTunnel())
 	if n.fabric != nil {
 		if err := n.fabric.look(); err != nil {
 			n.cfg.Logger.Warn("the link between the nodes is made again", "reason", err)

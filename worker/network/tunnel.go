@@ -1,12 +1,18 @@
 package network
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/worker/network/wireguard"
 )
+
+// keyLife is how old the key of a node's tunnel becomes, as a node's certificate does. Sessions have keys of their own, which
+// live for two minutes.
+const keyLife = 90 * 24 * time.Hour
 
 // openTunnel opens what encrypts, once; an error stays. Encrypted networks go through it: their VXLAN packets are
 // sent to nodes' addresses within the tunnel.
@@ -56,6 +62,20 @@ func (n *Network) setUpTunnel() error {
 		return fmt.Errorf("set the peers of encryption: %w", err)
 	}
 	return nil
+}
+
+// mendTunnel repairs the tunnel, and gives it a new key when the one it has is old: the managers tell the peers of it.
+func (n *Network) mendTunnel() error {
+	if n.tunnel == nil {
+		return nil
+	}
+	made, err := n.tunnel.KeyMade()
+	if err == nil && time.Since(made) > keyLife {
+		if err = n.tunnel.Rotate(); err == nil {
+			n.cfg.Logger.Info("the tunnel has a new key", "old", made)
+		}
+	}
+	return errors.Join(err, n.tunnel.Check())
 }
 
 // tunnelPeer is false for a node without a key, and this one.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -247,6 +248,36 @@ func TestEncrypted_PlainPacketFromTheWire_IsNotHeard(t *testing.T) {
 			return errors.New("not heard")
 		}
 	})
+}
+
+func TestCheck_KeyIsOld_NewOneIsToldAndPeersGoOnWithIt(t *testing.T) {
+	c := newCluster(t, 2)
+	c.encrypted(t)
+	one, two := c.nodes[0], c.nodes[1]
+	back := testNetwork("back", 4097, "10.0.1.0/24")
+	back.Spec.Encrypted = true
+	c.tellPeers(t, setNetwork(back))
+	a, b := one.task(t, "taska", at(back, 11)), two.task(t, "taskb", at(back, 12))
+	heard, to := inbox(t, b.Namespace), b.Networks[0].GetAddress()
+	c.tell(t, false, sets(setEndpoint, one.endpoint("web", "taska", 1, a), two.endpoint("web", "taskb", 2, b))...)
+	hears(t, "with the first key", a.Namespace, to, heard)
+
+	first := one.Status().GetWireguardKey()
+	one.do(t, func() error { return one.Check(t.Context()) })
+	if !bytes.Equal(one.Status().GetWireguardKey(), first) {
+		t.Fatal("a young key was replaced")
+	}
+	for len(one.Changes()) > 0 {
+		<-one.Changes()
+	}
+	old := time.Now().Add(-keyLife - time.Hour)
+	must(t, os.Chtimes(filepath.Join(one.keys, "wireguard.key"), old, old))
+	one.do(t, func() error { return one.Check(t.Context()) })
+	if bytes.Equal(one.Status().GetWireguardKey(), first) || len(one.Changes()) == 0 {
+		t.Fatal("the old key was kept, or nobody is told of the new one")
+	}
+	c.tell(t, false, setPeer(one.peer()))
+	hears(t, "with the new key", a.Namespace, to, heard)
 }
 
 // leak leads packets for another node's end of the tunnel straight to it.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"sync"
 	"time"
 )
@@ -93,6 +94,15 @@ func (d *Device) PublicKey() []byte {
 	defer d.mu.Unlock()
 	public := d.private.public()
 	return public[:]
+}
+
+// KeyMade is when the node's key was made.
+func (d *Device) KeyMade() (time.Time, error) {
+	info, err := os.Stat(d.cfg.keyFile())
+	if err != nil {
+		return time.Time{}, fmt.Errorf("look at the node's key: %w", err)
+	}
+	return info.ModTime(), nil
 }
 
 // Kind is KindKernel or KindUserspace.
