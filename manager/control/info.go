@@ -43,9 +43,27 @@ func taskInfo(view *store.View, task *swarmpb.Task) *swarmpb.TaskInfo {
 		}
 	}
 	if nodeID != "" && !info.State.Ended() && info.Error == "" {
-		info.Error = lostNode(view, nodeID, node)
+		info.Error = cmp.Or(lostNode(view, nodeID, node), unreachable(view, task, info.State, node))
 	}
 	return info
+}
+
+// unreachable is why a task that runs may not be reached, or not reach others: what its node says of its network. Empty
+// for one that no one sends connections to.
+func unreachable(view *store.View, task *swarmpb.Task, state swarmpb.TaskState, node *swarmpb.NodeStatus) string {
+	problems := networkProblems(node)
+	if len(problems) == 0 || state != swarmpb.TaskState_TASK_STATE_RUNNING || !view.Service(task.GetServiceId()).GetSpec().Reached() {
+		return ""
+	}
+	text := fmt.Sprintf("network of node %s: %s", view.NodeName(node.GetNodeId()), problems[0])
+	if len(problems) > 1 {
+		text += fmt.Sprintf(" (and %d more: swarmctl node inspect)", len(problems)-1)
+	}
+	return text
+}
+
+func networkProblems(node *swarmpb.NodeStatus) []string {
+	return node.GetDescription().GetNetwork().GetProblems()
 }
 
 // lostNode is what to know of a task that has not ended, when its node is not there.

@@ -104,7 +104,8 @@ func (w *serviceWatch) affected(batch *store.Batch) (map[string]struct{}, bool) 
 		case swarmpb.Table_TABLE_NODE_STATUS:
 			before, _ := c.Old.(*swarmpb.NodeStatus)
 			after, _ := c.New.(*swarmpb.NodeStatus)
-			if before.GetState() != after.GetState() && batch.View.TasksOnByService(c.Key.ID, w.id) > 0 {
+			news := before.GetState() != after.GetState() || !slices.Equal(networkProblems(before), networkProblems(after))
+			if news && batch.View.TasksOnByService(c.Key.ID, w.id) > 0 {
 				w.onNode(batch.View, c.Key.ID, changed)
 			}
 			relevant = relevant || !slices.EqualFunc(conflictsOf(before), conflictsOf(after), samePort)
@@ -113,7 +114,7 @@ func (w *serviceWatch) affected(batch *store.Batch) (map[string]struct{}, bool) 
 	return changed, relevant || len(changed) > 0
 }
 
-// onNode adds the tasks of the service on a node whose state has changed.
+// onNode adds the tasks of the service on a node of which there is something new to say.
 func (w *serviceWatch) onNode(view *store.View, nodeID string, changed map[string]struct{}) {
 	for task := range view.TasksOn(nodeID) {
 		if task.GetServiceId() == w.id {
