@@ -39,7 +39,7 @@ func (c *cluster) encrypted(t *testing.T) {
 	}
 }
 
-// tap counts frames on a host's wire that are readable: they hold the secret, or are VXLAN.
+// tap counts frames on a host's wire that must not be there: they hold the secret, or are VXLAN, or fragments.
 func (c *cluster) tap(t *testing.T, octet int) *atomic.Int64 {
 	t.Helper()
 	const all = 0x0300 // ETH_P_ALL in network order
@@ -65,10 +65,11 @@ func (c *cluster) tap(t *testing.T, octet int) *atomic.Int64 {
 			if errors.Is(err, os.ErrClosed) {
 				return
 			}
-			const ethernet, header6 = 14, 40
+			const ethernet, header4, header6 = 14, 20, 40
 			ports := b[ethernet+header6:]
 			vxlan := b[12] == 0x86 && b[13] == 0xdd && b[ethernet+6] == unix.IPPROTO_UDP && int(ports[2])<<8|int(ports[3]) == wireguard.VXLANPort
-			if bytes.Contains(b[:max(n, 0)], []byte(secret)) || n > ethernet+header6+4 && vxlan {
+			fragment := b[12] == 8 && b[13] == 0 && (b[ethernet+6]&0x3f != 0 || b[ethernet+7] != 0)
+			if bytes.Contains(b[:max(n, 0)], []byte(secret)) || n > ethernet+header4 && fragment || n > ethernet+header6+4 && vxlan {
 				readable.Add(1)
 			}
 		}
@@ -174,7 +175,15 @@ func TestEncrypted_AlwaysEncryptedOrNotAtAll_WhateverBecomesOfTheTunnel(t *testi
 
 	c.tellPeers(t, append([]*swarmpb.AssignmentChange{setNetwork(back)}, endpoints...)...)
 	hears(t, "with keys", a.Namespace, to, heard)
-	silent("with keys")
+	must(t, in(b.Namespace, func() error { return echoDatagrams(t, to+":9") }))
+	must(t, in(a.Namespace, func() error {
+		const largest = 1500 - 80 - 70 // less WireGuard and VXLAN over IPv6
+		if l, err := net.InterfaceByName("eth1"); err != nil || l.MTU != largest {
+			return fmt.Errorf("MTU of eth1: %+v (%w), want %d", l, err, largest)
+		}
+		return echoWhole(to+":9", largest-28)
+	}))
+	silent("with keys, in packets as large as can be")
 
 	// The tunnel goes, and a route of somebody's leads its packets to the other host all the same.
 	one.do(t, func() error { return errors.Join(removeLink(wireguard.Link), one.leak(two)) })
@@ -278,6 +287,26 @@ func TestCheck_KeyIsOld_NewOneIsToldAndPeersGoOnWithIt(t *testing.T) {
 	}
 	c.tell(t, false, setPeer(one.peer()))
 	hears(t, "with the new key", a.Namespace, to, heard)
+}
+
+// echoDatagrams sends datagrams back until the test ends.
+func echoDatagrams(t *testing.T, at string) error {
+	c, err := net.ListenPacket("udp4", at)
+	if err != nil {
+		return err
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	go func() {
+		b := make([]byte, 2000)
+		for {
+			n, from, err := c.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			_, _ = c.WriteTo(b[:n], from)
+		}
+	}()
+	return nil
 }
 
 // leak leads packets for another node's end of the tunnel straight to it.
