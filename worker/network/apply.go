@@ -127,10 +127,10 @@ func (n *Network) endFlows(was, now *swarmpb.Endpoint) error {
 // bringFabric makes the fabric when the node's own address is known, or another, and joins the peers that have changed.
 func (n *Network) bringFabric(d *delta) error {
 	own := n.ownAddress()
-	if !own.IsValid() {
+	if !own.IsValid() || n.fabric != nil && len(d.peers) == 0 {
 		return nil
 	}
-	mtu, err := n.mtu()
+	mtu, err := n.measureMTU()
 	if err != nil {
 		return err
 	}

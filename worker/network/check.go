@@ -74,7 +74,9 @@ func (n *Network) check() error {
 func (n *Network) mendRoutes() error {
 	have := map[string]bool{}
 	for _, family := range families(n.place.prefix6.IsValid()) {
-		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
+		routes, err := listed(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
+		})
 		if err != nil {
 			return fmt.Errorf("list routes: %w", err)
 		}

@@ -254,7 +254,7 @@ func (f *fabric) look() error {
 	if err := errors.Join(setDeviceSysctls(Fabric, f.place.prefix6.IsValid()), setAddresses(link, pair{v4: gatewayOf(f.place.block)})); err != nil {
 		return err
 	}
-	entries, err := netlink.NeighList(f.index, unix.AF_BRIDGE)
+	entries, err := listed(func() ([]netlink.Neigh, error) { return netlink.NeighList(f.index, unix.AF_BRIDGE) })
 	if err != nil {
 		return fmt.Errorf("list forwarding entries: %w", err)
 	}
@@ -266,7 +266,9 @@ func (f *fabric) look() error {
 	}
 	routes, neighbours := map[string]string{}, map[string]string{}
 	for _, family := range families(f.place.prefix6.IsValid()) {
-		of, err := netlink.RouteListFiltered(family, &netlink.Route{LinkIndex: f.index, Protocol: routeProtocol}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
+		of, err := listed(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, &netlink.Route{LinkIndex: f.index, Protocol: routeProtocol}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
+		})
 		if err != nil {
 			return fmt.Errorf("list routes: %w", err)
 		}
@@ -275,7 +277,7 @@ func (f *fabric) look() error {
 				routes[r.Dst.String()] = r.Gw.String()
 			}
 		}
-		known, err := netlink.NeighList(f.index, family)
+		known, err := listed(func() ([]netlink.Neigh, error) { return netlink.NeighList(f.index, family) })
 		if err != nil {
 			return fmt.Errorf("list neighbours: %w", err)
 		}

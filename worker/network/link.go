@@ -36,6 +36,21 @@ func macOf(a netip.Addr) net.HardwareAddr {
 	return net.HardwareAddr{0x02, 0x5d, b[0], b[1], b[2], b[3]}
 }
 
+// maxListings are the tries to get a list that nothing has changed meanwhile.
+const maxListings = 20
+
+// listed lists again while others change what is listed: the kernel then says that something may be missing.
+func listed[T any](list func() ([]T, error)) ([]T, error) {
+	all, err := list()
+	for range maxListings {
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+		all, err = list()
+	}
+	return all, err
+}
+
 const (
 	// carrierWait bounds how long an attachment waits for the kernel to let packets onto a link that is up; usually it takes
 	// a few milliseconds, in a worker of its own. What is sent before is lost, and costs its sender a second.
@@ -79,7 +94,7 @@ func removeLink(name string) error {
 
 // removeStrayLinks removes links of the uplink group that carry a task's name but are not in keep.
 func removeStrayLinks(keep map[string]bool) error {
-	links, err := netlink.LinkList()
+	links, err := listed(func() ([]netlink.Link, error) { return netlink.LinkList() })
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
 	}

@@ -245,7 +245,7 @@ func (n *Network) makeHost() error {
 	if err := enableForwarding(n.place.prefix6.IsValid()); err != nil {
 		return err
 	}
-	mtu, err := n.mtu()
+	mtu, err := n.measureMTU()
 	if err != nil {
 		return err
 	}
@@ -294,7 +294,15 @@ func (n *Network) ownAddress() netip.Addr {
 	return a.Unmap()
 }
 
+// mtu is that of the containers' links: the fabric's, as long as there is one.
 func (n *Network) mtu() (int, error) {
+	if n.fabric != nil {
+		return n.fabric.place.mtu, nil
+	}
+	return n.measureMTU()
+}
+
+func (n *Network) measureMTU() (int, error) {
 	if n.cfg.MTU != 0 {
 		return n.cfg.MTU, nil
 	}

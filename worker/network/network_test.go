@@ -441,3 +441,19 @@ func TestAttach_FirstPacketOfATask_IsNotLost(t *testing.T) {
 		must(t, l.Detach(t.Context(), id))
 	}
 }
+
+func TestListed_OthersChangeItMeanwhile_IsListedAgain(t *testing.T) {
+	tries := 0
+	got, err := listed(func() ([]int, error) {
+		if tries++; tries < 3 {
+			return []int{1}, netlink.ErrDumpInterrupted
+		}
+		return []int{1, 2}, nil
+	})
+	if err != nil || len(got) != 2 {
+		t.Errorf("listed %v, %v", got, err)
+	}
+	if _, err := listed(func() ([]int, error) { return nil, netlink.ErrDumpInterrupted }); !errors.Is(err, netlink.ErrDumpInterrupted) {
+		t.Errorf("never whole: %v", err)
+	}
+}

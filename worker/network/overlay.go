@@ -138,7 +138,7 @@ func (o *overlay) look() error {
 // readEntries fills have with entries under the names of their hardware addresses; fill forgets those that remain.
 func (o *overlay) readEntries() error {
 	o.have = map[string]remote{}
-	entries, err := o.handle.NeighList(o.tunnel, unix.AF_BRIDGE)
+	entries, err := listed(func() ([]netlink.Neigh, error) { return o.handle.NeighList(o.tunnel, unix.AF_BRIDGE) })
 	if err != nil {
 		return fmt.Errorf("list forwarding entries: %w", err)
 	}
@@ -150,7 +150,7 @@ func (o *overlay) readEntries() error {
 		a := netip.AddrFrom4([4]byte(e.HardwareAddr[2:]))
 		o.have[strayKey(a)] = remote{node: node.Unmap(), pair: pair{v4: a}}
 	}
-	neighbours, err := o.handle.NeighList(o.tunnel, unix.AF_INET)
+	neighbours, err := listed(func() ([]netlink.Neigh, error) { return o.handle.NeighList(o.tunnel, unix.AF_INET) })
 	if err != nil {
 		return fmt.Errorf("list neighbours: %w", err)
 	}
@@ -162,7 +162,7 @@ func (o *overlay) readEntries() error {
 	}
 	six := map[netip.Addr]netip.Addr{}
 	if hasIPv6() {
-		if neighbours, err = o.handle.NeighList(o.tunnel, unix.AF_INET6); err != nil {
+		if neighbours, err = listed(func() ([]netlink.Neigh, error) { return o.handle.NeighList(o.tunnel, unix.AF_INET6) }); err != nil {
 			return fmt.Errorf("list neighbours: %w", err)
 		}
 		for _, n := range neighbours {
@@ -457,7 +457,7 @@ func removeStrayOverlays(dir string, keep map[string]bool) error {
 			errs = append(errs, removeOverlay(filepath.Join(dir, e.Name())))
 		}
 	}
-	links, err := netlink.LinkList()
+	links, err := listed(func() ([]netlink.Link, error) { return netlink.LinkList() })
 	if err != nil {
 		return errors.Join(append(errs, fmt.Errorf("list links: %w", err))...)
 	}

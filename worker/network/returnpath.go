@@ -98,7 +98,7 @@ func sameRule(a, b *netlink.Rule) bool {
 
 // ourRules finds the rules that are ours by their protocol and place.
 func ourRules(family int) ([]netlink.Rule, error) {
-	rules, err := netlink.RuleList(family)
+	rules, err := listed(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
 	if err != nil {
 		return nil, fmt.Errorf("list rules: %w", err)
 	}
@@ -185,7 +185,9 @@ func (f *fabric) returnPathIntact() (bool, error) {
 				return false, nil
 			}
 		}
-		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: fabricTable, LinkIndex: f.index}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF)
+		routes, err := listed(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, &netlink.Route{Table: fabricTable, LinkIndex: f.index}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF)
+		})
 		if err != nil || len(routes) != 1 {
 			return false, err
 		}

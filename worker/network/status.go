@@ -23,7 +23,7 @@ const maxProblems = 16
 // overlap: loopback, link-local, multicast and default routes. Sorted; at most maxRoutes, the widest first.
 func hostRoutes() []string {
 	ours := map[int]bool{}
-	links, err := netlink.LinkList()
+	links, err := listed(func() ([]netlink.Link, error) { return netlink.LinkList() })
 	if err != nil {
 		return nil
 	}
@@ -38,13 +38,15 @@ func hostRoutes() []string {
 			found[p.Masked()] = true
 		}
 	}
-	addrs, _ := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, _ := listed(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	for _, a := range addrs {
 		if !ours[a.LinkIndex] {
 			add(prefixOf(a.IPNet.IP, a.IPNet.Mask))
 		}
 	}
-	routes, _ := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	routes, _ := listed(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	})
 	for _, r := range routes {
 		if r.Dst != nil && r.Protocol != routeProtocol && !ours[r.LinkIndex] {
 			add(prefixOf(r.Dst.IP, r.Dst.Mask))

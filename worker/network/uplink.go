@@ -65,7 +65,7 @@ func underlayMTU(own netip.Addr) (int, error) {
 // linkOf is the link that has an address, or that of the default route; nil when there is neither.
 func linkOf(own netip.Addr) (netlink.Link, error) {
 	if own.IsValid() {
-		addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+		addrs, err := listed(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 		if err != nil {
 			return nil, fmt.Errorf("list addresses: %w", err)
 		}
@@ -79,7 +79,7 @@ func linkOf(own netip.Addr) (netlink.Link, error) {
 	if own.Is6() {
 		family = netlink.FAMILY_V6
 	}
-	routes, err := netlink.RouteList(nil, family)
+	routes, err := listed(func() ([]netlink.Route, error) { return netlink.RouteList(nil, family) })
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
@@ -142,7 +142,7 @@ func quietIPv6(link string) error {
 
 // setAddresses gives the link the addresses, and takes others but the link-local ones.
 func setAddresses(link netlink.Link, want pair) error {
-	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	have, err := listed(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", link.Attrs().Name, err)
 	}
@@ -196,7 +196,9 @@ func removeUnreachable(keep []netip.Prefix) error {
 			continue
 		}
 		ours := &netlink.Route{Protocol: routeProtocol, Type: unix.RTN_UNREACHABLE}
-		routes, err := netlink.RouteListFiltered(family, ours, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TYPE)
+		routes, err := listed(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, ours, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TYPE)
+		})
 		if err != nil {
 			return fmt.Errorf("list routes: %w", err)
 		}
