@@ -52,6 +52,9 @@ func (l *Lab) NewClient() (*Client, error) {
 	return c, nil
 }
 
+// Namespace is the path of the client's network namespace.
+func (c *Client) Namespace() string { return networkOf(c.node.pid) }
+
 // Enter is the command line that runs a program in the client's network.
 func (c *Client) Enter() []string { return []string{"nsenter", "--net=" + networkOf(c.node.pid)} }
 
