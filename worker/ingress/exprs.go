@@ -90,6 +90,14 @@ func addressLocal(source bool) []expr.Any {
 	}
 }
 
+// notFromThere matches when no route leads to the packet's source by the link that it came from. It works before routing alone.
+func notFromThere() []expr.Any {
+	return []expr.Any{
+		&expr.Fib{Register: scratch, FlagSADDR: true, FlagIIF: true, ResultOIF: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: scratch, Data: make([]byte, 4)},
+	}
+}
+
 func (f family) load(offset, register uint32) []expr.Any {
 	return []expr.Any{&expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.size}}
 }

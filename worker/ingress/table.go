@@ -181,12 +181,14 @@ func (t *table) classChain(k *kernel, kind byte, class int) {
 	}
 }
 
-// rawHooks spare the fabric's own packets connection tracking.
+// rawHooks drop what a task sends from an address that is not its own, and spare the fabric's own packets connection tracking.
+// A task may write any source into a packet; a member's would be let into the fabric, another task's be taken for it.
 func (t *table) rawHooks(k *kernel, l layout) {
+	pre := t.base(k, "pre-raw", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -300)
+	rule(k, pre, group(expr.MetaKeyIIFGROUP, expr.CmpOpEq, l.uplinkGroup), notFromThere(), drop())
 	if l.host.DataPathPort == 0 {
 		return
 	}
-	pre := t.base(k, "pre-raw", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -300)
 	out := t.base(k, "out-raw", nftables.ChainTypeFilter, nftables.ChainHookOutput, -300)
 	tunnel := join(protocolIs(unix.IPPROTO_UDP), destPort(l.host.DataPathPort))
 	rule(k, pre, tunnel, addressLocal(false), []expr.Any{&expr.Notrack{}})
@@ -297,6 +299,11 @@ func (t *table) filters(k *kernel, l layout) {
 	rule(k, isolate, reply(), accept())
 	rule(k, isolate, reject(unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED))
 	toUplink := group(expr.MetaKeyOIFGROUP, expr.CmpOpEq, l.uplinkGroup)
+	if l.host.DataPathPort != 0 {
+		// It would leave with this host's address, and another member take it for the fabric's, with any network's packet within.
+		rule(k, fwd, group(expr.MetaKeyIIFGROUP, expr.CmpOpEq, l.uplinkGroup), link(expr.MetaKeyOIFNAME, expr.CmpOpNeq, l.fabric),
+			protocolIs(unix.IPPROTO_UDP), destPort(l.host.DataPathPort), dnated(false), reject(unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED))
+	}
 	rule(k, fwd, toUplink, link(expr.MetaKeyIIFNAME, expr.CmpOpEq, l.fabric), accept())
 	rule(k, fwd, toUplink, jump(isolate.Name))
 	rule(k, fwd, link(expr.MetaKeyOIFNAME, expr.CmpOpEq, l.fabric), jump(isolate.Name))
