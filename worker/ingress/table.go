@@ -284,6 +284,8 @@ func (t *table) filters(k *kernel, l layout) {
 			rule(k, in, protocolIs(unix.IPPROTO_UDP), destPort(l.host.DataPathPort), f.is(), f.in(f.source, t.nodes[i], true), drop())
 		}
 	}
+	// Where other software lets loopback be routed, a task's link would lead to what listens there alone.
+	rule(k, in, group(expr.MetaKeyIIFGROUP, expr.CmpOpEq, l.uplinkGroup), families[0].is(), families[0].within(families[0].dest, expr.CmpOpEq, families[0].loopback), drop())
 	// What gets here was not translated; the placeholder's socket is for the proxy's clients alone.
 	here := t.chain(k, "published-here")
 	v4, v6 := families[0], families[1]
@@ -303,6 +305,10 @@ func (t *table) filters(k *kernel, l layout) {
 		// It would leave with this host's address, and another member take it for the fabric's, with any network's packet within.
 		rule(k, fwd, group(expr.MetaKeyIIFGROUP, expr.CmpOpEq, l.uplinkGroup), link(expr.MetaKeyOIFNAME, expr.CmpOpNeq, l.fabric),
 			protocolIs(unix.IPPROTO_UDP), destPort(l.host.DataPathPort), dnated(false), reject(unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED))
+		for i, f := range families { // so would other containers' and guests' of this host
+			rule(k, fwd, protocolIs(unix.IPPROTO_UDP), destPort(l.host.DataPathPort), f.is(), f.in(f.dest, t.nodes[i], false),
+				f.in(f.source, t.nodes[i], true), dnated(false), reject(unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED))
+		}
 	}
 	rule(k, fwd, toUplink, link(expr.MetaKeyIIFNAME, expr.CmpOpEq, l.fabric), accept())
 	rule(k, fwd, toUplink, jump(isolate.Name))
