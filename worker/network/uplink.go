@@ -363,12 +363,18 @@ func leadOut(h *netlink.Handle, eth0 netlink.Link, p uplinkPlace) error {
 	return nil
 }
 
-// quietContainer is the setup of a task's namespace: no router advertisements, nor asking whom else has its addresses.
+// quietContainer is the setup of a task's namespace: no router advertisements, nor asking whom else has its addresses. It
+// takes back what a new namespace inherits from a host that forwards: a task in two networks would join them for whoever
+// sends to its hardware address, and one on a host with route_localnet would open its loopback.
 func quietContainer() error {
 	var errs []error
 	for _, which := range []string{"all", "default"} {
+		for _, setting := range []string{"forwarding", "route_localnet"} {
+			errs = append(errs, setSysctl("net/ipv4/conf/"+which+"/"+setting, "0"))
+		}
 		at := "net/ipv6/conf/" + which + "/"
-		errs = append(errs, setSysctlIfThere(at+"disable_ipv6", "0"), setSysctlIfThere(at+"accept_ra", "0"), setSysctlIfThere(at+"accept_dad", "0"))
+		errs = append(errs, setSysctlIfThere(at+"disable_ipv6", "0"), setSysctlIfThere(at+"accept_ra", "0"), setSysctlIfThere(at+"accept_dad", "0"),
+			setSysctlIfThere(at+"forwarding", "0"))
 	}
 	return errors.Join(errs...)
 }
