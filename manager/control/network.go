@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -81,12 +82,14 @@ func overlaps(view *store.View, spec *swarmpb.NetworkSpec) error {
 		if err != nil {
 			continue // to be chosen
 		}
-		if fabric, err := netip.ParsePrefix(view.Cluster().GetSpec().GetFabricPool()); err == nil && fabric.Overlaps(subnet) {
+		fabric, err := netip.ParsePrefix(cmp.Or(view.Cluster().GetSpec().GetFabricPool(), swarmpb.DefaultFabricPool))
+		if err == nil && fabric.Overlaps(subnet) {
 			return fmt.Errorf("subnet %s: it overlaps %s, which the cluster uses between its hosts; choose another subnet", subnet, fabric)
 		}
 		for node := range view.Nodes() {
 			for _, text := range view.NodeStatus(node.GetId()).GetDescription().GetNetwork().GetRoutes() {
-				if route, err := netip.ParsePrefix(text); err == nil && route.Overlaps(subnet) {
+				// A default route leads everywhere, and is in nobody's way.
+				if route, err := netip.ParsePrefix(text); err == nil && route.Bits() > 0 && route.Overlaps(subnet) {
 					return fmt.Errorf("subnet %s: it overlaps %s, which node %s reaches already; choose another subnet", subnet, route, view.NodeName(node.GetId()))
 				}
 			}
@@ -189,22 +192,34 @@ func (s *Server) RemoveNetwork(ctx context.Context, req *swarmpb.RemoveNetworkRe
 	}
 }
 
-// unused refuses to remove a network that a service names.
+// unused refuses to remove a network that a service is in.
 func unused(view *store.View, network *swarmpb.Network) error {
 	name := network.GetSpec().GetName()
-	var users []string
+	var users, updating []string
 	for service := range view.ServicesOn(network.GetId()) {
-		if !service.GetRemoving() {
-			users = append(users, service.GetSpec().GetName())
+		switch spec := service.GetSpec(); {
+		case service.GetRemoving():
+		case names(spec, network.GetId()):
+			users = append(users, spec.GetName())
+		default:
+			updating = append(updating, spec.GetName())
 		}
 	}
 	if len(users) > 0 {
 		return wire.Errorf(wire.CodeInUse, "network %q: it is used by the services %s; remove them, or take it from them with `swarmctl service update --network-rm %s SERVICE`", name, some(users), name)
 	}
+	if len(updating) > 0 {
+		return wire.Errorf(wire.CodeInUse, "network %q: the services %s leave it with an update that is not over, and may go back; try again when it is", name, some(updating))
+	}
 	if n := view.TasksOnNetwork(network.GetId()); n > 0 {
 		return wire.Errorf(wire.CodeInUse, "network %q: %d tasks on it are still stopping; try again when they are gone", name, n)
 	}
 	return nil
+}
+
+// names tells whether a spec attaches its tasks to the network.
+func names(spec *swarmpb.ServiceSpec, networkID string) bool {
+	return slices.ContainsFunc(spec.GetTask().GetNetworks(), func(a *swarmpb.NetworkAttachment) bool { return a.GetNetwork() == networkID })
 }
 
 // GetNetwork returns one network.

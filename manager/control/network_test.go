@@ -192,9 +192,74 @@ func TestPublish_PortTaken_NamesTheService(t *testing.T) {
 		t.Errorf("its own port: %v", err)
 	}
 	// A port that the allocator chose.
-	w.put(&swarmpb.Row{Row: &swarmpb.Row_ServiceEndpoint{ServiceEndpoint: &swarmpb.ServiceEndpoint{ServiceId: api, Ports: []*swarmpb.PortConfig{port(30000, 0)}}}})
+	open, err := create("open", port(0, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.put(&swarmpb.Row{Row: &swarmpb.Row_ServiceEndpoint{ServiceEndpoint: &swarmpb.ServiceEndpoint{ServiceId: open, Ports: []*swarmpb.PortConfig{port(30000, 0)}}}})
 	_, err = create("late", port(30000, 0))
-	expectError(t, err, wire.CodeExists, `publish 30000`, `service "api"`)
+	expectError(t, err, wire.CodeExists, `publish 30000`, `service "open"`)
+}
+
+// TestPublish_PortMovesFromOneServiceToAnother_AsSoonAsThatAsksForItNoMore: the allocator, which takes it back a moment
+// later, gives it to the other one then.
+func TestPublish_PortMovesFromOneServiceToAnother_AsSoonAsThatAsksForItNoMore(t *testing.T) {
+	w := newWorld(t)
+	port := func(n uint32) *swarmpb.PortConfig { return &swarmpb.PortConfig{PublishedPort: n, TargetPort: 80} }
+	for _, name := range []string{"old", "going"} {
+		r, err := w.server.CreateService(ctx, &swarmpb.CreateServiceRequest{Spec: publishing(spec(name, "web:1", 1), port(8080))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.put(&swarmpb.Row{Row: &swarmpb.Row_ServiceEndpoint{ServiceEndpoint: &swarmpb.ServiceEndpoint{ServiceId: r.GetId(), Ports: []*swarmpb.PortConfig{port(8080)}}}})
+		if name == "old" {
+			_, err = w.server.UpdateService(ctx, &swarmpb.UpdateServiceRequest{Service: name, Spec: publishing(spec(name, "web:1", 1), port(8081))})
+		} else {
+			_, err = w.server.RemoveService(ctx, &swarmpb.RemoveServiceRequest{Service: name})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := w.server.CreateService(ctx, &swarmpb.CreateServiceRequest{Spec: publishing(spec("new", "web:1", 1), port(8080))}); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRemoveNetwork_ServiceHasLeftIt_IsTaken: the spec before the service's own may still name it.
+func TestRemoveNetwork_ServiceHasLeftIt_IsTaken(t *testing.T) {
+	w := newWorld(t)
+	w.network(&swarmpb.NetworkSpec{Name: "back"})
+	r, err := w.server.CreateService(ctx, &swarmpb.CreateServiceRequest{Spec: on(spec("web", "web:1", 1), "back")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.server.UpdateService(ctx, &swarmpb.UpdateServiceRequest{Service: "web", Spec: spec("web", "web:1", 1)}); err != nil {
+		t.Fatal(err)
+	}
+	updating := func(state swarmpb.UpdateState) {
+		w.put(&swarmpb.Row{Row: &swarmpb.Row_ServiceProgress{ServiceProgress: &swarmpb.ServiceProgress{
+			ServiceId: r.GetId(), Update: &swarmpb.UpdateStatus{State: state, TemplateVersion: 2}}}})
+	}
+	updating(swarmpb.UpdateState_UPDATE_STATE_UPDATING)
+	_, err = w.server.RemoveNetwork(ctx, &swarmpb.RemoveNetworkRequest{Network: "back"})
+	expectError(t, err, wire.CodeInUse, `network "back"`, "web", "an update that is not over")
+	updating(swarmpb.UpdateState_UPDATE_STATE_COMPLETED)
+	if info, err := w.server.GetNetwork(ctx, &swarmpb.GetNetworkRequest{Network: "back"}); err != nil || len(info.GetNetwork().GetServices()) != 0 {
+		t.Errorf("network %v, error %v", info, err)
+	}
+	if _, err := w.server.RemoveNetwork(ctx, &swarmpb.RemoveNetworkRequest{Network: "back"}); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestCreateNetwork_NodeTellsItsDefaultRoute_IsNoReasonToRefuse: workers of other versions may.
+func TestCreateNetwork_NodeTellsItsDefaultRoute_IsNoReasonToRefuse(t *testing.T) {
+	w := newWorld(t)
+	w.describe(self, &swarmpb.NodeNetwork{Routes: []string{"0.0.0.0/0", "::/0"}})
+	w.network(subnet("a", "10.20.0.0/24"))
+	_, err := w.server.CreateNetwork(ctx, &swarmpb.CreateNetworkRequest{Spec: subnet("b", "100.64.0.0/24")})
+	expectError(t, err, wire.CodeInvalid, swarmpb.DefaultFabricPool) // in force though the cluster's spec does not say so
 }
 
 func TestGetService_PortTakenOnANode_IsShownWithNodeAndProcess(t *testing.T) {

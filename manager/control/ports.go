@@ -27,11 +27,11 @@ func checkPorts(view *store.View, id string, spec *swarmpb.ServiceSpec) error {
 		return nil
 	}
 	for other := range view.Services() {
-		if other.GetId() == id {
+		// One that is being removed lets go of its ports: the allocator gives them as soon as it has, and says so until then.
+		if other.GetId() == id || other.GetRemoving() {
 			continue
 		}
-		ports := append(slices.Clone(other.GetSpec().GetEndpoint().GetPorts()), view.ServiceEndpoint(other.GetId()).GetPorts()...)
-		for _, taken := range ports {
+		for _, taken := range takenPorts(view, other) {
 			port, ok := wanted[keyOf(taken)]
 			if !ok || taken.GetPublishedPort() == 0 || onHost(port) && onHost(taken) { // two of mode host may be on different nodes
 				continue
@@ -41,6 +41,21 @@ func checkPorts(view *store.View, id string, spec *swarmpb.ServiceSpec) error {
 		}
 	}
 	return nil
+}
+
+// takenPorts are those that a service names, and those that were chosen for it. What the allocator has not taken back yet,
+// though the service no longer asks for it, is nobody's.
+func takenPorts(view *store.View, service *swarmpb.Service) []*swarmpb.PortConfig {
+	asked := service.GetSpec().GetEndpoint().GetPorts()
+	ports := slices.Clone(asked)
+	for _, given := range view.ServiceEndpoint(service.GetId()).GetPorts() {
+		if slices.ContainsFunc(asked, func(p *swarmpb.PortConfig) bool {
+			return p.GetPublishedPort() == 0 && !onHost(p) && p.GetTargetPort() == given.GetTargetPort() && p.GetProtocol().Name() == given.GetProtocol().Name()
+		}) {
+			ports = append(ports, given)
+		}
+	}
+	return ports
 }
 
 type portKey struct {

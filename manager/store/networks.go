@@ -81,13 +81,14 @@ func (v *View) NetworkInUse(networkID string) string {
 	return ""
 }
 
-// ServicesOn are the services whose current or previous spec names the network, by ID.
+// ServicesOn are the services that are in the network, by ID: by their spec, or by an update on its way, which may go back.
+// The previous spec alone keeps a service in no network.
 func (v *View) ServicesOn(networkID string) iter.Seq[*swarmpb.Service] {
 	return func(yield func(*swarmpb.Service) bool) {
 		last := ""
 		for a := range v.attachedTo(networkID) {
 			service := v.Service(a.service)
-			if service == nil || a.service == last || (a.version != service.TemplateVersion && a.version != service.PreviousTemplateVersion) {
+			if service == nil || a.service == last || !v.goesTo(service, a.version) {
 				continue
 			}
 			last = a.service

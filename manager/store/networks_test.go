@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -122,10 +123,22 @@ func TestDeleteNetwork_UpdateMayGoBackToIt_IsRefused(t *testing.T) {
 		ServiceId: "s", Update: &swarmpb.UpdateStatus{State: swarmpb.UpdateState_UPDATE_STATE_UPDATING, TemplateVersion: 2},
 	}}}))...)
 	f.refused(`in use by service "s-name"`, deletion(swarmpb.NetworkKey("n1")))
+	expect := func(services ...string) {
+		t.Helper()
+		var got []string
+		for service := range f.store.View().ServicesOn("n1") {
+			got = append(got, service.Id)
+		}
+		if !slices.Equal(got, services) {
+			t.Fatalf("services %v are in the network, want %v", got, services)
+		}
+	}
+	expect("s")
 	f.apply(put(&swarmpb.Row{Row: &swarmpb.Row_ServiceProgress{ServiceProgress: &swarmpb.ServiceProgress{
 		ServiceId: "s", Update: &swarmpb.UpdateStatus{State: swarmpb.UpdateState_UPDATE_STATE_COMPLETED, TemplateVersion: 2},
 	}}}))
 	// The previous spec alone keeps nobody from removing it; going back is refused then.
+	expect()
 	f.apply(deletion(swarmpb.NetworkKey("n1")))
 	back := serviceIn("s", 1, "n1")
 	f.refused("network n1 is gone", back[0])

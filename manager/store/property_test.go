@@ -522,7 +522,9 @@ func checkNetworkIndexes(t *rapid.T, v *View) {
 			got = append(got, service.Id)
 		}
 		for service := range v.Services() {
-			if in(service.Id, service.TemplateVersion) || (service.PreviousTemplateVersion != 0 && in(service.Id, service.PreviousTemplateVersion)) {
+			target := rolloutTemplate(v.ServiceProgress(service.Id))
+			back := target != 0 && service.PreviousTemplateVersion != 0 && in(service.Id, service.PreviousTemplateVersion)
+			if in(service.Id, service.TemplateVersion) || target != 0 && in(service.Id, target) || back {
 				want = append(want, service.Id)
 			}
 		}
