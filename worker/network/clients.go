@@ -154,7 +154,7 @@ func (n *names) tell() {
 		}
 		said := dns.NetworkNames{Full: of.renewed, Set: map[string][]netip.Addr{}, Name: of.name, Subnets: of.subnets}
 		for name := range of.unsaid {
-			if answer := of.answer(name); len(answer) > 0 {
+			if answer, ok := of.answer(name); ok {
 				said.Set[name] = answer
 			} else {
 				said.Removed = append(said.Removed, name)

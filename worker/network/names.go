@@ -90,6 +90,7 @@ func (v view) vipOf(networkID, serviceID string) (pair, bool) {
 // names are what a service stands for in a network: its own name and its aliases (the VIP, or all that get
 // connections), tasks.NAME (all that get connections), and each task's container name and short ID. A task that starts
 // or drains has its own names still; of several in one slot, those that get connections have the container's name.
+// The service's names are there without any task, with no address: nobody outside of the cluster is asked for them.
 func (v view) names(networkID, serviceID string) map[string][]netip.Addr {
 	s := v.services[serviceID]
 	joined := slices.IndexFunc(s.GetNetworks(), func(a *swarmpb.NetworkAttachment) bool { return a.GetNetwork() == networkID })
@@ -112,7 +113,6 @@ func (v view) names(networkID, serviceID string) map[string][]netip.Addr {
 	}
 	out["tasks."+service] = all
 	v.taskNames(networkID, s, out)
-	maps.DeleteFunc(out, func(_ string, addrs []netip.Addr) bool { return len(addrs) == 0 })
 	return out
 }
 
@@ -171,7 +171,7 @@ func (d directory) set(networkID, serviceID string, names map[string][]netip.Add
 		}
 	}
 	for name, addrs := range names {
-		if slices.Equal(was[name], addrs) {
+		if old, there := was[name]; there && slices.Equal(old, addrs) {
 			continue
 		}
 		n.unsaid[name] = true
@@ -185,8 +185,8 @@ func (d directory) set(networkID, serviceID string, names map[string][]netip.Add
 	}
 }
 
-// answer is what a name stands for; empty: nothing.
-func (n *networkNames) answer(name string) []netip.Addr {
+// answer is what a name stands for, which may be no address for now; false: it is nobody's.
+func (n *networkNames) answer(name string) ([]netip.Addr, bool) {
 	var out []netip.Addr
 	for _, service := range slices.Sorted(maps.Keys(n.givers[name])) {
 		for _, a := range n.given[service][name] {
@@ -195,5 +195,5 @@ func (n *networkNames) answer(name string) []netip.Addr {
 			}
 		}
 	}
-	return out
+	return out, len(n.givers[name]) > 0
 }

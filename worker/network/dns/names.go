@@ -92,14 +92,21 @@ func (n *network) remove(name string) {
 	delete(n.names, name)
 }
 
-// forward finds a name, which is lower-case without a final dot, in the first of the networks that has it; failing that, as
-// NAME.NETWORK. The lock is held.
-func (t *table) forward(networks []string, name string) (addresses, bool) {
+// forward finds a name, which is lower-case without a final dot, in the first of the networks where it has addresses; failing
+// that, as NAME.NETWORK. One without addresses anywhere is found as such. The lock is held.
+func (t *table) forward(networks []string, name string) (out addresses, found bool) {
+	look := func(n *network, name string) bool {
+		a, ok := n.names[name]
+		found = found || ok
+		if ok && len(a.v4)+len(a.v6) > 0 {
+			out = a
+			return true
+		}
+		return false
+	}
 	for _, id := range networks {
-		if n := t.networks[id]; n != nil {
-			if a, ok := n.names[name]; ok {
-				return a, true
-			}
+		if n := t.networks[id]; n != nil && look(n, name) {
+			return out, true
 		}
 	}
 	for _, id := range networks {
@@ -107,13 +114,11 @@ func (t *table) forward(networks []string, name string) (addresses, bool) {
 		if n == nil || n.name == "" {
 			continue
 		}
-		if short, ok := strings.CutSuffix(name, "."+strings.ToLower(n.name)); ok {
-			if a, ok := n.names[short]; ok {
-				return a, true
-			}
+		if short, ok := strings.CutSuffix(name, "."+strings.ToLower(n.name)); ok && look(n, short) {
+			return out, true
 		}
 	}
-	return addresses{}, false
+	return addresses{}, found
 }
 
 // reverse finds the name of an address; ours: nobody outside can know it. The lock is held.
