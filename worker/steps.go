@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
@@ -150,8 +151,9 @@ func (f *fleet) start(ctx, wait context.Context, t *task) {
 				return
 			}
 			f.update(t, swarmpb.TaskState_TASK_STATE_STARTING, nil)
-			err = f.tryStart(ctx, wait, t, at)
-			<-f.starts
+			release := sync.OnceFunc(func() { <-f.starts })
+			err = f.tryStart(ctx, wait, t, at, release)
+			release()
 		}
 		if err == nil || wait.Err() != nil {
 			return
@@ -202,8 +204,8 @@ func (f *fleet) fetchAgain(wait context.Context, t *task, err error, done *bool)
 	return err
 }
 
-// tryStart brings the task to RUNNING, whatever of the way is already behind it.
-func (f *fleet) tryStart(ctx, wait context.Context, t *task, at network.Attachment) error {
+// tryStart brings the task to RUNNING, whatever of the way is already behind it. It calls started once the container has.
+func (f *fleet) tryStart(ctx, wait context.Context, t *task, at network.Attachment, started func()) error {
 	assigned, template, status := f.look(t)
 	call, cancel := context.WithTimeout(ctx, runtimeCall)
 	defer cancel()
@@ -236,12 +238,46 @@ func (f *fleet) tryStart(ctx, wait context.Context, t *task, at network.Attachme
 			return err
 		}
 	}
+	started()
+	f.awaitListener(wait, t, assigned.GetServiceId())
 	f.update(t, swarmpb.TaskState_TASK_STATE_RUNNING, func(s *swarmpb.TaskStatus) {
 		s.HostPorts = at.Ports
 		s.Container = &swarmpb.ContainerStatus{ContainerId: t.id, Pid: pid, StartedAt: time.Now().UnixNano(), ImageDigest: spec.Digest}
 		f.cameBack(t, s)
 	})
 	return nil
+}
+
+const (
+	// listenPatience is how long a container that was started has to listen on its service's ports before it counts as RUNNING
+	// all the same; listenPause is between two looks, and every lookEvery-th of them asks whether the container still runs.
+	listenPatience = 3 * time.Second
+	listenPause    = 20 * time.Millisecond
+	lookEvery      = 10
+)
+
+// awaitListener waits until a container listens on the ports that its service publishes on every node: a task that is RUNNING
+// gets connections, and those that come before its program has opened its sockets are refused.
+func (f *fleet) awaitListener(wait context.Context, t *task, serviceID string) {
+	wait, cancel := context.WithTimeout(wait, listenPatience)
+	defer cancel()
+	tick := time.NewTicker(listenPause)
+	defer tick.Stop()
+	for looks := 1; ; looks++ {
+		if listens, err := f.cfg.Network.Listening(t.id, serviceID); listens || err != nil {
+			return
+		}
+		if looks%lookEvery == 0 {
+			if c, found := f.find(wait, t.id); !found || c.State != runtime.Running {
+				return
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-wait.Done():
+			return
+		}
+	}
 }
 
 // find looks a container up.

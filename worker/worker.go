@@ -44,6 +44,8 @@ type Network interface {
 	Publish(ctx context.Context, taskID string, ports []*swarmpb.PortConfig) ([]*swarmpb.PortConfig, error)
 	// Gone takes a task whose process has ended out of this node's balancers and names, and resets its connections.
 	Gone(ctx context.Context, taskID string) error
+	// Listening tells whether a task listens on the TCP ports that its service publishes on every node.
+	Listening(taskID, serviceID string) (bool, error)
 	// Established counts the connections that are established with a task.
 	Established(taskID string) (int, error)
 	// Hint is called when gossip's view of who is dead has changed.

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
 
 // States of a TCP socket as /proc/net/tcp writes them.
@@ -16,6 +18,36 @@ const (
 	tcpEstablished = "01"
 	tcpListen      = "0A"
 )
+
+// Listening tells whether a task listens on all the TCP ports that its service publishes on every node; true where that is
+// none, and while the node has not been told of the service.
+func (n *Network) Listening(taskID, serviceID string) (bool, error) {
+	n.mu.Lock()
+	var ports []uint32
+	for _, p := range n.told.services[serviceID].GetPorts() {
+		if p.GetMode() != swarmpb.PublishMode_PUBLISH_MODE_HOST && (p.GetProtocol() == swarmpb.Protocol_PROTOCOL_TCP || p.GetProtocol() == swarmpb.Protocol_PROTOCOL_UNSPECIFIED) {
+			ports = append(ports, p.GetTargetPort())
+		}
+	}
+	n.mu.Unlock()
+	if len(ports) == 0 {
+		return true, nil
+	}
+	listening := map[string]bool{}
+	err := inNamespace(n.namespacePath(taskID), func() (err error) {
+		_, listening, err = socketsHere()
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("see what task %s listens on: %w", taskID, err)
+	}
+	for _, p := range ports {
+		if !listening[fmt.Sprintf("%04X", p)] {
+			return false, nil
+		}
+	}
+	return true, nil
+}
 
 // Established counts the connections with a task that its clients have opened: the sockets of its namespace that are
 // established and whose local port is one that is listened on there.
@@ -31,29 +63,37 @@ func (n *Network) Established(taskID string) (int, error) {
 	return count, nil
 }
 
-// establishedHere reads the tables of the calling thread's namespace.
+// establishedHere counts in the calling thread's namespace.
 func establishedHere() (int, error) {
-	ports := map[string]int{}
-	listening := map[string]bool{}
-	for _, table := range []string{"tcp", "tcp6"} {
-		f, err := os.Open("/proc/thread-self/net/" + table)
-		if errors.Is(err, os.ErrNotExist) && table == "tcp6" {
-			continue // a host without IPv6
-		}
-		if err != nil {
-			return 0, err
-		}
-		err = countSockets(f, ports, listening)
-		_ = f.Close()
-		if err != nil {
-			return 0, fmt.Errorf("read %s: %w", table, err)
-		}
+	ports, listening, err := socketsHere()
+	if err != nil {
+		return 0, err
 	}
 	total := 0
 	for port := range listening {
 		total += ports[port]
 	}
 	return total, nil
+}
+
+// socketsHere reads the tables of the calling thread's namespace: connections and listeners by local port.
+func socketsHere() (ports map[string]int, listening map[string]bool, err error) {
+	ports, listening = map[string]int{}, map[string]bool{}
+	for _, table := range []string{"tcp", "tcp6"} {
+		f, err := os.Open("/proc/thread-self/net/" + table)
+		if errors.Is(err, os.ErrNotExist) && table == "tcp6" {
+			continue // a host without IPv6
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		err = countSockets(f, ports, listening)
+		_ = f.Close()
+		if err != nil {
+			return nil, nil, fmt.Errorf("read %s: %w", table, err)
+		}
+	}
+	return ports, listening, nil
 }
 
 // countSockets adds the established sockets a local port, and the ports that are listened on. A port is kept as the

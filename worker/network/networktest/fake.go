@@ -32,6 +32,7 @@ type Fake struct {
 	peers       map[string]*swarmpb.Peer
 	gone        []string
 	established map[string]int
+	deaf        map[string]bool
 	status      *swarmpb.NodeNetwork
 	hint        func(nodeID string) bool
 	refuse      error

@@ -72,6 +72,23 @@ func (n *Fake) Went() []string {
 	return slices.Clone(n.gone)
 }
 
+// Listening is true unless SetDeaf has said otherwise of the task.
+func (n *Fake) Listening(taskID, _ string) (bool, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return !n.deaf[taskID], nil
+}
+
+// SetDeaf says whether a task does not listen on its service's ports.
+func (n *Fake) SetDeaf(taskID string, deaf bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.deaf == nil {
+		n.deaf = map[string]bool{}
+	}
+	n.deaf[taskID] = deaf
+}
+
 // Established is what SetEstablished has said of the task, else 0.
 func (n *Fake) Established(taskID string) (int, error) {
 	n.mu.Lock()
