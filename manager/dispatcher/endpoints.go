@@ -116,8 +116,14 @@ func peerOf(view *store.View, nodeID string) *swarmpb.Peer {
 	}
 	return &swarmpb.Peer{
 		NodeId: nodeID, Number: number, Address: address.Unmap().WithZone("").String(), UplinkBlock: block,
-		WireguardKey: status.GetDescription().GetNetwork().GetWireguardKey(),
+		WireguardKey:   status.GetDescription().GetNetwork().GetWireguardKey(),
+		OtherAddresses: otherAddresses(status.GetDescription().GetNetwork().GetAddresses(), address.Unmap()),
 	}
+}
+
+// otherAddresses are a host's addresses but for the one that packets between nodes go to.
+func otherAddresses(all []string, main netip.Addr) []string {
+	return slices.DeleteFunc(slices.Clone(all), func(text string) bool { return text == main.WithZone("").String() })
 }
 
 // uplinkBlock is the block that a node gives its tasks addresses from; empty before it has one.

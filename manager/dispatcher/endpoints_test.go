@@ -74,6 +74,7 @@ func TestCleanDescription_Network_BoundedAndCanonical(t *testing.T) {
 		Conflicts:    []*swarmpb.PortConflict{nil, {Port: 70000}, {Port: 80, Protocol: 99}, {Port: 443, Protocol: swarmpb.Protocol_PROTOCOL_UDP, Process: "x\n\x00" + strings.Repeat("y", 999)}},
 		Problems:     []string{"a\nb", strings.Repeat("z", 9999)},
 		WireguardKey: make([]byte, 31), Wireguard: "kernel",
+		Addresses: []string{"192.0.2.1", "nothing", "127.0.0.1", "fe80::1", "fd77::1", "::ffff:192.0.2.2"},
 	}
 	clean := func() *swarmpb.NodeNetwork {
 		d, err := cleanDescription(&swarmpb.NodeDescription{Hostname: "h", Network: n})
@@ -85,6 +86,9 @@ func TestCleanDescription_Network_BoundedAndCanonical(t *testing.T) {
 	got := clean()
 	if !slices.Equal(got.GetRoutes(), []string{"10.0.0.0/8", "fe80::/64"}) {
 		t.Errorf("routes %q", got.GetRoutes())
+	}
+	if !slices.Equal(got.GetAddresses(), []string{"192.0.2.1", "fd77::1", "192.0.2.2"}) {
+		t.Errorf("addresses %q", got.GetAddresses())
 	}
 	if len(got.GetConflicts()) != 1 || got.GetConflicts()[0].GetPort() != 443 || len(got.GetConflicts()[0].GetProcess()) > maxNameBytes ||
 		strings.ContainsAny(got.GetConflicts()[0].GetProcess(), "\n\x00") {
@@ -101,9 +105,10 @@ func TestCleanDescription_Network_BoundedAndCanonical(t *testing.T) {
 		n.Routes = append(n.Routes, fmt.Sprintf("10.%d.%d.0/24", i/250, i%250))
 		n.Conflicts = append(n.Conflicts, &swarmpb.PortConflict{Port: uint32(i + 1)})
 		n.Problems = append(n.Problems, "p")
+		n.Addresses = append(n.Addresses, fmt.Sprintf("10.0.%d.%d", i/250, i%250))
 	}
 	got = clean()
-	if len(got.GetRoutes()) != maxRoutes || len(got.GetConflicts()) != maxConflicts || len(got.GetProblems()) != maxProblems {
+	if len(got.GetAddresses()) > maxHostAddresses || len(got.GetRoutes()) != maxRoutes || len(got.GetConflicts()) != maxConflicts || len(got.GetProblems()) != maxProblems {
 		t.Errorf("%d routes, %d conflicts, %d problems", len(got.GetRoutes()), len(got.GetConflicts()), len(got.GetProblems()))
 	}
 	if len(got.GetWireguardKey()) != 32 || got.GetWireguard() != "kernel" {

@@ -102,6 +102,11 @@ func cleanNetwork(n *swarmpb.NodeNetwork) *swarmpb.NodeNetwork {
 	for _, problem := range n.GetProblems()[:min(len(n.GetProblems()), maxProblems)] {
 		clean.Problems = append(clean.Problems, cleanText(problem, maxMessageBytes))
 	}
+	for _, text := range n.GetAddresses()[:min(len(n.GetAddresses()), maxHostAddresses)] {
+		if a, err := netip.ParseAddr(text); err == nil && a.Zone() == "" && a.IsGlobalUnicast() {
+			clean.Addresses = append(clean.Addresses, a.Unmap().String())
+		}
+	}
 	if len(n.GetWireguardKey()) == wireguardKeyBytes {
 		clean.WireguardKey = slices.Clone(n.GetWireguardKey())
 		clean.Wireguard = cleanText(n.GetWireguard(), maxIDBytes)

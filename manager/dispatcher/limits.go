@@ -58,6 +58,7 @@ const (
 	maxRoutes         = 256
 	maxConflicts      = 256
 	maxProblems       = 16
+	maxHostAddresses  = 32
 	wireguardKeyBytes = 32
 
 	maxIDBytes       = 64

@@ -166,7 +166,13 @@ func (n *Network) setNodes() error {
 	var nodes []ingress.Node
 	for id, p := range n.told.peers {
 		if address, err := netip.ParseAddr(p.GetAddress()); err == nil && p.GetNumber() != 0 {
-			nodes = append(nodes, ingress.Node{ID: id, Number: p.GetNumber(), Address: address.Unmap(), MAC: fabricMAC(p.GetNumber(), n.cfg.MarkMask)})
+			node := ingress.Node{ID: id, Number: p.GetNumber(), Address: address.Unmap(), MAC: fabricMAC(p.GetNumber(), n.cfg.MarkMask)}
+			for _, text := range p.GetOtherAddresses() {
+				if other, err := netip.ParseAddr(text); err == nil {
+					node.Others = append(node.Others, other)
+				}
+			}
+			nodes = append(nodes, node)
 		}
 	}
 	return n.ingress.SetNodes(nodes)

@@ -354,7 +354,7 @@ func (n *Network) Close() {
 
 // Status is what the managers are told of the node's network. It costs a few messages to the kernel.
 func (n *Network) Status() *swarmpb.NodeNetwork {
-	s := &swarmpb.NodeNetwork{Routes: hostRoutes(), Conflicts: n.ingress.Conflicts()}
+	s := &swarmpb.NodeNetwork{Routes: hostRoutes(), Addresses: hostAddresses(), Conflicts: n.ingress.Conflicts()}
 	n.status.Lock()
 	s.Problems = append(s.Problems, n.problems...)
 	n.status.Unlock()

@@ -19,17 +19,47 @@ const maxRoutes = 256
 // maxProblems bounds the lines of problems that a node tells.
 const maxProblems = 16
 
-// hostRoutes are the prefixes of the host's own addresses and routes, but for what is ours and what no network can
-// overlap: loopback, link-local, multicast and default routes. Sorted; at most maxRoutes, the widest first.
-func hostRoutes() []string {
-	ours := map[int]bool{}
-	links, err := listed(func() ([]netlink.Link, error) { return netlink.LinkList() })
+// maxAddresses bounds what a node tells of the host's own addresses.
+const maxAddresses = 32
+
+// hostAddresses are the host's own addresses that others may see it under; not those of our links. Sorted.
+func hostAddresses() []string {
+	ours, err := ourLinks()
 	if err != nil {
 		return nil
 	}
+	addrs, _ := listed(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	found := map[netip.Addr]bool{}
+	for _, a := range addrs {
+		if addr, ok := netip.AddrFromSlice(a.IP); ok && !ours[a.LinkIndex] && addr.IsGlobalUnicast() {
+			found[addr.Unmap()] = true
+		}
+	}
+	out := slices.SortedFunc(maps.Keys(found), netip.Addr.Compare)
+	text := make([]string, 0, maxAddresses)
+	for _, a := range out[:min(len(out), maxAddresses)] {
+		text = append(text, a.String())
+	}
+	return text
+}
+
+// ourLinks are the indexes of the links that this package has made.
+func ourLinks() (map[int]bool, error) {
+	ours := map[int]bool{}
+	links, err := listed(func() ([]netlink.Link, error) { return netlink.LinkList() })
 	for _, l := range links {
 		a := l.Attrs()
 		ours[a.Index] = a.Name == Uplink || a.Name == Fabric || a.Name == wireguard.Link || a.Group == uplinkGroup || strings.HasPrefix(a.Name, tunnelPrefix)
+	}
+	return ours, err
+}
+
+// hostRoutes are the prefixes of the host's own addresses and routes, but for what is ours and what no network can
+// overlap: loopback, link-local, multicast and default routes. Sorted; at most maxRoutes, the widest first.
+func hostRoutes() []string {
+	ours, err := ourLinks()
+	if err != nil {
+		return nil
 	}
 	found := map[netip.Prefix]bool{}
 	add := func(p netip.Prefix) {

@@ -827,11 +827,13 @@ type Peer struct {
 	// Number of the node on the wire, 1 to 65535: that of its uplink block in the fabric pool, plus 1.
 	Number uint32 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
 	// IP address that packets between nodes go to.
-	Address       string `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
-	UplinkBlock   string `protobuf:"bytes,4,opt,name=uplink_block,json=uplinkBlock,proto3" json:"uplink_block,omitempty"`
-	WireguardKey  []byte `protobuf:"bytes,5,opt,name=wireguard_key,json=wireguardKey,proto3" json:"wireguard_key,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Address      string `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	UplinkBlock  string `protobuf:"bytes,4,opt,name=uplink_block,json=uplinkBlock,proto3" json:"uplink_block,omitempty"`
+	WireguardKey []byte `protobuf:"bytes,5,opt,name=wireguard_key,json=wireguardKey,proto3" json:"wireguard_key,omitempty"`
+	// Further IP addresses of the host, of both families: its own connections may come from them.
+	OtherAddresses []string `protobuf:"bytes,6,rep,name=other_addresses,json=otherAddresses,proto3" json:"other_addresses,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Peer) Reset() {
@@ -895,6 +897,13 @@ func (x *Peer) GetUplinkBlock() string {
 func (x *Peer) GetWireguardKey() []byte {
 	if x != nil {
 		return x.WireguardKey
+	}
+	return nil
+}
+
+func (x *Peer) GetOtherAddresses() []string {
+	if x != nil {
+		return x.OtherAddresses
 	}
 	return nil
 }
@@ -1708,13 +1717,14 @@ const file_swarm_v1_dispatcher_proto_rawDesc = "" +
 	"\x0eremove_service\x18\v \x01(\tH\x00R\rremoveService\x120\n" +
 	"\bendpoint\x18\f \x01(\v2\x12.swarm.v1.EndpointH\x00R\bendpoint\x12C\n" +
 	"\x0fremove_endpoint\x18\r \x01(\v2\x18.swarm.v1.RemoveEndpointH\x00R\x0eremoveEndpointB\b\n" +
-	"\x06change\"\x99\x01\n" +
+	"\x06change\"\xc2\x01\n" +
 	"\x04Peer\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\rR\x06number\x12\x18\n" +
 	"\aaddress\x18\x03 \x01(\tR\aaddress\x12!\n" +
 	"\fuplink_block\x18\x04 \x01(\tR\vuplinkBlock\x12#\n" +
-	"\rwireguard_key\x18\x05 \x01(\fR\fwireguardKey\"\x83\x01\n" +
+	"\rwireguard_key\x18\x05 \x01(\fR\fwireguardKey\x12'\n" +
+	"\x0fother_addresses\x18\x06 \x03(\tR\x0eotherAddresses\"\x83\x01\n" +
 	"\x0fAssignedNetwork\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12)\n" +
 	"\x04spec\x18\x02 \x01(\v2\x15.swarm.v1.NetworkSpecR\x04spec\x125\n" +

@@ -2746,7 +2746,9 @@ type NodeNetwork struct {
 	// Public key of the node's WireGuard, 32 bytes; empty = it can take no task of an encrypted network.
 	WireguardKey []byte `protobuf:"bytes,4,opt,name=wireguard_key,json=wireguardKey,proto3" json:"wireguard_key,omitempty"`
 	// What encrypts: kernel or userspace.
-	Wireguard     string `protobuf:"bytes,5,opt,name=wireguard,proto3" json:"wireguard,omitempty"`
+	Wireguard string `protobuf:"bytes,5,opt,name=wireguard,proto3" json:"wireguard,omitempty"`
+	// The host's own IP addresses that others may see it under, at most 32.
+	Addresses     []string `protobuf:"bytes,6,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2814,6 +2816,13 @@ func (x *NodeNetwork) GetWireguard() string {
 		return x.Wireguard
 	}
 	return ""
+}
+
+func (x *NodeNetwork) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
 }
 
 type PortConflict struct {
@@ -3218,13 +3227,14 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\tresources\x18\x03 \x01(\v2\x13.swarm.v1.ResourcesR\tresources\x123\n" +
 	"\x06engine\x18\x04 \x01(\v2\x1b.swarm.v1.EngineDescriptionR\x06engine\x12$\n" +
 	"\x0etakes_no_tasks\x18\x05 \x01(\tR\ftakesNoTasks\x12/\n" +
-	"\anetwork\x18\x06 \x01(\v2\x15.swarm.v1.NodeNetworkR\anetwork\"\xba\x01\n" +
+	"\anetwork\x18\x06 \x01(\v2\x15.swarm.v1.NodeNetworkR\anetwork\"\xd8\x01\n" +
 	"\vNodeNetwork\x12\x16\n" +
 	"\x06routes\x18\x01 \x03(\tR\x06routes\x124\n" +
 	"\tconflicts\x18\x02 \x03(\v2\x16.swarm.v1.PortConflictR\tconflicts\x12\x1a\n" +
 	"\bproblems\x18\x03 \x03(\tR\bproblems\x12#\n" +
 	"\rwireguard_key\x18\x04 \x01(\fR\fwireguardKey\x12\x1c\n" +
-	"\twireguard\x18\x05 \x01(\tR\twireguard\"l\n" +
+	"\twireguard\x18\x05 \x01(\tR\twireguard\x12\x1c\n" +
+	"\taddresses\x18\x06 \x03(\tR\taddresses\"l\n" +
 	"\fPortConflict\x12.\n" +
 	"\bprotocol\x18\x01 \x01(\x0e2\x12.swarm.v1.ProtocolR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x18\n" +
