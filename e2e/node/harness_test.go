@@ -75,6 +75,15 @@ func newBareHosts(t *testing.T, hosts int, flags ...string) *cluster {
 // newHostsOf makes hosts that run nothing, for a swarmd at a path.
 func newHostsOf(t *testing.T, hosts int, swarmd string, flags ...string) *cluster {
 	t.Helper()
+	return newHostsWith(t, lab.Config{Hosts: hosts, Swarmd: swarmd}, flags...)
+}
+
+// newHostsWith makes hosts that run nothing; cfg says what is special about their lab.
+func newHostsWith(t *testing.T, cfg lab.Config, flags ...string) *cluster {
+	t.Helper()
+	if cfg.Swarmd == "" {
+		cfg.Swarmd = artifact(t, "bin/swarmd")
+	}
 	if os.Geteuid() != 0 {
 		t.Skip("namespaces and containers need root")
 	}
@@ -87,7 +96,8 @@ func newHostsOf(t *testing.T, hosts int, swarmd string, flags ...string) *cluste
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := lab.New(lab.Config{Dir: dir, Hosts: hosts, Swarmd: swarmd})
+	cfg.Dir = dir
+	l, err := lab.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

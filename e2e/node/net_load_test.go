@@ -46,6 +46,8 @@ type load struct {
 	mu     sync.Mutex
 	left   int
 	done   []request
+	// allowed are the times in which requests may fail.
+	allowed []window
 }
 
 // workersEach is how many requests of each source are under way.
@@ -143,6 +145,11 @@ func (l *load) passes(t *testing.T, n int) {
 		}
 		return nil
 	})
+}
+
+// allow lets requests fail that were under way when something was killed, or began within a time after.
+func (l *load) allow(killed time.Time, within time.Duration) {
+	l.allowed = append(l.allowed, window{from: killed, to: killed.Add(within)})
 }
 
 // window is a time in which requests to a killed replica or host may fail.

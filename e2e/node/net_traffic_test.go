@@ -60,7 +60,7 @@ func changed(t *testing.T, c *netCluster, name string, sources []source, urls []
 	l.passes(t, per)
 	victim := c.running(t, name)[0]
 	says("killed " + hostnameOf(victim) + " on " + victim.Node)
-	killed := window{from: time.Now().Add(-inFlight), to: time.Now().Add(inFlight)}
+	killed := window{from: time.Now(), to: time.Now().Add(inFlight)}
 	c.signal(t, c.pid(t, victim), 9)
 	l.passes(t, per)
 	c.runningAre(t, name, 10)
