@@ -52,6 +52,11 @@ func attempts() []attempt {
 		{"kernel nf_tables netdev egress", func() error {
 			return tryRule(nftables.TableFamilyNetdev, nftables.ChainTypeFilter, nftables.ChainHookEgress, "lo", []expr.Any{&expr.Counter{}})
 		}, "published ports of services on other nodes", "CONFIG_NETFILTER_EGRESS (Linux 5.16)"},
+		{"kernel nf_tables netdev ingress", func() error {
+			return tryRule(nftables.TableFamilyNetdev, nftables.ChainTypeFilter, nftables.ChainHookIngress, "lo", []expr.Any{&expr.Counter{}})
+		}, overlays, "CONFIG_NETFILTER_INGRESS and CONFIG_NF_TABLES_NETDEV"},
+		{"kernel nf_tables fib", rule(nftables.ChainTypeFilter, nftables.ChainHookPrerouting,
+			&expr.Fib{Register: 1, FlagSADDR: true, FlagIIF: true, ResultOIF: true}), published, "CONFIG_NFT_FIB_INET (modprobe nft_fib_inet)"},
 		{"kernel conntrack tcp, udp", func() error { return tryTracking("tcp_timeout_established", "udp_timeout") }, published, "CONFIG_NF_CONNTRACK (modprobe nf_conntrack)"},
 		{"kernel conntrack sctp", func() error { return tryTracking("sctp_timeout_established") }, "published ports of SCTP", "CONFIG_NF_CT_PROTO_SCTP"},
 	}
@@ -61,7 +66,9 @@ func attrs(name string) netlink.LinkAttrs {
 	return netlink.LinkAttrs{Name: name, TxQLen: -1}
 }
 
-func attemptLink(link netlink.Link) func() error { return func() error { return netlink.LinkAdd(link) } }
+func attemptLink(link netlink.Link) func() error {
+	return func() error { return netlink.LinkAdd(link) }
+}
 
 // tryRule loads a table with one rule.
 func tryRule(family nftables.TableFamily, kind nftables.ChainType, hook *nftables.ChainHook, device string, exprs []expr.Any) error {

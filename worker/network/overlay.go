@@ -62,11 +62,13 @@ type overlay struct {
 	tunnel int
 	last   int               // index of the port made last
 	have   map[string]remote // task -> what is in the kernel
+	// guarded are the ports that have their rules: see guardPort.
+	guarded map[string]bool
 }
 
 // openOverlay makes the overlay, or takes over one that is there and right, with its tasks.
 func openOverlay(path string, place overlayPlace) (*overlay, error) {
-	o := &overlay{place: place, path: path, have: map[string]remote{}}
+	o := &overlay{place: place, path: path, have: map[string]remote{}, guarded: map[string]bool{}}
 	if isNamespace(path) {
 		err := o.adopt()
 		if err == nil {
@@ -132,6 +134,9 @@ func (o *overlay) look() error {
 		return fmt.Errorf("%s is not as this network needs it", overlayTunnel)
 	}
 	o.bridge, o.tunnel = bridge.Attrs().Index, vx.Index
+	if err := o.readGuards(); err != nil {
+		return err
+	}
 	return o.readEntries()
 }
 
@@ -355,6 +360,9 @@ func (o *overlay) plug(taskID, namespace, device string, address pair) error {
 	if err := o.handle.NeighSet(entry); err != nil {
 		return fmt.Errorf("set the forwarding entry of %s: %w", address.v4, err)
 	}
+	if err := o.guardPort(attrs.Name, address); err != nil {
+		return err
+	}
 	if err := o.configureTask(inside, device, address); err != nil {
 		return err
 	}
@@ -409,14 +417,14 @@ func (o *overlay) configureTask(inside *netlink.Handle, device string, address p
 // plugged tells whether a task is joined, wholly.
 func (o *overlay) plugged(taskID string) bool {
 	link, err := o.handle.LinkByName(portName(taskID))
-	return err == nil && link.Attrs().MasterIndex == o.bridge && link.Attrs().Flags&net.FlagUp != 0
+	return err == nil && link.Attrs().MasterIndex == o.bridge && link.Attrs().Flags&net.FlagUp != 0 && o.guarded[portName(taskID)]
 }
 
 // unplug tolerates a task that is not joined.
 func (o *overlay) unplug(taskID string) error {
 	link, err := o.handle.LinkByName(portName(taskID))
 	if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
-		return nil
+		return o.unguardPort(portName(taskID))
 	}
 	if err != nil {
 		return fmt.Errorf("find %s: %w", portName(taskID), err)
@@ -424,7 +432,7 @@ func (o *overlay) unplug(taskID string) error {
 	if err := o.handle.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("remove %s: %w", portName(taskID), err)
 	}
-	return nil
+	return o.unguardPort(portName(taskID))
 }
 
 func portName(taskID string) string { return portPrefix + taskID[:min(len(taskID), 13)] }
