@@ -19,6 +19,12 @@ const (
 	DefaultDataPathPort       = 4789
 )
 
+// UDP ports of encrypted networks on every node: that of the tunnel between the hosts, and that of the VXLAN in it.
+const (
+	TunnelPort      = 4792
+	TunnelVXLANPort = 4793
+)
+
 // SetDefaults fills the fields that are unset, so that everyone sees what is in force.
 func (x *ClusterSpec) SetDefaults() {
 	if x.FabricPool == "" {

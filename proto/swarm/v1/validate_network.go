@@ -1,6 +1,7 @@
 package swarmpb
 
 import (
+	"encoding/binary"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -157,7 +158,7 @@ func (p *problems) subnet(x *NetworkSpec, s *NetworkSubnet) (prefix netip.Prefix
 	}
 	if g := s.GetGateway(); g != "" {
 		addr, err := netip.ParseAddr(g)
-		if err != nil || !prefix.Contains(addr) || addr == prefix.Addr() {
+		if err != nil || !prefix.Contains(addr) || addr == prefix.Addr() || addr == broadcast(prefix) {
 			p.addf(fmt.Sprintf("gateway %q", g), "leave it out, or use an address of the subnet", "it is not an address that a host of %s can have", prefix)
 		}
 	}
@@ -173,6 +174,16 @@ func (p *problems) subnet(x *NetworkSpec, s *NetworkSubnet) (prefix netip.Prefix
 		}
 	}
 	return prefix
+}
+
+// broadcast is the last address of a subnet of IPv4, which no host can have; those of IPv6 have none.
+func broadcast(prefix netip.Prefix) netip.Addr {
+	if !prefix.Addr().Is4() {
+		return netip.Addr{}
+	}
+	raw := prefix.Masked().Addr().As4()
+	binary.BigEndian.PutUint32(raw[:], binary.BigEndian.Uint32(raw[:])|1<<(32-prefix.Bits())-1)
+	return netip.AddrFrom4(raw)
 }
 
 // networks checks what a template is attached to. Which networks there are is control's to know.
@@ -250,6 +261,8 @@ func ownPort(port uint32, protocol Protocol, dataPath uint32) string {
 		return "the hosts' gossip"
 	case port == dataPath && udp:
 		return "the traffic between the hosts"
+	case (port == TunnelPort || port == TunnelVXLANPort) && udp:
+		return "encrypted networks between the hosts"
 	}
 	return ""
 }
@@ -269,6 +282,8 @@ func (p *problems) addressPools(pools []string, length uint32) {
 			p.add(field, "it has bits set beyond its length", "use "+prefix.Masked().String())
 		case prefix.Addr().IsLoopback() || prefix.Addr().IsMulticast() || prefix.Addr().IsLinkLocalUnicast():
 			p.add(field, "containers cannot have such addresses", example)
+		case prefix.Bits() > MaxSubnetBits:
+			p.addf(field, example, "no subnet fits in it; its length must be at most %d", MaxSubnetBits)
 		case length != 0 && int(length) < prefix.Bits():
 			p.addf(field, "use a longer mask length or a shorter prefix", "subnets of length %d do not fit in it", length)
 		}

@@ -30,6 +30,7 @@ func TestNetworkSpecValidate_OneThingWrong_NamesFieldAndWhatToDo(t *testing.T) {
 		"IPv6 alone":    {subnet("fd00::/64", "", ""), "it is of IPv6, and the network has none; give --ipv6 as well"},
 		"small IPv6":    {func(s *NetworkSpec) { s.Ipv6 = true; subnet("fd00::/112", "", "")(s) }, "its length must be at most 96"},
 		"gateway":       {subnet("10.0.0.0/24", "10.0.1.1", ""), `gateway "10.0.1.1": it is not an address that a host of 10.0.0.0/24 can have`},
+		"broadcast":     {subnet("10.0.0.0/24", "10.0.0.255", ""), `gateway "10.0.0.255": it is not an address that a host of 10.0.0.0/24 can have`},
 		"gateway alone": {subnet("", "10.0.1.1", ""), `gateway "10.0.1.1": it belongs to a subnet, and none is given`},
 		"range":         {subnet("10.0.0.0/24", "", "10.0.1.0/26"), `ip range "10.0.1.0/26": it is not a part of 10.0.0.0/24`},
 		"small range":   {subnet("10.0.0.0/24", "", "10.0.0.4/31"), "it is too small"},
@@ -59,9 +60,22 @@ func TestNetworkSpecValidate_WhatUsersWrite_IsTaken(t *testing.T) {
 		{Name: "back", Driver: "overlay", Internal: true, Attachable: true, Encrypted: true, Options: map[string]string{"mtu": "1400"}},
 		{Name: "back", Subnets: []*NetworkSubnet{{Subnet: "10.20.0.0/24", Gateway: "10.20.0.1", IpRange: "10.20.0.128/25"}}},
 		{Name: "back", Ipv6: true, Subnets: []*NetworkSubnet{{Subnet: "10.20.0.0/24"}, {Subnet: "fd00:20::/64", Gateway: "fd00:20::1"}}},
+		{Name: "back", Subnets: []*NetworkSubnet{{Subnet: "10.20.0.0/24", Gateway: "10.20.0.254"}}},
 	} {
 		if err := spec.Validate(); err != nil {
 			t.Errorf("%v: %v", spec, err)
+		}
+	}
+}
+
+func TestServiceSpecValidate_PortsOfTheClusterItself_AreRefused(t *testing.T) {
+	for _, port := range []uint32{DefaultDataPathPort, TunnelPort, TunnelVXLANPort, 7946} {
+		for _, mode := range []PublishMode{PublishMode_PUBLISH_MODE_INGRESS, PublishMode_PUBLISH_MODE_HOST} {
+			spec := validSpec()
+			spec.Endpoint.Ports = []*PortConfig{{TargetPort: 80, PublishedPort: port, Mode: mode, Protocol: Protocol_PROTOCOL_UDP}}
+			if err := spec.Validate(); err == nil || !strings.Contains(err.Error(), "the port is that of ") {
+				t.Errorf("port %d: %v", port, err)
+			}
 		}
 	}
 }
@@ -76,6 +90,8 @@ func TestClusterSpecValidate_AddressPools_NamesWhatIsWrong(t *testing.T) {
 		"short":   {&ClusterSpec{DefaultAddrPools: []string{"10.1.0.0/16"}, DefaultAddrPoolMaskLength: 12}, "subnets of length 12 do not fit in it"},
 		"length":  {&ClusterSpec{DefaultAddrPoolMaskLength: 31}, "default address pool mask length 31: it must be 8 to 29"},
 		"port":    {&ClusterSpec{DataPathPort: 80}, "data path port 80: it is outside 1024 to 49151"},
+		"tiny":    {&ClusterSpec{DefaultAddrPools: []string{"10.0.0.0/31"}}, `default address pool "10.0.0.0/31": no subnet fits in it`},
+		"tunnel":  {&ClusterSpec{DataPathPort: TunnelVXLANPort}, "data path port 4793: it is that of encrypted networks between the hosts"},
 		"gossip":  {&ClusterSpec{DataPathPort: 7946}, "data path port 7946: it is that of the hosts' gossip"},
 	} {
 		if err := test.spec.Validate(); err == nil || !strings.Contains(err.Error(), test.want) {

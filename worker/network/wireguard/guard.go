@@ -7,11 +7,13 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
 
 // VXLANPort is the UDP port of encrypted networks' VXLAN devices, and of nothing else: so what goes there, or comes from
 // there, outside of the tunnel can be told without knowing any network, and is dropped before there is one.
-const VXLANPort = 4793
+const VXLANPort = swarmpb.TunnelVXLANPort
 
 // Table is the nftables table (inet) that drops what has to go through the tunnel and does not.
 const Table = "swarmd-tunnel"

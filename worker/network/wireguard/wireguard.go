@@ -28,7 +28,7 @@ const Link = "swarm-wg"
 
 // DefaultPort is the UDP port of the tunnel: the first one beyond VXLAN's (4789) that is not taken by its relatives, which
 // network cards look into (4790 is VXLAN-GPE, 4791 RoCE). 51820 is what an operator's own WireGuard has.
-const DefaultPort = 4792
+const DefaultPort = swarmpb.TunnelPort
 
 // KeyLength is the length of a public key in bytes.
 const KeyLength = 32
