@@ -297,6 +297,8 @@ func (p *endpointPass) refuse(d *demand, port *swarmpb.PortConfig, owner string)
 	switch {
 	case owner == d.service.GetId():
 		d.problem("publish %s: the service publishes it twice; remove one of the two", text)
+	case other == nil:
+		d.problem("publish %s: a service that was removed has just had the port; it is given in a moment", text)
 	case other.GetRemoving():
 		d.problem("publish %s: service %q, which is being removed, still has the port; it is given as soon as that is done", text, other.GetSpec().GetName())
 	default:
@@ -320,7 +322,7 @@ func (p *endpointPass) choose(d *demand, port *swarmpb.PortConfig, had *[]*swarm
 		port.PublishedPort = uint32(n)
 		return true
 	}
-	n, version, ok := p.ports[pool].next(func(address string) bool { return p.taken[pool+" "+address] != "" })
+	n, version, ok := p.ports[pool].next(func(address string) bool { return p.taken[pool+" "+address] != "" || p.own(pool, address) })
 	if !ok {
 		d.problem("publish: no port of %d to %d is free for %s port %d; choose one with published=PORT, or remove services that publish some",
 			FirstPort, LastPort, port.GetProtocol().Name(), port.GetTargetPort())
@@ -331,6 +333,11 @@ func (p *endpointPass) choose(d *demand, port *swarmpb.PortConfig, had *[]*swarm
 	p.taken[pool+" "+fmt.Sprint(n)] = d.service.GetId()
 	d.take(pool, fmt.Sprint(n), version)
 	return true
+}
+
+// own tells whether a port is the cluster's own: that of the traffic between the hosts, where that is among those to choose from.
+func (p *endpointPass) own(pool, address string) bool {
+	return pool == PortPool(swarmpb.Protocol_PROTOCOL_UDP) && address == fmt.Sprint(p.view.Cluster().GetSpec().GetDataPathPort())
 }
 
 // write adds what the service gets to the plan: all of it at once, unless no plan has room for it.
@@ -362,7 +369,8 @@ func (p *endpointPass) write(d *demand) {
 }
 
 // writePart fills a plan of its own with what fits: first all that the service gets, then its row, marked to be looked at
-// again, with what it lets go of.
+// again, with what it lets go of. A service that takes something always has a row, by which it is found should it ask for
+// nothing any more.
 func (p *endpointPass) writePart(d *demand, key *swarmpb.RowKey, steps []step, guards []*swarmpb.Guard) {
 	alone := len(p.plan.Writes) == 0
 	p.plan.More = p.plan.More || !alone
@@ -373,6 +381,8 @@ func (p *endpointPass) writePart(d *demand, key *swarmpb.RowKey, steps []step, g
 		if w := p.row(d, key); w != nil {
 			p.add([]*swarmpb.Write{w})
 		}
+	} else if d.old == nil {
+		p.add([]*swarmpb.Write{putRow(&swarmpb.Row{Row: &swarmpb.Row_ServiceEndpoint{ServiceEndpoint: &swarmpb.ServiceEndpoint{ServiceId: d.service.GetId()}}})})
 	}
 	for _, s := range steps {
 		if !p.add([]*swarmpb.Write{s.write}, s.guards...) {

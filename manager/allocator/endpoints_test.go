@@ -1,9 +1,11 @@
 package allocator
 
 import (
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/swarmd/swarmd/manager/reconcile"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
 
@@ -92,5 +94,59 @@ func TestEndpoints_OpenPortsAllTaken_AlarmUntilOneIsFree(t *testing.T) {
 	l.advance(time.Minute)
 	if got := l.endpoint("late"); len(got.GetPorts()) != 1 || got.GetPorts()[0].GetPublishedPort() != 32000 || l.View().Alarm(PoolFullAlarm, PortPool(0)) != nil {
 		t.Fatalf("late got %v", got)
+	}
+}
+
+// once runs one plan of the endpoints' reconciler.
+func (l *lab) once(id string) {
+	l.Helper()
+	plan, err := Endpoints{}.Reconcile(l.View(), reconcile.ID{Object: id}, l.Now())
+	if err != nil || len(plan.Writes) == 0 {
+		l.Fatalf("plan %v, error %v", plan, err)
+	}
+	l.write(plan.Writes...)
+}
+
+func TestEndpoints_ServiceAsksForNothingAfterAPart_LetsGoOfIt(t *testing.T) {
+	l := newLab(t, &swarmpb.ClusterSpec{})
+	var open []*swarmpb.PortConfig
+	for i := range uint32(1000) {
+		open = append(open, tcp(0, 1+i))
+	}
+	l.service("web", nil, 0, open...)
+	l.once(endpointsID)
+	l.service("web", nil, 0)
+	l.settle()
+	l.check()
+	for row := range l.View().AllocationsOf("web") {
+		t.Fatalf("a service that asks for nothing has %s of %s", row.GetAddress(), row.GetPool())
+	}
+}
+
+func TestEndpoints_DataPathPortAmongThoseToChooseFrom_IsGivenToNobody(t *testing.T) {
+	l := newLab(t, &swarmpb.ClusterSpec{DataPathPort: 30001})
+	udp := &swarmpb.PortConfig{TargetPort: 53, Protocol: swarmpb.Protocol_PROTOCOL_UDP}
+	l.service("web", nil, 0, udp, udp, tcp(0, 80), tcp(0, 81))
+	l.settle()
+	var got []uint32
+	for _, port := range l.endpoint("web").GetPorts() {
+		got = append(got, port.GetPublishedPort())
+	}
+	if !slices.Equal(got, []uint32{30000, 30002, 30000, 30001}) {
+		t.Fatalf("ports %v", got)
+	}
+}
+
+func TestEndpoints_OwnerIsGone_PortIsGivenInAMoment(t *testing.T) {
+	l := newLab(t, &swarmpb.ClusterSpec{})
+	l.service("old", nil, 0, tcp(8080, 80))
+	l.settle()
+	l.write(remove(swarmpb.ServiceKey("old")))
+	l.service("new", nil, 0, tcp(8080, 80))
+	l.once(endpointsID)
+	says(t, l.endpoint("new").GetMessage(), "publish 8080: a service that was removed has just had the port")
+	l.settle()
+	if got := l.endpoint("new"); len(got.GetPorts()) != 1 || got.GetMessage() != "" {
+		t.Fatalf("new got %v", got)
 	}
 }
