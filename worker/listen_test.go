@@ -5,6 +5,7 @@ import (
 	"time"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/worker/network/networktest"
 )
 
 func TestStart_DoesNotListenYet_RunsOnceItDoes(t *testing.T) {
@@ -25,7 +26,7 @@ func TestStart_NeverListens_RunsAllTheSame(t *testing.T) {
 		h.manager.networked()
 		h.net.SetDeaf("a", true)
 		h.assignReached("a", time.Minute)
-		h.settle(listenPatience + time.Second)
+		h.settle(networktest.ListensWithin + time.Second)
 		h.wantState("a", stateRunning, "")
 	})
 }

@@ -249,22 +249,20 @@ func (f *fleet) tryStart(ctx, wait context.Context, t *task, at network.Attachme
 }
 
 const (
-	// listenPatience is how long a container that was started has to listen on its service's ports before it counts as RUNNING
-	// all the same; listenPause is between two looks, and every lookEvery-th of them asks whether the container still runs.
-	listenPatience = 3 * time.Second
-	listenPause    = 20 * time.Millisecond
-	lookEvery      = 10
+	// listenPause is between two looks whether a container listens; every lookEvery-th asks whether it still runs.
+	listenPause = 20 * time.Millisecond
+	lookEvery   = 10
 )
 
-// awaitListener waits until a container listens on the ports that its service publishes on every node: a task that is RUNNING
-// gets connections, and those that come before its program has opened its sockets are refused.
+// awaitListener waits until a container that was just started listens where its clients will connect to, for as long as the network
+// says: a task that is RUNNING gets connections, and those that come before its program has opened its sockets are refused.
 func (f *fleet) awaitListener(wait context.Context, t *task, serviceID string) {
-	wait, cancel := context.WithTimeout(wait, listenPatience)
-	defer cancel()
+	began := time.Now()
 	tick := time.NewTicker(listenPause)
 	defer tick.Stop()
 	for looks := 1; ; looks++ {
-		if listens, err := f.cfg.Network.Listening(t.id, serviceID); listens || err != nil {
+		listens, within, err := f.cfg.Network.Listening(t.id, serviceID)
+		if listens || err != nil || time.Since(began) >= within {
 			return
 		}
 		if looks%lookEvery == 0 {

@@ -44,8 +44,9 @@ type Network interface {
 	Publish(ctx context.Context, taskID string, ports []*swarmpb.PortConfig) ([]*swarmpb.PortConfig, error)
 	// Gone takes a task whose process has ended out of this node's balancers and names, and resets its connections.
 	Gone(ctx context.Context, taskID string) error
-	// Listening tells whether a task listens on the TCP ports that its service publishes on every node.
-	Listening(taskID, serviceID string) (bool, error)
+	// Listening tells whether a task listens where its service's clients will connect to, and within what time after its start it
+	// is to be waited for.
+	Listening(taskID, serviceID string) (listens bool, within time.Duration, err error)
 	// Established counts the connections that are established with a task.
 	Established(taskID string) (int, error)
 	// Hint is called when gossip's view of who is dead has changed.

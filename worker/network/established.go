@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,9 +22,16 @@ const (
 	tcpListen      = "0A"
 )
 
-// Listening tells whether a task listens on all the TCP ports that its service publishes on every node; true where that is
-// none, and while the node has not been told of the service.
-func (n *Network) Listening(taskID, serviceID string) (bool, error) {
+// How long after its start a task is waited for to listen: on the ports that its service publishes on every node, and, where it
+// publishes none but is in networks, on any port. A task of the latter kind may well never listen.
+const (
+	listensPublished = 3 * time.Second
+	listensSomewhere = time.Second
+)
+
+// Listening tells whether a task listens where its service's clients will connect to over TCP; within is how long after the task's
+// start that is worth waiting for. A service that is neither published nor in a network has no clients: it counts as listening.
+func (n *Network) Listening(taskID, serviceID string) (listens bool, within time.Duration, err error) {
 	n.mu.Lock()
 	var ports []uint32
 	for _, p := range n.told.services[serviceID].GetPorts() {
@@ -29,24 +39,26 @@ func (n *Network) Listening(taskID, serviceID string) (bool, error) {
 			ports = append(ports, p.GetTargetPort())
 		}
 	}
+	r := n.attached[taskID]
+	networked := r != nil && len(r.Networks) > 0
 	n.mu.Unlock()
-	if len(ports) == 0 {
-		return true, nil
+	if len(ports) == 0 && !networked {
+		return true, 0, nil
 	}
-	listening := map[string]bool{}
-	err := inNamespace(n.namespacePath(taskID), func() (err error) {
-		_, listening, err = socketsHere()
+	var reachable map[string]bool
+	err = inNamespace(n.namespacePath(taskID), func() (err error) {
+		_, reachable, err = socketsHere()
 		return err
 	})
 	if err != nil {
-		return false, fmt.Errorf("see what task %s listens on: %w", taskID, err)
+		return false, 0, fmt.Errorf("see what task %s listens on: %w", taskID, err)
 	}
 	for _, p := range ports {
-		if !listening[fmt.Sprintf("%04X", p)] {
-			return false, nil
+		if !reachable[fmt.Sprintf("%04X", p)] {
+			return false, listensPublished, nil
 		}
 	}
-	return true, nil
+	return len(ports) > 0 || slices.Contains(slices.Collect(maps.Values(reachable)), true), listensSomewhere, nil
 }
 
 // Established counts the connections with a task that its clients have opened: the sockets of its namespace that are
@@ -76,7 +88,8 @@ func establishedHere() (int, error) {
 	return total, nil
 }
 
-// socketsHere reads the tables of the calling thread's namespace: connections and listeners by local port.
+// socketsHere reads the tables of the calling thread's namespace: connections by local port, and the ports that are listened on,
+// true for those that others can reach.
 func socketsHere() (ports map[string]int, listening map[string]bool, err error) {
 	ports, listening = map[string]int{}, map[string]bool{}
 	for _, table := range []string{"tcp", "tcp6"} {
@@ -96,8 +109,8 @@ func socketsHere() (ports map[string]int, listening map[string]bool, err error) 
 	return ports, listening, nil
 }
 
-// countSockets adds the established sockets a local port, and the ports that are listened on. A port is kept as the
-// table writes it.
+// countSockets adds the established sockets a local port, and the ports that are listened on, false where on loopback alone. A
+// port is kept as the table writes it.
 func countSockets(table io.Reader, established map[string]int, listening map[string]bool) error {
 	s := bufio.NewScanner(table)
 	for s.Scan() {
@@ -107,15 +120,21 @@ func countSockets(table io.Reader, established map[string]int, listening map[str
 		local, line, _ := strings.Cut(line, " ")
 		_, line, _ = strings.Cut(line, " ")
 		state, _, _ := strings.Cut(line, " ")
-		_, port, _ := strings.Cut(local, ":")
+		address, port, _ := strings.Cut(local, ":")
 		switch state {
 		case tcpEstablished:
 			established[port]++
 		case tcpListen:
-			listening[port] = true
+			listening[port] = listening[port] || !onLoopback(address)
 		}
 	}
 	return s.Err()
+}
+
+// onLoopback tells whether an address, as the tables write it, is of 127.0.0.0/8 or ::1.
+func onLoopback(address string) bool {
+	const v4Length, loopback6 = 8, "00000000000000000000000001000000"
+	return len(address) == v4Length && strings.HasSuffix(address, "7F") || address == loopback6
 }
 
 // inNamespace runs fn on a thread of its own within the namespace at path.

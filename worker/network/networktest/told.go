@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"time"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
@@ -72,11 +73,14 @@ func (n *Fake) Went() []string {
 	return slices.Clone(n.gone)
 }
 
+// ListensWithin is how long a task is worth waiting for that does not listen yet.
+const ListensWithin = 3 * time.Second
+
 // Listening is true unless SetDeaf has said otherwise of the task.
-func (n *Fake) Listening(taskID, _ string) (bool, error) {
+func (n *Fake) Listening(taskID, _ string) (listens bool, within time.Duration, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return !n.deaf[taskID], nil
+	return !n.deaf[taskID], ListensWithin, nil
 }
 
 // SetDeaf says whether a task does not listen on its service's ports.
