@@ -134,24 +134,27 @@ func (n *Network) bringFabric(d *delta) error {
 	if err != nil {
 		return err
 	}
+	var errs []error
 	changed := d.peers
 	place := fabricPlace{number: n.place.number, address: own, block: n.place.block, prefix6: n.place.prefix6, port: n.place.port, mask: n.cfg.MarkMask, mtu: mtu}
 	if n.fabric == nil || n.fabric.place != place {
 		if err := n.makeHost(); err != nil { // the MTU may have changed with the address
 			return err
 		}
+		// Without the fabric networks work still: they have devices of their own.
 		if n.fabric, err = openFabric(place); err != nil {
 			n.fabric = nil
-			return err
+			errs = append(errs, err)
 		}
 		changed = n.told.everything().peers
 	}
 	if len(changed) == 0 {
-		return nil
+		return errors.Join(errs...)
 	}
-	var errs []error
 	for id := range changed {
-		errs = append(errs, n.fabric.set(id, n.told.peers[id]))
+		if n.fabric != nil {
+			errs = append(errs, n.fabric.set(id, n.told.peers[id]))
+		}
 	}
 	errs = append(errs, n.setNodes(), n.setUpTunnel())
 	for id := range changed {

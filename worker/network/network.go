@@ -322,7 +322,10 @@ func (n *Network) Teardown(ctx context.Context) error {
 	if n.tunnel != nil {
 		err = errors.Join(err, n.tunnel.Teardown())
 		n.tunnel = nil
+	} else if n.cfg.KeyDir != "" {
+		err = errors.Join(err, wireguard.Remove(wireguard.Config{Dir: n.cfg.KeyDir}))
 	}
+	n.tunnelErr = nil // another cluster may have what this one lacked
 	n.names.forgetAll()
 	err = errors.Join(err, n.ingress.Teardown(), n.coexist.Teardown(), removeLink(Fabric), removeReturnPath(),
 		removeStrayOverlays(n.cfg.overlays(), nil), removeUplink())

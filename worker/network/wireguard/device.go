@@ -290,11 +290,12 @@ func (d *Device) Teardown() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.close()
-	errs := []error{removeLink(), removeKey(d.cfg), removeGuard()}
-	if d.address.IsValid() {
-		errs = append(errs, unguard(d.address.Masked()))
-	}
-	if err := errors.Join(errs...); err != nil {
+	return Remove(d.cfg)
+}
+
+// Remove is Teardown of what a former process has left, for one that opens no Device. What is not there is no error.
+func Remove(cfg Config) error {
+	if err := errors.Join(removeLink(), removeKey(cfg), removeGuard(), removeRefusals()); err != nil {
 		return fmt.Errorf("remove the tunnel: %w", err)
 	}
 	return nil

@@ -17,6 +17,8 @@ const (
 	ipv6 = "/proc/sys/net/ipv6"
 	// throughMetric is of the route through the tunnel, refuseMetric of the one that is left when it has gone.
 	throughMetric, refuseMetric = 512, 1 << 20
+	// refuseProtocol marks the latter as ours, for a process that never knew the range.
+	refuseProtocol = 0x5c
 )
 
 // needIPv6 fails where the kernel has it not. Switched off by sysctl is no obstacle: the device has a setting of its own.
@@ -116,7 +118,25 @@ func unguard(all netip.Prefix) error {
 }
 
 func refusal(all netip.Prefix) *netlink.Route {
-	return &netlink.Route{Dst: netOf(all), Type: unix.RTN_UNREACHABLE, Priority: refuseMetric}
+	return &netlink.Route{Dst: netOf(all), Type: unix.RTN_UNREACHABLE, Priority: refuseMetric, Protocol: refuseProtocol}
+}
+
+// removeRefusals removes the routes that refuse, of whatever range.
+func removeRefusals() error {
+	if _, err := os.Stat(ipv6); err != nil {
+		return nil // without IPv6 there are none
+	}
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: refuseProtocol, Type: unix.RTN_UNREACHABLE}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TYPE)
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	var errs []error
+	for _, r := range routes {
+		if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("remove the route of %s: %w", r.Dst, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // removeLink tolerates a link that is not there.
