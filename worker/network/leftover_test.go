@@ -2,7 +2,10 @@ package network
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"strings"
 	"testing"
@@ -90,4 +93,29 @@ func TestFabric_CannotBeMade_NetworksWorkAllTheSame(t *testing.T) {
 	_ = n.try(func() error { return n.Apply(t.Context(), false, endpoints) }) // of the fabric still
 	c.nodes[1].do(t, func() error { return c.nodes[1].Apply(t.Context(), false, endpoints) })
 	wants(t, a.Namespace, "10.0.4.6:80", "b 10.0.4.5")
+}
+
+func TestTunnel_PortTakenForAWhile_IsOpenedOnceItIsFree(t *testing.T) {
+	c := newCluster(t, 1)
+	n := c.nodes[0]
+	n.end(t)
+	var other net.PacketConn
+	n.do(t, func() (err error) {
+		other, err = net.ListenPacket("udp", fmt.Sprintf(":%d", wireguard.DefaultPort))
+		return err
+	})
+	n.keys = t.TempDir()
+	n.start(t)
+	err := n.try(func() error { return n.Check(t.Context()) })
+	if errors.Is(n.tunnelErr, ErrUnsupported) {
+		t.Skipf("no encryption here: %v", n.tunnelErr)
+	}
+	if s := n.Status(); err == nil || s.GetWireguard() != "" || !strings.Contains(fmt.Sprint(s.GetProblems()), "encrypted networks") {
+		t.Errorf("with the port taken: %v, status %v; want a problem that names it", err, s)
+	}
+	must(t, other.Close())
+	n.do(t, func() error { return n.Check(t.Context()) })
+	if s := n.Status(); s.GetWireguard() == "" || len(s.GetProblems()) > 0 {
+		t.Errorf("with the port free: status %v; want it to encrypt", s)
+	}
 }

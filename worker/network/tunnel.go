@@ -14,7 +14,7 @@ import (
 // live for two minutes.
 const keyLife = 90 * 24 * time.Hour
 
-// openTunnel opens what encrypts, once; an error stays. Encrypted networks go through it: their VXLAN packets are
+// openTunnel opens what encrypts, once; an error stays, but for one that may pass, with which mendTunnel tries again. Encrypted networks go through it: their VXLAN packets are
 // sent to nodes' addresses within the tunnel.
 func (n *Network) openTunnel() error {
 	if n.tunnel != nil || n.tunnelErr != nil {
@@ -66,6 +66,12 @@ func (n *Network) setUpTunnel() error {
 
 // mendTunnel repairs the tunnel, and gives it a new key when the one it has is old: the managers tell the peers of it.
 func (n *Network) mendTunnel() error {
+	if n.tunnel == nil && n.tunnelErr != nil && !errors.Is(n.tunnelErr, ErrUnsupported) {
+		n.tunnelErr = nil // such as its port, which something else had
+		if err := n.openTunnel(); err != nil {
+			return fmt.Errorf("encrypted networks do not work here: %w", err)
+		}
+	}
 	if n.tunnel == nil {
 		return nil
 	}
