@@ -55,10 +55,51 @@ func (n *names) follow(v view, changed map[inNetwork]bool) error {
 	}
 	n.tell()
 	var errs []error
+	alike := map[string][]*client{} // by the one network that has changed for them
 	for task, c := range n.clients {
-		errs = append(errs, n.push(task, c, updates))
+		if id, one := c.concerned(updates); one {
+			alike[id] = append(alike[id], c)
+		} else {
+			errs = append(errs, n.push(task, c, updates))
+		}
+	}
+	for id, clients := range alike {
+		errs = append(errs, n.pushAlike(id, clients, *updates[id]))
 	}
 	return errors.Join(errs...)
+}
+
+// concerned is the network whose update is all that a client needs; false: there is none or more than one, or it needs all.
+func (c *client) concerned(updates map[string]*ingress.VIPUpdate) (network string, one bool) {
+	if c.vips == nil || c.stale {
+		return "", false
+	}
+	for _, id := range c.networks {
+		if updates[id] == nil {
+			continue
+		}
+		if network != "" {
+			return "", false
+		}
+		network = id
+	}
+	return network, network != ""
+}
+
+// pushAlike gives many clients the same update, which is worked out once.
+func (n *names) pushAlike(network string, clients []*client, u ingress.VIPUpdate) error {
+	tables := make([]*ingress.VIPs, len(clients))
+	for i, c := range clients {
+		tables[i] = c.vips
+	}
+	err := ingress.ApplyVIPs(tables, u)
+	for _, c := range clients {
+		c.stale = err != nil
+	}
+	if err != nil {
+		return fmt.Errorf("VIPs of network %s: %w", network, err)
+	}
+	return nil
 }
 
 // vipUpdate adds to the network's update what has changed of a service's VIP.
