@@ -91,13 +91,22 @@ sim: ## whole clusters under faults in virtual time: SEEDS of them (default 1) f
 bench: setup build image ## the benchmarks behind docs/performance.md
 	.ci/bench
 
+.PHONY: bench-net
+bench-net: setup build image ## what the network's paths cost, beside HAProxy, which it installs (Debian, Ubuntu); ROUNDS (default 7)
+	@if ! command -v haproxy >/dev/null; then \
+		echo "bench-net: installing the package haproxy, to compare with"; \
+		$(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq haproxy; \
+	fi
+	.ci/bench net
+
 .PHONY: bench-faults
 bench-faults: setup build image ## times from a fault to its repair, on real hosts: median and worst of RUNS (default 20)
 	go run ./e2e/faults -runs $${RUNS:-20}
 
 .PHONY: soak
-soak: setup build image ## a worker's daemons killed CYCLES times (default 100; containerd half as often) under 20 containers
+soak: setup build image ## a worker's daemons killed CYCLES times (default 100; containerd half as often) under 20 containers; 100,000 requests while all changes
 	CYCLES=$${CYCLES:-100} go test -count=1 -timeout 0 -v -run 'TestWorker_DaemonsKilledAgainAndAgain' ./e2e/node
+	SOAK=1 go test -count=1 -timeout 0 -v -run 'TestTraffic' ./e2e/node
 
 .PHONY: clean
 clean: ## remove what was built

@@ -15,7 +15,7 @@ import (
 )
 
 // NetworkState is what the kernel has for the host's network, one line each, sorted: links, addresses, routes, rules and tables of
-// rules. What it learns by itself (neighbours, cached routes) is left out.
+// rules. What it makes and learns by itself (link-local addresses and their routes, anycast and multicast routes, neighbours) is left out.
 func (h *Host) NetworkState() ([]string, error) {
 	var out []string
 	err := h.Inside(func() error {
@@ -45,6 +45,9 @@ func linkState() ([]string, error) {
 			return nil, fmt.Errorf("list addresses: %w", err)
 		}
 		for _, a := range addrs {
+			if a.IP.IsLinkLocalUnicast() {
+				continue
+			}
 			out = append(out, fmt.Sprintf("address %s %s", l.Attrs().Name, a.IPNet))
 		}
 	}
@@ -59,6 +62,9 @@ func routeState() ([]string, error) {
 			return nil, fmt.Errorf("list routes: %w", err)
 		}
 		for _, r := range routes {
+			if r.Type == unix.RTN_ANYCAST || r.Type == unix.RTN_MULTICAST || r.Dst != nil && r.Dst.IP.IsLinkLocalUnicast() {
+				continue
+			}
 			out = append(out, fmt.Sprintf("route %v table %d type %d via %v link %d protocol %d", r.Dst, r.Table, r.Type, r.Gw, r.LinkIndex, r.Protocol))
 		}
 	}
@@ -99,11 +105,7 @@ func tableState() ([]string, error) {
 			if chain.Table.Name != t.Name {
 				continue
 			}
-			rules, err := c.GetRules(t, chain)
-			if err != nil {
-				return nil, fmt.Errorf("list rules of %s: %w", chain.Name, err)
-			}
-			out = append(out, fmt.Sprintf("chain %d %s %s with %d rules", t.Family, t.Name, chain.Name, len(rules)))
+			out = append(out, fmt.Sprintf("chain %d %s %s", t.Family, t.Name, chain.Name))
 		}
 	}
 	return out, nil
