@@ -288,9 +288,15 @@ func (i *Ingress) tryLater() {
 }
 
 // endFlows deletes the connection tracking entries to addresses that end. That has the kernel walk through its whole table, some
-// milliseconds, so it is done for those alone that a flow was led to.
-func (i *Ingress) endFlows(l leaving) error {
-	if i.kernel == nil || len(l.all)+len(l.udp) == 0 {
+// milliseconds, so it is done for those alone that a flow was led to. What fails is done again with the next ones, and by Check.
+func (i *Ingress) endFlows(more leaving) error {
+	if i.kernel == nil {
+		return nil
+	}
+	l := i.unended
+	maps.Copy(l.all, more.all)
+	maps.Copy(l.udp, more.udp)
+	if len(l.all)+len(l.udp) == 0 {
 		return nil
 	}
 	var filters []ctFilter
@@ -325,8 +331,12 @@ func (i *Ingress) endFlows(l leaving) error {
 			return err
 		}
 	}
-	if err := deleteFlows("", filters...); err != nil || c.empty() {
+	if err := deleteFlows("", filters...); err != nil {
 		return err
+	}
+	i.unended = newLeaving()
+	if c.empty() {
+		return nil
 	}
 	if err := c.commit(i.kernel); err != nil {
 		return i.mend(err)

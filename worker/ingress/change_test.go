@@ -138,6 +138,28 @@ func TestEndpointRemoved_ActiveClientIsResetAtOnce_OthersGoOn(t *testing.T) {
 	}
 }
 
+// What could not be ended, here for want of descriptors, is ended by the next check.
+func TestEndpointRemoved_ConnectionsCannotBeEnded_TheNextCheckEndsThem(t *testing.T) {
+	l := newLab(t, 1)
+	h := l.hosts[0]
+	a := h.pod("a")
+	l.tell(Update{Full: true, Services: []*swarmpb.AssignedService{publishing("s", port(tcp, 8080, 80))}, Endpoints: []*swarmpb.Endpoint{a.endpoint("s", active)}})
+	_, echo := established(t, l.client, h.at(8080))
+	must(t, echo())
+	var limit unix.Rlimit
+	must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: limit.Max}))
+	err := h.Apply(Update{RemovedEndpoints: []string{"a"}})
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
+	if !errors.Is(err, unix.EMFILE) {
+		t.Fatalf("without descriptors: %v; want it to say so", err)
+	}
+	must(t, h.Check())
+	if err := echo(); !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("after the check: %v; want a reset", err)
+	}
+}
+
 func TestGone_NodeOfTheTask_TakesItOutWithoutTheManagers(t *testing.T) {
 	l := newLab(t, 1)
 	h := l.hosts[0]

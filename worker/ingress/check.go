@@ -100,6 +100,10 @@ func (i *Ingress) Check() error {
 	if i.kernel == nil {
 		return nil
 	}
+	return errors.Join(i.repair(), i.endFlows(newLeaving()))
+}
+
+func (i *Ingress) repair() error {
 	same, err := i.intact()
 	if err != nil {
 		return fmt.Errorf("check ingress: %w", err)

@@ -106,6 +106,9 @@ type Ingress struct {
 	pods    []netip.Addr
 	told    struct{ nodes, pods bool }
 
+	// unended are addresses whose connections are still to be ended.
+	unended leaving
+
 	loaded bool   // the kernel has had our table since Configure
 	print  uint64 // of the rules
 	dirty  bool   // kernel and state may differ
@@ -135,7 +138,7 @@ func New(cfg Config) (*Ingress, error) {
 	return &Ingress{
 		cfg: cfg, changes: make(chan struct{}, 1), listeners: l, table: newTable(), state: newState(),
 		balances: map[portKey]*balance{}, inherited: map[portKey]*balance{}, forwards: map[portKey]netip.AddrPort{},
-		conflicts: map[portKey]string{}, members: map[*nftables.Set]map[string]nftables.SetElement{},
+		conflicts: map[portKey]string{}, members: map[*nftables.Set]map[string]nftables.SetElement{}, unended: newLeaving(),
 	}, nil
 }
 
@@ -368,6 +371,7 @@ func (i *Ingress) Teardown() error {
 	i.balances, i.inherited = map[portKey]*balance{}, map[portKey]*balance{}
 	i.state, i.full, i.nodes, i.pods = newState(), false, nil, nil
 	i.told.nodes, i.told.pods = false, false
+	i.unended = newLeaving()
 	defer k.close()
 	if err := errors.Join(k.removeTable(i.table.inet), removeAllResets()); err != nil {
 		return fmt.Errorf("remove the table of ingress: %w", err)
