@@ -55,6 +55,14 @@ func linkState() ([]string, error) {
 }
 
 func routeState() ([]string, error) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	names := map[int]string{}
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
 	var out []string
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
@@ -65,7 +73,7 @@ func routeState() ([]string, error) {
 			if r.Type == unix.RTN_ANYCAST || r.Type == unix.RTN_MULTICAST || r.Dst != nil && r.Dst.IP.IsLinkLocalUnicast() {
 				continue
 			}
-			out = append(out, fmt.Sprintf("route %v table %d type %d via %v link %d protocol %d", r.Dst, r.Table, r.Type, r.Gw, r.LinkIndex, r.Protocol))
+			out = append(out, fmt.Sprintf("route %v table %d type %d via %v link %s protocol %d", r.Dst, r.Table, r.Type, r.Gw, names[r.LinkIndex], r.Protocol))
 		}
 	}
 	return out, nil

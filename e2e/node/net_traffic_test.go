@@ -10,17 +10,20 @@ import (
 // inFlight is how long after a kill -9 a request may still come to what was killed: until its node has seen it end.
 const inFlight = time.Second
 
+// drainTime is how long connections that are kept stay with a replica that is to stop.
+const drainTime = "3s"
+
 func TestTraffic_ScaledKilledDrained_NothingFails(t *testing.T) {
 	t.Parallel()
 	c := newNetCluster(t, 5, 3)
 	c.network(t, "back")
 	t.Run("ThroughEveryNode", func(t *testing.T) {
-		c.create(t, "web", 3, "-p", "8080:80")
+		c.create(t, "web", 3, "-p", "8080:80", "--stop-grace-period", drainTime)
 		defer c.remove(t, "web")
 		changed(t, c, "web", c.outside(), c.everywhere(8080))
 	})
 	t.Run("ThroughAVIP", func(t *testing.T) {
-		c.create(t, "vip", 3, "--network", "back")
+		c.create(t, "vip", 3, "--network", "back", "--stop-grace-period", drainTime)
 		defer c.remove(t, "vip")
 		asks := c.on(t, 1, "asks", 3, "--network", "back")
 		defer c.remove(t, "asks")
@@ -34,7 +37,7 @@ func TestTraffic_ScaledKilledDrained_NothingFails(t *testing.T) {
 		changed(t, c, "vip", sources, []string{"http://" + vip[0] + "/tiny"})
 	})
 	t.Run("ByNamesOfReplicas", func(t *testing.T) {
-		c.create(t, "rr", 3, "--network", "back", "--endpoint-mode", "dnsrr")
+		c.create(t, "rr", 3, "--network", "back", "--endpoint-mode", "dnsrr", "--stop-grace-period", drainTime)
 		defer c.remove(t, "rr")
 		asks := c.on(t, 1, "calls", 2, "--network", "back")
 		defer c.remove(t, "calls")
