@@ -118,8 +118,38 @@ func (n *Network) endFlows(was, now *swarmpb.Endpoint) error {
 	var errs []error
 	for _, a := range was.GetNetworks() {
 		if p, ok := pairOf(a); ok {
-			errs = append(errs, n.names.flush(a.GetNetworkId(), p, now != nil))
+			errs = append(errs, n.flush(flow{a.GetNetworkId(), p, now != nil}))
 		}
+	}
+	return errors.Join(errs...)
+}
+
+// flow is what has to end of this node's tasks: all with an address of a network, or their UDP alone.
+type flow struct {
+	network string
+	pair
+	udpAlone bool
+}
+
+// maxUnended bounds what is remembered to be ended later; what is beyond it times out.
+const maxUnended = 1024
+
+// flush ends flows; what fails is done again by Check.
+func (n *Network) flush(f flow) error {
+	err := n.names.flush(f.network, f.pair, f.udpAlone)
+	if err != nil && len(n.unended) < maxUnended {
+		n.unended = append(n.unended, f)
+	}
+	return err
+}
+
+// flushAgain ends what could not be ended before.
+func (n *Network) flushAgain() error {
+	again := n.unended
+	n.unended = nil
+	var errs []error
+	for _, f := range again {
+		errs = append(errs, n.flush(f))
 	}
 	return errors.Join(errs...)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -17,6 +18,8 @@ const (
 	checkInterval = 10 * time.Second
 	// checkPause lets what comes together be repaired together.
 	checkPause = 50 * time.Millisecond
+	// watchPause is before the kernel is asked for its news again.
+	watchPause = time.Second
 )
 
 // Check compares the kernel with what was told, and repairs. Before Configure it does nothing.
@@ -66,7 +69,7 @@ func (n *Network) check() error {
 			errs = append(errs, err)
 		}
 	}
-	errs = append(errs, n.mendRoutes(), n.closeIdleOverlays(), n.names.check(), n.ingress.Check())
+	errs = append(errs, n.mendRoutes(), n.closeIdleOverlays(), n.names.check(), n.flushAgain(), n.ingress.Check())
 	return errors.Join(errs...)
 }
 
@@ -159,16 +162,33 @@ func (n *Network) watch(ctx context.Context, wake chan<- struct{}) {
 		default:
 		}
 	}
+	tables := make(chan struct{})
+	go watchTables(ctx, tables)
+	for ctx.Err() == nil {
+		n.watchLinks(ctx, tables, poke)
+		poke() // something may have been missed
+		pause := time.NewTimer(watchPause)
+		select {
+		case <-ctx.Done():
+		case <-pause.C:
+		}
+		pause.Stop()
+	}
+}
+
+// watchLinks pokes until ctx ends or the kernel's news of links do, such as when they come faster than they are read.
+func (n *Network) watchLinks(ctx context.Context, tables <-chan struct{}, poke func()) {
 	done := make(chan struct{})
-	context.AfterFunc(ctx, func() { close(done) })
+	var once sync.Once
+	end := func() { once.Do(func() { close(done) }) }
+	defer context.AfterFunc(ctx, end)()
+	defer end()
 	links := make(chan netlink.LinkUpdate)
 	failed := func(err error) { n.cfg.Logger.Debug("the kernel's news of links end", "error", err) }
 	if err := netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{ErrorCallback: failed}); err != nil {
 		n.cfg.Logger.Warn("cannot watch links; they are checked every 10 s", "error", err)
 		links = nil
 	}
-	tables := make(chan struct{})
-	go watchTables(ctx, tables)
 	for {
 		select {
 		case <-ctx.Done():
@@ -179,8 +199,9 @@ func (n *Network) watch(ctx context.Context, wake chan<- struct{}) {
 			return
 		case u, ok := <-links:
 			if !ok {
-				links = nil
-			} else if u.Header.Type == unix.RTM_DELLINK && n.needs(u.Attrs().Name) {
+				return
+			}
+			if u.Header.Type == unix.RTM_DELLINK && n.needs(u.Attrs().Name) {
 				poke()
 			}
 		case <-tables:

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
@@ -222,6 +224,41 @@ func TestRun_KernelTellsOfWhatHasGone_IsMadeAgain(t *testing.T) {
 	}
 	stop()
 	must(t, <-ended)
+}
+
+// While nobody reads, more happens to links than the kernel keeps for us: the news go on after it.
+func TestWatch_MoreNewsThanAreKept_GoesOn(t *testing.T) {
+	l, _ := repairLab(t)
+	ctx, stop := context.WithCancel(t.Context())
+	wake, ended := make(chan struct{}, 1), make(chan struct{})
+	go func() { defer close(ended); l.watch(ctx, wake) }()
+	hears := func() error {
+		must(t, removeLink(Uplink))
+		defer func() { must(t, l.makeHost()) }()
+		wait := time.NewTimer(200 * time.Millisecond)
+		defer wait.Stop()
+		select {
+		case <-wake:
+			return nil
+		case <-wait.C:
+			return errors.New("nothing is heard")
+		}
+	}
+	eventually(t, "at first", hears)
+	l.mu.Lock() // it is asked about every link that goes
+	must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "other", TxQLen: -1}}))
+	must(t, removeLink("other"))
+	uplink, err := netlink.LinkByName(Uplink)
+	must(t, err)
+	for i := range 2000 {
+		must(t, netlink.LinkSetAlias(uplink, strings.Repeat("x", i%200)))
+	}
+	l.mu.Unlock()
+	for range 3 { // one may be of what was missed
+		eventually(t, "after that", hears)
+	}
+	stop()
+	<-ended
 }
 
 func TestCrash_HalfAttached_IsMadeWholeOrSweptAway(t *testing.T) {

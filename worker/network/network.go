@@ -128,7 +128,8 @@ type Network struct {
 	cursor     netip.Addr // the address given last: a released one rests until the block has been gone through
 	attached   map[string]*record
 	told       *told
-	unheld     bool            // the kernel has not taken all of it
+	unheld     bool // the kernel has not taken all of it
+	unended    []flow
 	gone       map[string]bool // tasks whose process has ended; until they are attached again, or the managers know
 	dead       map[string]bool // nodes that gossip calls dead
 	hint       func(nodeID string) bool
@@ -330,7 +331,7 @@ func (n *Network) Teardown(ctx context.Context) error {
 	err = errors.Join(err, n.ingress.Teardown(), n.coexist.Teardown(), removeLink(Fabric), removeReturnPath(),
 		removeStrayOverlays(n.cfg.overlays(), nil), removeUplink())
 	n.configured, n.place, n.fabric = false, hostPlace{}, nil
-	n.told = newTold()
+	n.told, n.unended = newTold(), nil
 	clear(n.gone)
 	clear(n.dead)
 	return err
