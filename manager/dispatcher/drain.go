@@ -32,12 +32,14 @@ func (s *Server) Drains() DrainCounts {
 // drain notes tasks as drained: those that run and are to stop, once every node with a live lease has applied the index at
 // which they were told so. Nothing of it is kept but in the store: a new leader asks again.
 func (l *leaderPart) drain(ctx context.Context) error {
+	var waiting map[string]drainWait
 	for ctx.Err() == nil {
 		st := l.store()
 		view := st.View()
 		watch, err := st.Watch(view.Index(), watchLimit)
 		if err == nil {
-			d := newDrainer(l, view)
+			d := newDrainer(l, view, waiting)
+			waiting = d.waiting
 			err = d.run(ctx, view, watch)
 			watch.Close()
 		}
@@ -74,20 +76,34 @@ type drainWait struct {
 	late  bool
 }
 
-func newDrainer(l *leaderPart, view *store.View) *drainer {
+// newDrainer lists what is waited for; a task that was waited for before goes on with the time that it has waited.
+func newDrainer(l *leaderPart, view *store.View, before map[string]drainWait) *drainer {
 	d := &drainer{l: l, waiting: make(map[string]drainWait)}
 	for task := range view.Tasks() {
-		if stops(task) {
-			d.see(view, task.GetId())
+		if !drains(task) {
+			continue
+		}
+		d.see(view, task.GetId())
+		if w, waits := d.waiting[task.GetId()]; waits {
+			if old, ok := before[task.GetId()]; ok {
+				w.since, w.late = old.since, old.late
+				d.waiting[task.GetId()] = w
+			}
 		}
 	}
 	return d
 }
 
+// drains tells whether a task's node waits for the word that it gets no new connections: not for one that its user removes
+// with the service, nobody is to reach that any more.
+func drains(task *swarmpb.Task) bool {
+	return stops(task) && task.GetDesiredState() < swarmpb.TaskState_TASK_STATE_REMOVE
+}
+
 // see begins or ends the wait for a task.
 func (d *drainer) see(view *store.View, id string) {
 	rows := view.TaskRows(id)
-	if rows.Task == nil || !stops(rows.Task) || rows.Observed != swarmpb.TaskState_TASK_STATE_RUNNING ||
+	if rows.Task == nil || !drains(rows.Task) || rows.Observed != swarmpb.TaskState_TASK_STATE_RUNNING ||
 		rows.Status.GetDrainedAt() != 0 || !isReached(view, rows.Task.GetServiceId()) {
 		delete(d.waiting, id)
 		return

@@ -161,6 +161,28 @@ func TestDrain_WriteFails_TriedAgain(t *testing.T) {
 	})
 }
 
+// TestDrainer_ListedAnew_GoesOnWithTheTimeThatWasWaited: a watch that breaks again and again keeps no task from its end.
+func TestDrainer_ListedAnew_GoesOnWithTheTimeThatWasWaited(t *testing.T) {
+	w := testWorld(t, "n1")
+	w.publish()
+	old, young := w.task(1, "n1"), w.task(2, "n1")
+	w.status(old, stRunning)
+	w.status(young, stRunning)
+	w.desire(old, stShutdown, false)
+	first := newDrainer(&leaderPart{}, w.view(), nil)
+	began := time.Now().Add(-4 * time.Second)
+	first.waiting[old] = drainWait{index: first.waiting[old].index, since: began, late: true}
+	w.desire(old, stShutdown, true) // its row changes
+	w.desire(young, stShutdown, false)
+	waiting := newDrainer(&leaderPart{}, w.view(), first.waiting).waiting
+	if got := waiting[old]; got.since != began || !got.late || got.index != w.view().Task(old).GetMeta().GetVersion() {
+		t.Errorf("waits since %s for %d, late %t", got.since, got.index, got.late)
+	}
+	if got := waiting[young]; len(waiting) != 2 || got.late || !got.since.After(began) {
+		t.Errorf("%d wait, the young one %+v", len(waiting), got)
+	}
+}
+
 func TestDrain_ManyTasks_FewWritesAndNobodyElses(t *testing.T) {
 	inCluster(t, []string{"n1", "n2"}, func(t *testing.T, c *cluster) {
 		c.publish()
@@ -285,6 +307,28 @@ func TestDescription_Conflicts_ReachTheStoreAtOnce(t *testing.T) {
 			}
 			time.Sleep(time.Millisecond)
 			synctest.Wait()
+		}
+	})
+}
+
+// TestDrainer_ServiceIsRemoved_IsNotWaitedFor: its tasks' nodes do not wait either, and none is late for it.
+func TestDrainer_ServiceIsRemoved_IsNotWaitedFor(t *testing.T) {
+	inCluster(t, []string{"n1", "n2"}, func(t *testing.T, c *cluster) {
+		c.publish()
+		h := c.mustConnect("n1", "b1").prompt()
+		c.mustConnect("n2", "b2") // beats, and acknowledges nothing
+		task := c.task(1, "n1")
+		c.status(task, stRunning)
+		time.Sleep(2 * time.Second)
+		before := c.proposed.Load()
+		service := swarmpb.Clone(c.view().Service(serviceWeb))
+		service.Removing = true
+		c.put(&swarmpb.Row{Row: &swarmpb.Row_Service{Service: service}})
+		c.desire(task, stRemove, false)
+		time.Sleep(7 * time.Second)
+		h.expect(c.view(), "n1")
+		if n, drains := c.proposed.Load()-before, c.server.Drains(); n != 0 || drains != (DrainCounts{}) {
+			t.Errorf("%d proposals, drained: %+v", n, drains)
 		}
 	})
 }

@@ -32,11 +32,19 @@ type reach struct {
 	full fullList
 }
 
-// fullList is all that is told to everyone, for those who begin.
+// fullList is all that is told to everyone, for those who begin. It lives no longer than the view it was made of: many
+// begin at once, or few at all.
 type fullList struct {
 	mu    sync.Mutex
-	view  *store.View
+	made  bool
 	parts []message
+}
+
+// drop forgets the list. Call with reach's lock held for writing.
+func (l *fullList) drop() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.made, l.parts = false, nil
 }
 
 type networkMessage struct{ change message }
@@ -204,6 +212,7 @@ func (r *reach) step(view *store.View, t *touched) news {
 		}
 	}
 	r.view = view
+	r.full.drop()
 	return n
 }
 

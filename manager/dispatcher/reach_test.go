@@ -3,9 +3,11 @@ package dispatcher
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
+	"weak"
 
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
@@ -438,4 +440,23 @@ func TestReach_RandomHistory_ReceiversHoldWhatTheViewSays(t *testing.T) {
 			fresh.expect(p.view(), node)
 		}
 	})
+}
+
+// TestReach_ViewIsFollowedByAnother_IsNotKept: the parts of a view that is kept are kept with it, which in a large cluster
+// is another copy of everything in the end.
+func TestReach_ViewIsFollowedByAnother_IsNotKept(t *testing.T) {
+	w := testWorld(t, "n1")
+	w.publish()
+	told := newTeller(w, maxEvents, "n1")
+	told.deliver(newHolder(t), "n1") // the full set
+	old := weak.Make(told.server.reach.view)
+	w.task(1, "n1")
+	told.see()
+	for range 3 {
+		runtime.GC()
+	}
+	if old.Value() != nil {
+		t.Error("a view is kept that nobody reads any more")
+	}
+	runtime.KeepAlive(told)
 }

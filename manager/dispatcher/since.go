@@ -42,10 +42,9 @@ func appendAll(changes []message, s *reachedService) []message {
 func (r *reach) shared() []message {
 	r.full.mu.Lock()
 	defer r.full.mu.Unlock()
-	if r.full.view == r.view {
+	if r.full.made {
 		return r.full.parts
 	}
-	r.full.view, r.full.parts = r.view, nil
 	changes := make([]message, 0, r.peers.Len())
 	r.peers.Scan(func(_ string, peer message) bool { changes = append(changes, peer); return true })
 	if t := r.topics.byName[everyone]; t != nil {
@@ -54,7 +53,7 @@ func (r *reach) shared() []message {
 			return true
 		})
 	}
-	r.full.parts = changes
+	r.full.made, r.full.parts = true, changes
 	return changes
 }
 

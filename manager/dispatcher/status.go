@@ -3,10 +3,12 @@ package dispatcher
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/swarmd/swarmd/manager/store"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/proto/wire"
 )
@@ -42,26 +44,50 @@ func (s *Server) UpdateStatus(ctx context.Context, req *swarmpb.UpdateStatusRequ
 	return &swarmpb.UpdateStatusResponse{}, nil
 }
 
-// own keeps the statuses of tasks that are placed on the node. The node may have its tasks from a manager that
-// is ahead of this one: before a status is dropped, this one catches up.
+// own keeps the statuses of tasks that are placed on the node, without addresses that are not of the node's block: all
+// nodes would send connections there. The node may have its tasks and its block from a manager that is ahead of this one:
+// before anything is dropped, this one catches up.
 func (s *Server) own(ctx context.Context, nodeID string, statuses []*swarmpb.TaskStatus) ([]*swarmpb.TaskStatus, error) {
 	view, fresh := s.view(), false
+	block := blockOf(view, nodeID)
 	own := make([]*swarmpb.TaskStatus, 0, len(statuses))
 	for _, st := range statuses {
-		placed := view.Placement(st.GetTaskId()).GetNodeId() == nodeID
-		if !placed && !fresh {
+		placed, within := view.Placement(st.GetTaskId()).GetNodeId() == nodeID, isWithin(block, st.GetAddress())
+		if !(placed && within) && !fresh {
 			latest, err := s.freshView(ctx)
 			if err != nil {
 				return nil, err
 			}
 			view, fresh = latest, true
-			placed = view.Placement(st.GetTaskId()).GetNodeId() == nodeID
+			block = blockOf(view, nodeID)
+			placed, within = view.Placement(st.GetTaskId()).GetNodeId() == nodeID, isWithin(block, st.GetAddress())
 		}
-		if placed {
-			own = append(own, st)
+		if !placed {
+			continue
 		}
+		if !within {
+			s.log.Debug("an address that is not of the node's block is dropped",
+				"node", nodeID, "task", st.GetTaskId(), "address", st.GetAddress(), "block", block)
+			st.Address = "" // ours: it was copied
+		}
+		own = append(own, st)
 	}
 	return own, nil
+}
+
+// blockOf is the block that the node gives its tasks addresses from; the zero prefix before it has one.
+func blockOf(view *store.View, nodeID string) netip.Prefix {
+	block, err := netip.ParsePrefix(uplinkBlock(view, nodeID))
+	if err != nil {
+		return netip.Prefix{}
+	}
+	return block
+}
+
+// isWithin tells whether a task may have the address: one of the block, or none yet.
+func isWithin(block netip.Prefix, address string) bool {
+	a, err := netip.ParseAddr(address)
+	return address == "" || err == nil && block.Contains(a)
 }
 
 // cleanStatuses copies statuses, bounded and printable, the newest of each task; a status that no worker may

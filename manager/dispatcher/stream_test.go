@@ -162,6 +162,45 @@ func TestUpdateStatus_BadInput_RefusedOrIgnored(t *testing.T) {
 	})
 }
 
+// TestUpdateStatus_AddressOfAnothersBlock_IsDropped: every node would send the clients of a published port there.
+func TestUpdateStatus_AddressOfAnothersBlock_IsDropped(t *testing.T) {
+	var asks func()
+	adjust := func(cfg *Config) {
+		read := cfg.ReadIndex
+		cfg.ReadIndex = func(ctx context.Context) (uint64, error) {
+			if asks != nil {
+				asks()
+				asks = nil
+			}
+			return read(ctx)
+		}
+	}
+	inClusterWith(t, []string{"n1", "n2"}, adjust, func(t *testing.T, c *cluster) {
+		c.allocate("uplink", "100.64.2.0/24", "n2")
+		w := c.mustConnect("n1", "b1")
+		time.Sleep(100 * time.Millisecond)
+		c.endLead() // which reads indexes, too
+		report := func(slot uint64, address, want string) {
+			t.Helper()
+			task := c.task(slot, "n1")
+			if err := w.update(&swarmpb.TaskStatus{TaskId: task, State: stRunning, Address: address}); err != nil {
+				t.Fatal(err)
+			}
+			if got := c.view().Status(task); got.GetState() != stRunning || got.GetAddress() != want {
+				t.Errorf("%q is reported: the status is %v", address, got)
+			}
+		}
+		report(1, "100.64.1.7", "") // it has no block
+		// It has its block from a manager that is ahead of this one.
+		asks = func() { c.allocate("uplink", "100.64.1.0/24", "n1") }
+		report(2, "100.64.1.7", "100.64.1.7")
+		for i, address := range []string{"100.64.2.7", "10.0.0.1", "127.0.0.1", "fd00::1", "nonsense"} {
+			report(uint64(3+i), address, "")
+		}
+		report(9, "", "")
+	})
+}
+
 func TestUpdateStatus_CommitFails_CallerLearns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "n1")

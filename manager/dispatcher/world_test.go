@@ -20,6 +20,7 @@ const (
 	stReady     = swarmpb.TaskState_TASK_STATE_READY
 	stFailed    = swarmpb.TaskState_TASK_STATE_FAILED
 	stShutdown  = swarmpb.TaskState_TASK_STATE_SHUTDOWN
+	stRemove    = swarmpb.TaskState_TASK_STATE_REMOVE
 	stOrphaned  = swarmpb.TaskState_TASK_STATE_ORPHANED
 	serviceWeb  = "0000000000000000000000web"
 	clusterName = "c1"
