@@ -195,6 +195,39 @@ func TestRestart_NoConnectionFails_UntilAndWhileTheManagersTellAll(t *testing.T)
 	}
 }
 
+// What a former process was told is on disk, so it may be told again before there is a configuration.
+func TestRestart_ToldBeforeItIsConfigured_SlotsStayAndWhatIsGoneIsRefused(t *testing.T) {
+	l := newLab(t, 1)
+	h := l.hosts[0]
+	a := h.pod("a")
+	key := portKey{unix.IPPROTO_TCP, 8080}
+	services := []*swarmpb.AssignedService{publishing("s", port(tcp, 8080, 80)), publishing("gone", port(tcp, 8081, 80))}
+	endpoints := []*swarmpb.Endpoint{a.endpoint("s", active)}
+	for n := range 9 {
+		endpoints = append(endpoints, &swarmpb.Endpoint{TaskId: fmt.Sprint("x", n), ServiceId: "s", NodeId: "node1", State: active, Address: fmt.Sprintf("100.64.0.%d", 100+n)})
+	}
+	l.tell(Update{Full: true, Services: services, Endpoints: endpoints})
+	must(t, h.Apply(Update{RemovedEndpoints: []string{"x3"}})) // so that the slots have a history
+	endpoints = append(endpoints[:4:4], endpoints[5:]...)
+	slots := fmt.Sprint(h.balances[key].backends)
+	h.Close()
+	next, err := New(Config{Logger: h.cfg.Logger, UplinkGroup: testGroup, FabricLink: testFab, ReplyRule: 32000})
+	must(t, err)
+	h.Ingress = next
+	must(t, h.Apply(Update{Full: true, Services: services[:1], Endpoints: endpoints}))
+	must(t, h.Configure(h.place()))
+	if now := fmt.Sprint(h.balances[key].backends); now != slots {
+		t.Errorf("slots moved: %s, were %s", now, slots)
+	}
+	if same, err := h.holdsBalance(key, h.balances[key]); !same || err != nil {
+		t.Errorf("the kernel holds other slots: %v", err)
+	}
+	must(t, h.SetPods(h.addresses()))
+	if _, err := get(l.client, "tcp", h.at(8081)); !errors.Is(err, syscall.ECONNREFUSED) || len(h.inherited) > 0 {
+		t.Errorf("what is gone since: %v; want it refused and forgotten: %v", err, h.inherited)
+	}
+}
+
 func TestFabric_PacketsOfNonMembersAreDropped(t *testing.T) {
 	l := newLab(t, 2)
 	h := l.hosts[0]

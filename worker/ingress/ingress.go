@@ -161,13 +161,17 @@ func (i *Ingress) Configure(h Host) error {
 	if i.loaded && i.layout == next {
 		return nil
 	}
-	if i.kernel == nil {
+	opened := i.kernel == nil
+	if opened {
 		if err := i.takeOver(); err != nil {
 			return fmt.Errorf("configure ingress: %w", err)
 		}
 	}
 	i.layout = next
 	i.findSelf()
+	if opened {
+		i.inherit()
+	}
 	if err := i.reload(); err != nil {
 		return fmt.Errorf("configure ingress: %w", err)
 	}
@@ -197,6 +201,20 @@ func (i *Ingress) takeOver() error {
 	}
 	i.kernel = k
 	return nil
+}
+
+// inherit has what was told before Configure take the slots that a former process gave it, and forgets what that one published
+// and nobody does any more.
+func (i *Ingress) inherit() {
+	all := map[string]bool{}
+	for id, v := range i.state.services {
+		all[id], v.random = true, nil
+		i.recall(id)
+	}
+	i.state.claim(all)
+	if i.full {
+		clear(i.inherited)
+	}
 }
 
 // SetNodes replaces the members. Addresses are known to the rules, numbers lead replies back, IDs order the subsets.
