@@ -29,7 +29,7 @@ type Forward struct {
 func (f Forward) key() portKey { return portKey{protocolNumber(f.Protocol), f.Port} }
 
 // Apply takes an update over. It returns once the kernel holds it, in one transaction, and the connections that end with it are
-// deleted; before Configure it only remembers. After an error the kernel may not hold it; Check tries again.
+// deleted; before Configure it only remembers. After an error the kernel may not hold it; Check tries again, and so does the next Apply.
 func (i *Ingress) Apply(u Update) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -47,7 +47,7 @@ func (i *Ingress) Apply(u Update) error {
 		}
 		clear(i.inherited)
 	}
-	err := errors.Join(i.settle(ports), i.endFlows(leave))
+	err := errors.Join(i.settle(ports), i.loadRefused(), i.endFlows(leave))
 	i.state.tidy(touched)
 	return err
 }

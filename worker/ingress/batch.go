@@ -149,6 +149,9 @@ func (k *kernel) transact(transaction []byte) error {
 // send writes messages of which the kernel is to acknowledge one, and calls with the attributes of what it answers before that,
 // which are good until it returns.
 func (k *kernel) send(messages []byte, each func(attrs []byte)) error {
+	if err := k.ready(); err != nil {
+		return err
+	}
 	raw, err := k.raw.SyscallConn()
 	if err != nil {
 		return err

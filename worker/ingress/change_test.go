@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"runtime"
 	"strings"
 	"syscall"
@@ -157,6 +158,51 @@ func TestEndpointRemoved_ConnectionsCannotBeEnded_TheNextCheckEndsThem(t *testin
 	must(t, h.Check())
 	if err := echo(); !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
 		t.Errorf("after the check: %v; want a reset", err)
+	}
+}
+
+// The sockets to the kernel are made anew after an error; without descriptors that fails too, and is no reason to end.
+func TestSockets_CannotBeMadeAnewForAWhile_AreAfterwards(t *testing.T) {
+	l := newLab(t, 1)
+	h := l.hosts[0]
+	a := h.pod("a")
+	vips, err := OpenVIPs(a.ns, VIPConfig{Logger: h.cfg.Logger})
+	must(t, err)
+	defer vips.Close()
+	without := func(fn func()) {
+		var limit unix.Rlimit
+		must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+		must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: limit.Max}))
+		defer func() { must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)) }()
+		fn()
+	}
+	services := Update{Full: true, Services: []*swarmpb.AssignedService{publishing("s", port(tcp, 8080, 80))}, Endpoints: []*swarmpb.Endpoint{a.endpoint("s", active)}}
+	update := VIPUpdate{Full: true, VIPs: []VIP{{Address: netip.MustParseAddr("10.0.4.200"), Backends: []Backend{{Address: netip.MustParseAddr("10.0.4.2"), Weight: 1}}}}}
+	without(func() {
+		for _, k := range []*kernel{h.kernel, vips.kernel} {
+			if err := k.drop(); !errors.Is(err, unix.EMFILE) {
+				t.Fatalf("without descriptors: %v", err)
+			}
+		}
+		for range 2 {
+			for name, fail := range map[string]func() error{
+				"Apply": func() error { return h.Apply(services) }, "Check": h.Check, "SetPods": func() error { return h.SetPods(nil) },
+				"VIPs' Apply": func() error { return vips.Apply(update) }, "VIPs' Check": vips.Check,
+			} {
+				if err := fail(); err == nil && name != "SetPods" {
+					t.Errorf("%s without sockets: no error", name)
+				}
+			}
+		}
+	})
+	must(t, h.SetPods(h.addresses()))
+	must(t, h.Check())
+	must(t, vips.Check())
+	if got, err := get(l.client, "tcp", h.at(8080)); err != nil || !strings.HasPrefix(got, "a ") {
+		t.Errorf("afterwards: %q, %v", got, err)
+	}
+	if held, err := vips.table.read(vips.kernel); err != nil || len(held) != 1 {
+		t.Errorf("VIPs in the kernel: %v, %v", held, err)
 	}
 }
 

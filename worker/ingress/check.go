@@ -12,6 +12,10 @@ import (
 
 // reload replaces the table by what it should be, in one transaction: no packet sees it half made. Sockets are bound and released as settle does.
 func (i *Ingress) reload() error {
+	i.unloaded = true
+	if err := i.kernel.ready(); err != nil {
+		return err
+	}
 	keys := map[portKey]bool{}
 	for k := range i.balances {
 		keys[k] = true
@@ -63,9 +67,17 @@ func (i *Ingress) reload() error {
 	for k, to := range next {
 		i.remember(k, to)
 	}
-	i.loaded = true
+	i.loaded, i.unloaded = true, false
 	i.changed()
 	return errors.Join(i.takePrint(), i.ensureResets())
+}
+
+// loadRefused loads the table that the kernel refused before; nil: it holds all.
+func (i *Ingress) loadRefused() error {
+	if i.kernel == nil || !i.unloaded {
+		return nil
+	}
+	return i.reload()
 }
 
 // takePrint remembers the rules as the kernel has them now, and the generation that they are from.
@@ -125,6 +137,9 @@ func (i *Ingress) intact() (bool, error) {
 	generation, err := i.kernel.currentGeneration()
 	if err != nil {
 		return false, err
+	}
+	if i.unloaded {
+		return false, nil
 	}
 	if !i.dirty && generation == i.kernel.generation {
 		return true, nil

@@ -112,6 +112,8 @@ type Ingress struct {
 	loaded bool   // the kernel has had our table since Configure
 	print  uint64 // of the rules
 	dirty  bool   // kernel and state may differ
+	// unloaded: the kernel has refused what it should hold.
+	unloaded bool
 	// slotCursor is the port behind which the next check goes on comparing slots.
 	slotCursor portKey
 }
@@ -309,13 +311,13 @@ func (i *Ingress) setMembers(want map[*nftables.Set][]nftables.SetElement) error
 		}
 		i.members[s] = now
 	}
-	if i.kernel == nil || c.empty() {
+	if i.kernel == nil {
 		return nil
 	}
 	if err := c.commit(i.kernel); err != nil {
 		return i.mend(err)
 	}
-	return nil
+	return i.loadRefused()
 }
 
 func bySet(elements []nftables.SetElement) map[string]nftables.SetElement {

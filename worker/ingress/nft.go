@@ -70,6 +70,14 @@ func (k *kernel) open() error {
 	return nil
 }
 
+// ready opens the sockets again where that failed before, such as for want of descriptors.
+func (k *kernel) ready() error {
+	if k.conn != nil {
+		return nil
+	}
+	return k.open()
+}
+
 func (k *kernel) close() {
 	if k.conn != nil {
 		_, _ = k.conn.CloseLasting(), k.raw.Close()
@@ -128,6 +136,9 @@ func (k *kernel) replaceTable(t *nftables.Table) {
 
 // removeTable removes a table, which need not be there.
 func (k *kernel) removeTable(t *nftables.Table) error {
+	if err := k.ready(); err != nil {
+		return err
+	}
 	k.conn.AddTable(t)
 	k.conn.DelTable(t)
 	k.pending = true
@@ -136,6 +147,9 @@ func (k *kernel) removeTable(t *nftables.Table) error {
 
 // elements of a set; none when the table or the set is not there.
 func (k *kernel) elements(s *nftables.Set) ([]nftables.SetElement, error) {
+	if err := k.ready(); err != nil {
+		return nil, err
+	}
 	if _, err := k.conn.GetSetByName(s.Table, s.Name); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {
@@ -282,12 +296,20 @@ func (k *kernel) rulesPrint(t *nftables.Table) (uint64, error) {
 	return h.Sum64(), nil
 }
 
-// ask is a question, or a dump.
+// ask is a question, or a dump. After an error that is not the kernel's plain answer the sockets are new ones: what is still under way on
+// the old would be taken for the answer to the next question, or for a transaction's acknowledgement.
 func (k *kernel) ask(kind uint16, family byte, flags mdl.HeaderFlags, attrs []byte) ([]mdl.Message, error) {
-	return k.raw.Execute(mdl.Message{
+	if err := k.ready(); err != nil {
+		return nil, err
+	}
+	msgs, err := k.raw.Execute(mdl.Message{
 		Header: mdl.Header{Type: mdl.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | kind), Flags: mdl.Request | flags},
 		Data:   append([]byte{family, unix.NFNETLINK_V0, 0, 0}, attrs...),
 	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		err = errors.Join(err, k.drop())
+	}
+	return msgs, err
 }
 
 func dialNetfilter(namespace string) (*mdl.Conn, error) {

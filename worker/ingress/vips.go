@@ -114,6 +114,10 @@ func OpenVIPs(namespace string, cfg VIPConfig) (*VIPs, error) {
 }
 
 func (v *VIPs) load() error {
+	v.dirty = true
+	if err := v.kernel.ready(); err != nil {
+		return err
+	}
 	c := newChange()
 	for a, b := range v.held {
 		v.table.rebalance(c, a, nil, b, true)
@@ -121,7 +125,6 @@ func (v *VIPs) load() error {
 	if err := v.table.load(v.kernel, v.cfg, c.given); err != nil {
 		return errors.Join(err, v.kernel.drop())
 	}
-	v.dirty = true
 	if err := v.kernel.commit(); err != nil {
 		return fmt.Errorf("load nftables table %s: %w", Table, err)
 	}
@@ -386,6 +389,9 @@ func (v *VIPs) apply(u VIPUpdate, step *vipStep) error {
 
 // send has the kernel follow what is held.
 func (v *VIPs) send(transaction []byte) error {
+	if v.dirty { // what was refused before
+		return v.load()
+	}
 	if transaction == nil {
 		return nil
 	}
