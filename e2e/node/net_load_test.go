@@ -158,14 +158,19 @@ type window struct{ from, to time.Time }
 // failures wants that no request failed, but for those that were under way in one of the windows. It returns how many those were.
 func failures(t *testing.T, done []request, allowed ...window) int {
 	t.Helper()
-	excused := 0
+	excused, underWay := 0, 0
+	var last time.Duration // after what was killed
 	var bad []request
 	for _, r := range done {
 		if r.err == nil {
 			continue
 		}
-		if slices.ContainsFunc(allowed, func(w window) bool { return r.ended.After(w.from) && r.began.Before(w.to) }) {
-			excused++
+		if i := slices.IndexFunc(allowed, func(w window) bool { return r.ended.After(w.from) && r.began.Before(w.to) }); i >= 0 {
+			if excused++; r.began.Before(allowed[i].from) {
+				underWay++
+			} else {
+				last = max(last, r.began.Sub(allowed[i].from))
+			}
 			continue
 		}
 		bad = append(bad, r)
@@ -180,7 +185,8 @@ func failures(t *testing.T, done []request, allowed ...window) int {
 	if len(done) == 0 {
 		t.Error("no request was sent")
 	}
-	t.Logf("%d requests, %d failed, %d of them while that was allowed", len(done), len(bad)+excused, excused)
+	t.Logf("%d requests, %d failed; allowed: %d under way when something was killed, %d that began after, the last %s after", len(done), len(bad)+excused,
+		underWay, excused-underWay, last.Round(time.Millisecond))
 	return excused
 }
 
