@@ -65,6 +65,9 @@ type drainer struct {
 	waiting map[string]drainWait // by task
 	// ready are the nodes that are READY; nil = to be listed anew.
 	ready []string
+	// behind are nodes to raise an alarm of; alarmed: there are such alarms.
+	behind  []string
+	alarmed bool
 	// retry is when a note that failed may be written again.
 	retry time.Time
 }
@@ -78,7 +81,7 @@ type drainWait struct {
 
 // newDrainer lists what is waited for; a task that was waited for before goes on with the time that it has waited.
 func newDrainer(l *leaderPart, view *store.View, before map[string]drainWait) *drainer {
-	d := &drainer{l: l, waiting: make(map[string]drainWait)}
+	d := &drainer{l: l, waiting: make(map[string]drainWait), alarmed: anyBehind(view)}
 	for task := range view.Tasks() {
 		if !drains(task) {
 			continue
@@ -126,8 +129,11 @@ func (d *drainer) run(ctx context.Context, view *store.View, watch *store.Watch)
 	late := time.NewTimer(0)
 	defer late.Stop()
 	for {
-		d.l.draining.Store(len(d.waiting) > 0)
+		d.l.draining.Store(len(d.waiting) > 0 || d.alarmed)
 		if err := d.note(ctx, view); err != nil {
+			return err
+		}
+		if err := d.alarm(ctx, view, time.Now()); err != nil {
 			return err
 		}
 		late.Stop()
@@ -171,6 +177,10 @@ func (d *drainer) seeBatch(batch store.Batch) {
 			d.see(batch.View, c.Key.ID)
 		case swarmpb.Table_TABLE_NODE, swarmpb.Table_TABLE_NODE_STATUS:
 			d.ready = nil
+		case swarmpb.Table_TABLE_ALARM:
+			if c.Key.ID == AlarmNodeBehind {
+				d.alarmed = anyBehind(batch.View)
+			}
 		}
 	}
 }
@@ -221,7 +231,7 @@ func (d *drainer) note(ctx context.Context, view *store.View) error {
 func (d *drainer) due(view *store.View, now time.Time) []string {
 	applied, slowest := d.appliedByAll(view, now)
 	var due []string
-	late := 0
+	late, newest := 0, uint64(0)
 	for id, w := range d.waiting {
 		over := now.Sub(w.since) >= drainTimeout
 		if w.index > applied && !over {
@@ -229,6 +239,7 @@ func (d *drainer) due(view *store.View, now time.Time) []string {
 		}
 		if w.index > applied && !w.late {
 			late++
+			newest = max(newest, w.index)
 			w.late = true
 			d.waiting[id] = w
 		}
@@ -238,6 +249,7 @@ func (d *drainer) due(view *store.View, now time.Time) []string {
 		d.l.drains.late.Add(uint64(late))
 		d.l.log.Warn("a node has not stopped sending connections to tasks in time; they stop nevertheless",
 			"node", slowest, "hostname", view.NodeName(slowest), "tasks", late, "waited", drainTimeout)
+		d.behind = d.lacking(now, newest)
 	}
 	slices.Sort(due)
 	return due
@@ -245,25 +257,36 @@ func (d *drainer) due(view *store.View, now time.Time) []string {
 
 // appliedByAll is the index up to which every node that is READY has applied what concerns it, and the last one to do so.
 func (d *drainer) appliedByAll(view *store.View, now time.Time) (applied uint64, slowest string) {
-	if d.ready == nil {
-		d.ready = []string{}
-		for node := range view.Nodes() {
-			if view.NodeStatus(node.GetId()).GetState() == swarmpb.NodeState_NODE_STATE_READY {
-				d.ready = append(d.ready, node.GetId())
-			}
-		}
-	}
+	d.list(view)
 	d.l.mu.Lock()
 	defer d.l.mu.Unlock()
 	applied = view.Index()
 	for _, id := range d.ready {
-		lease, by := d.l.table.nodes[id], uint64(0)
-		if d.l.table.spokenFor(now, lease) && !lease.ended {
-			by = lease.applied
-		}
-		if by < applied {
+		if by := d.appliedBy(now, id); by < applied {
 			applied, slowest = by, id
 		}
 	}
 	return applied, slowest
+}
+
+// list lists the nodes that are READY, unless they are known.
+func (d *drainer) list(view *store.View) {
+	if d.ready != nil {
+		return
+	}
+	d.ready = []string{}
+	for node := range view.Nodes() {
+		if view.NodeStatus(node.GetId()).GetState() == swarmpb.NodeState_NODE_STATE_READY {
+			d.ready = append(d.ready, node.GetId())
+		}
+	}
+}
+
+// appliedBy is the index up to which a node has applied what concerns it; 0 without a session. Call with the leader's mu held.
+func (d *drainer) appliedBy(now time.Time, id string) uint64 {
+	lease := d.l.table.nodes[id]
+	if !d.l.table.spokenFor(now, lease) || lease.ended {
+		return 0
+	}
+	return lease.applied
 }

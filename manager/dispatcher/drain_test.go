@@ -1,6 +1,8 @@
 package dispatcher
 
 import (
+	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -73,7 +75,7 @@ func TestDrain_NodeDoesNotAcknowledge_LateAfterFiveSecondsAndOthersAreNotWaitedF
 		for _, id := range []string{"n1", "m1", "m2"} {
 			f.managers["m1"].mustConnect(id, "b").prompt()
 		}
-		f.managers["m2"].mustConnect("n2", "b") // beats, and takes no assignments
+		behind := f.managers["m2"].mustConnect("n2", "b") // beats, and takes no assignments
 		gone := f.managers["m2"].mustConnect("gone", "b")
 		f.status(task, stRunning)
 		time.Sleep(2 * time.Second)
@@ -88,6 +90,23 @@ func TestDrain_NodeDoesNotAcknowledge_LateAfterFiveSecondsAndOthersAreNotWaitedF
 		f.drainedWithin(t, task, 200*time.Millisecond)
 		if got := f.managers["m1"].server.Drains(); got != (DrainCounts{Noted: 1, Late: 1}) {
 			t.Errorf("drained: %+v", got)
+		}
+		time.Sleep(time.Second)
+		alarms := func() (of []string) {
+			for a := range f.view().Alarms() {
+				if a.GetKind() == AlarmNodeBehind {
+					of = append(of, a.GetObject())
+				}
+			}
+			return of
+		}
+		if got := alarms(); !slices.Equal(got, []string{"n2"}) || !strings.Contains(f.view().Alarm(AlarmNodeBehind, "n2").GetMessage(), "node inspect") {
+			t.Errorf("nodes %v have alarms", got)
+		}
+		behind.prompt()
+		time.Sleep(time.Second)
+		if got := alarms(); len(got) != 0 {
+			t.Errorf("nodes %v have alarms when all have caught up", got)
 		}
 	})
 }
