@@ -49,10 +49,10 @@ func (f *fabric) makeReturnPath() error {
 	return f.loadEgress()
 }
 
-// makeRules send what has a node's number in its mark to the table of replies: every mark that is not zero in our bits.
-// Packets of the host's own programs pass them by: marks of those are VPNs' and other software's.
+// makeRules send what has a node's number in its mark to the table of replies: every mark of what our tasks send that is not
+// zero in our bits. Packets of the host's own programs, and of other software's containers, pass them by: their marks are not ours.
 func (f *fabric) makeRules(family int) error {
-	want := returnRules(family, f.place.mask)
+	want := f.returnRules(family)
 	have, err := ourRules(family)
 	if err != nil {
 		return err
@@ -72,14 +72,19 @@ func (f *fabric) makeRules(family int) error {
 	return nil
 }
 
-// returnRules end with the one that the first leads to.
-func returnRules(family int, mask uint32) []*netlink.Rule {
+// returnRules begin with the one that those before the last lead to.
+func (f *fabric) returnRules(family int) []*netlink.Rule {
 	const actNop = 3 // FR_ACT_NOP of the kernel's fib_rules.h
-	local, reply, end := netlink.NewRule(), netlink.NewRule(), netlink.NewRule()
+	local, others, reply, end := netlink.NewRule(), netlink.NewRule(), netlink.NewRule(), netlink.NewRule()
 	local.Priority, local.IifName, local.Goto = fabricPriority-1, "lo", fabricPriority+1
-	reply.Priority, reply.Mask, reply.Invert, reply.Table = fabricPriority, &mask, true, fabricTable
+	block := f.place.block
+	if family == netlink.FAMILY_V6 {
+		block = block6(f.place.prefix6, block)
+	}
+	others.Priority, others.Src, others.Invert, others.Goto = fabricPriority-1, netOf(block), true, fabricPriority+1
+	reply.Priority, reply.Mask, reply.Invert, reply.Table = fabricPriority, &f.place.mask, true, fabricTable
 	end.Priority, end.Type = fabricPriority+1, actNop
-	rules := []*netlink.Rule{end, local, reply}
+	rules := []*netlink.Rule{end, local, others, reply}
 	for _, r := range rules {
 		r.Family, r.Protocol = family, routeProtocol
 	}
@@ -93,7 +98,13 @@ func sameRule(a, b *netlink.Rule) bool {
 		}
 		return *r.Mask
 	}
-	return a.Priority == b.Priority && a.IifName == b.IifName && a.Mark == b.Mark && mask(a) == mask(b) && a.Invert == b.Invert
+	source := func(r *netlink.Rule) string {
+		if r.Src == nil {
+			return ""
+		}
+		return r.Src.String()
+	}
+	return a.Priority == b.Priority && a.IifName == b.IifName && a.Mark == b.Mark && mask(a) == mask(b) && a.Invert == b.Invert && source(a) == source(b)
 }
 
 // ourRules finds the rules that are ours by their protocol and place.
@@ -112,8 +123,8 @@ func ourRules(family int) ([]netlink.Rule, error) {
 	return ours, nil
 }
 
-// loadEgress loads the chain on the device's egress, in one transaction: a frame with a mark goes to the node of
-// that number, and the mark ends there, so that it does not lead the outer packet astray.
+// loadEgress loads the chain on the device's egress, in one transaction: a reply, which is addressed to any peer, goes to the
+// node of the number in its mark. Our bits of a mark end there, whoever set them, so that they do not lead the outer packet astray.
 func (f *fabric) loadEgress() error {
 	conn, err := nftables.New()
 	if err != nil {
@@ -127,12 +138,17 @@ func (f *fabric) loadEgress() error {
 		Hooknum: nftables.ChainHookEgress, Priority: nftables.ChainPriorityFilter, Device: Fabric})
 	mask, none := binaryutil.NativeEndian.PutUint32(f.place.mask), make([]byte, 4)
 	keep := binaryutil.NativeEndian.PutUint32(^f.place.mask)
+	const address = 6 // bytes, at the head of a frame
 	conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseLLHeader, Len: address},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: fabricMAC(0, f.place.mask)},
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask, Xor: none},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: none},
 		&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 4, Size: 4},
 		&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 2, Len: 4},
+	}})
+	conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: keep, Xor: none},
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true},
@@ -180,7 +196,7 @@ func (f *fabric) returnPathIntact() (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		for _, w := range returnRules(family, f.place.mask) {
+		for _, w := range f.returnRules(family) {
 			if !slices.ContainsFunc(have, func(r netlink.Rule) bool { return sameRule(w, &r) }) {
 				return false, nil
 			}
@@ -203,7 +219,7 @@ func (f *fabric) returnPathIntact() (bool, error) {
 	for _, c := range chains {
 		if c.Table.Name == FabricTable && c.Name == repliesChain {
 			rules, err := conn.GetRules(c.Table, c)
-			return len(rules) == 1, err
+			return len(rules) == 2, err
 		}
 	}
 	return false, nil

@@ -6,6 +6,7 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"runtime"
 	"testing"
@@ -180,4 +181,52 @@ func cpuOfThread() time.Duration {
 	var t unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t)
 	return time.Duration(t.Nano())
+}
+
+// Other software marks what it forwards in the same bits: neither its packets nor ours go astray.
+func TestReturnPath_OthersMarkForwardedPackets_NothingGoesAstray(t *testing.T) {
+	c := newCluster(t, 2)
+	c.tellPeers(t)
+	n := c.nodes[0]
+	a := c.nodes[1].task(t, "atask")
+	answer(t, a.Namespace, "a")
+	c.tell(t, false, setService(&swarmpb.AssignedService{Id: "s", Name: "web", Ports: []*swarmpb.PortConfig{{Protocol: swarmpb.Protocol_PROTOCOL_TCP, TargetPort: 80, PublishedPort: 8080}}}),
+		setEndpoint(c.nodes[1].endpoint("s", "atask", 1, a)))
+	n.do(t, func() error { // it forwards for a container of other software, behind a link of its own
+		conn, err := nftables.New()
+		must(t, err)
+		table := conn.AddTable(&nftables.Table{Name: "others", Family: nftables.TableFamilyINet})
+		chain := conn.AddChain(&nftables.Chain{Name: "pre", Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle})
+		conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+			&expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint32(0x00070000)},
+			&expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true},
+		}})
+		return conn.Flush()
+	})
+	guest := filepath.Join(t.TempDir(), "guest")
+	must(t, makeNamespace(guest, quietContainer))
+	t.Cleanup(func() { must(t, removeNamespace(guest)) })
+	f, err := os.Open(guest)
+	must(t, err)
+	defer f.Close()
+	n.do(t, func() error {
+		must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "docker9", TxQLen: -1}, PeerName: "eth0", PeerNamespace: netlink.NsFd(f.Fd())}))
+		addAddr(t, "docker9", netip.MustParseAddr("172.17.0.1"))
+		up(t, "docker9")
+		return nil
+	})
+	must(t, in(guest, func() error {
+		up(t, "lo")
+		addAddr(t, "eth0", netip.MustParseAddr("172.17.0.2"))
+		up(t, "eth0")
+		link, err := netlink.LinkByName("eth0")
+		must(t, err)
+		return netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.IPv4(172, 17, 0, 1)})
+	}))
+	must(t, in(c.client, func() error {
+		return netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParseAddr("172.17.0.0"), 24), Gw: n.address.AsSlice()})
+	}))
+	answer(t, c.client, "client")
+	wants(t, guest, port80(wireAddress(clientOctet).String()), "client 172.17.0.2")
+	wants(t, c.client, n.address.String()+":8080", "a "+wireAddress(clientOctet).String())
 }
