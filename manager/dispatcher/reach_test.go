@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"runtime"
@@ -459,4 +460,56 @@ func TestReach_ViewIsFollowedByAnother_IsNotKept(t *testing.T) {
 		t.Error("a view is kept that nobody reads any more")
 	}
 	runtime.KeepAlive(told)
+}
+
+// TestReach_AnotherStoreTakesThePlace_ReceiversHoldWhatItSays: of an index before what nodes were told, or beyond it.
+func TestReach_AnotherStoreTakesThePlace_ReceiversHoldWhatItSays(t *testing.T) {
+	for _, beyond := range []bool{false, true} {
+		w := testWorld(t, "n1", "n2", "n3")
+		w.publish()
+		w.allocate("uplink", "100.64.3.0/24", "n3")
+		kept, goes := w.task(1, "n1"), w.task(2, "n2")
+		w.status(kept, stRunning)
+		w.status(goes, stRunning)
+		told := newTeller(w, maxEvents, "n1", "n2")
+		holders := map[string]*holder{"n1": newHolder(t), "n2": newHolder(t)}
+		deliver := func() {
+			t.Helper()
+			for node, h := range holders {
+				told.deliver(h, node)
+				h.expect(w.view(), node)
+			}
+		}
+		deliver()
+		var snapshot bytes.Buffer
+		if err := w.view().WriteSnapshot(&snapshot); err != nil {
+			t.Fatal(err)
+		}
+		w.status(goes, stFailed)
+		w.task(3, "n1")
+		w.delete(swarmpb.NodeKey("n3"))
+		w.desire(kept, stShutdown, false)
+		deliver()
+		reached := w.view().Index()
+		restored, err := store.ReadSnapshot(&snapshot)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.store.Close()
+		w.store, w.proposer = restored, store.NewLocalProposer(restored)
+		for i := 0; beyond && w.view().Index() <= reached; i++ {
+			w.propose(&swarmpb.Write{Op: &swarmpb.Write_RaiseAlarm{RaiseAlarm: &swarmpb.RaiseAlarm{Kind: "test", Object: fmt.Sprint(i)}}})
+		}
+		told.resync()
+		if before := w.view().Index() < reached; before == beyond {
+			t.Fatalf("the store is at %d, the nodes at %d", w.view().Index(), reached)
+		}
+		deliver()
+		w.status(goes, stFailed)
+		w.desire(kept, stShutdown, false)
+		deliver()
+		if e := holders["n2"].endpoints[kept]; e.GetState() != swarmpb.EndpointState_ENDPOINT_STATE_DRAINING || holders["n1"].endpoints[goes] != nil {
+			t.Errorf("held are %v", holders["n2"].endpoints)
+		}
+	}
 }
