@@ -255,6 +255,10 @@ func (n *names) open(task, namespace string, networks []string, ask dns.Client) 
 		return fmt.Errorf("load VIPs: %w", err)
 	}
 	c := &client{namespace: namespace, networks: networks, vips: table, stale: true}
+	// A socket that asked a former process would go on being led to its port.
+	if err := table.Flush(ingress.ResolverAddress, true); err != nil {
+		n.log.Warn("a task's program that keeps its socket may get no answers about names", "task", task, "error", err)
+	}
 	if err := n.push(task, c, nil); err != nil {
 		n.resolver.Close(task)
 		table.Close()

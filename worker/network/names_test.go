@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -123,12 +124,31 @@ func TestNames_RestartOfTheDaemon_AnswersAgain(t *testing.T) {
 	told = append(told, setEndpoint(first), setEndpoint(c.nodes[1].endpoint("websvc", "web2task", 2, b)))
 	c.tellPeers(t, told...)
 	wants(t, a.Namespace, "10.0.4.100:80", "b 10.0.4.5")
+	// A program that keeps its socket, as resolvers of their own do.
+	var kept net.Conn
+	must(t, in(a.Namespace, func() (err error) { kept, err = net.Dial("udp4", "127.0.0.11:53"); return err }))
+	defer kept.Close()
+	asksAgain := func() {
+		t.Helper()
+		_ = kept.SetDeadline(time.Now().Add(2 * time.Second))
+		query := append([]byte{1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 3}, "web\x00\x00\x01\x00\x01"...)
+		reply := make([]byte, 512)
+		if _, err := kept.Write(query); err != nil {
+			_, err = kept.Write(query) // the error is of a packet before
+			must(t, err)
+		}
+		if size, err := kept.Read(reply); err != nil || size < 12 || reply[7] != 1 {
+			t.Errorf("from the socket that was kept: %v, %v", reply[:size], err)
+		}
+	}
+	asksAgain()
 	n := c.nodes[0]
 	n.end(t)
 	wants(t, a.Namespace, "10.0.4.100:80", "b 10.0.4.5") // by the kernel alone
 	n.start(t)
 	c.tellPeers(t, told...)
 	named(t, a.Namespace, "web", "10.0.4.100")
+	asksAgain()
 	wants(t, a.Namespace, "10.0.4.100:80", "b 10.0.4.5")
 	wants(t, a.Namespace, "10.0.4.6:80", "b 10.0.4.5")
 }
