@@ -31,7 +31,7 @@ func (s *Server) CreateNetwork(ctx context.Context, req *swarmpb.CreateNetworkRe
 	}
 	id := swarmpb.DerivedID("network", request)
 	if made := view.Network(id); made != nil {
-		return &swarmpb.CreateNetworkResponse{Id: id, Warnings: encryptionWarnings(view, made.GetSpec())}, nil
+		return &swarmpb.CreateNetworkResponse{Id: id, Warnings: networkWarnings(view, made.GetSpec())}, nil
 	}
 	spec := swarmpb.Clone(req.GetSpec())
 	if spec.Driver == "" {
@@ -64,7 +64,7 @@ func (s *Server) CreateNetwork(ctx context.Context, req *swarmpb.CreateNetworkRe
 	if err != nil {
 		return nil, err
 	}
-	return &swarmpb.CreateNetworkResponse{Id: id, Warnings: encryptionWarnings(view, spec)}, nil
+	return &swarmpb.CreateNetworkResponse{Id: id, Warnings: networkWarnings(view, spec)}, nil
 }
 
 func networkTaken(other *swarmpb.Network) error {
@@ -131,12 +131,16 @@ func encrypting(view *store.View) (can, slow int, cannot []string) {
 
 const maxNamed = 5
 
-// encryptionWarnings say what encryption costs, and where it does not work.
-func encryptionWarnings(view *store.View, spec *swarmpb.NetworkSpec) []string {
-	if !spec.GetEncrypted() {
-		return nil
-	}
+// networkWarnings are what a user should know of a network that is valid: what it cannot be used for yet, what encryption
+// costs, and where it does not work.
+func networkWarnings(view *store.View, spec *swarmpb.NetworkSpec) []string {
 	var out []string
+	if spec.GetAttachable() {
+		out = append(out, "attachable: kept with the network, but this version runs no containers outside of services that could attach")
+	}
+	if !spec.GetEncrypted() {
+		return out
+	}
 	can, slow, cannot := encrypting(view)
 	if slow > 0 {
 		out = append(out, fmt.Sprintf("encrypted: %d of %d nodes have no WireGuard in the kernel and encrypt in a process, at about a tenth of the throughput; load the module wireguard there", slow, can+len(cannot)))

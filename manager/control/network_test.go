@@ -101,6 +101,14 @@ func TestCreateNetwork_EncryptedInAProcess_SaysWhatItCosts(t *testing.T) {
 	}
 }
 
+func TestCreateNetwork_Attachable_SaysThatNothingAttachesYet(t *testing.T) {
+	w := newWorld(t)
+	said := w.network(&swarmpb.NetworkSpec{Name: "open", Attachable: true}).GetWarnings()
+	if len(said) != 1 || !strings.Contains(said[0], "no containers outside of services") {
+		t.Errorf("warnings %q", said)
+	}
+}
+
 func TestRemoveNetwork_InUse_NamesTheServices(t *testing.T) {
 	w := newWorld(t)
 	id := w.network(&swarmpb.NetworkSpec{Name: "back"}).GetId()
