@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
@@ -114,4 +115,39 @@ func TestCleanDescription_Network_BoundedAndCanonical(t *testing.T) {
 	if len(got.GetWireguardKey()) != 32 || got.GetWireguard() != "kernel" {
 		t.Errorf("key %x of %q", got.GetWireguardKey(), got.GetWireguard())
 	}
+}
+
+// TestDescription_KeyOfAnotherNode_IsNotTold: a node that claims another's key would cut it off from encrypted networks.
+func TestDescription_KeyOfAnotherNode_IsNotTold(t *testing.T) {
+	inCluster(t, []string{"n1", "n2"}, func(t *testing.T, c *cluster) {
+		key := bytes.Repeat([]byte{7}, wireguardKeyBytes)
+		n1, n2 := c.mustConnect("n1", "b1"), c.mustConnect("n2", "b2")
+		tell := func(w *worker, key []byte) *swarmpb.NodeNetwork {
+			t.Helper()
+			if err := w.send(&swarmpb.SessionRequest{Message: &swarmpb.SessionRequest_Description{Description: &swarmpb.NodeDescription{
+				Hostname: "host-" + w.node, Network: &swarmpb.NodeNetwork{WireguardKey: key, Wireguard: "kernel"}}}}); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(5 * time.Second)
+			return c.view().NodeStatus(w.node).GetDescription().GetNetwork()
+		}
+		if got := tell(n1, key); !bytes.Equal(got.GetWireguardKey(), key) {
+			t.Errorf("the first one's network is %v", got)
+		}
+		got := tell(n2, key)
+		if len(got.GetWireguardKey()) != 0 || len(got.GetProblems()) != 1 || !strings.Contains(got.GetProblems()[0], "that of node host-n1") {
+			t.Errorf("the second one's network is %v", got)
+		}
+		before := c.proposed.Load()
+		time.Sleep(time.Minute)
+		if n := c.proposed.Load() - before; n != 0 {
+			t.Errorf("%d proposals for what is known", n)
+		}
+		if got := tell(n2, bytes.Repeat([]byte{8}, wireguardKeyBytes)); len(got.GetWireguardKey()) == 0 || len(got.GetProblems()) != 0 {
+			t.Errorf("with a key of its own: %v", got)
+		}
+		if got := tell(n1, key); !bytes.Equal(got.GetWireguardKey(), key) {
+			t.Errorf("the first one's network is %v", got)
+		}
+	})
 }

@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -290,7 +291,7 @@ func (l *leaderPart) decideNode(view *store.View, now time.Time, m member, judge
 	case lease.facts.recorded(row, node.GetRole()):
 		lease.facts = nil // its keeper tells them again when they are not what the row says
 	case changed || now.Sub(l.described[m.id]) >= describeInterval:
-		next.Description = lease.facts.Description
+		next.Description = withoutOthersKey(view, m.id, lease.facts.Description)
 		next.Address = lease.facts.Address
 		next.ManagerAddress = lease.facts.managerAddress(node.GetRole())
 	}
@@ -309,6 +310,26 @@ func (l *leaderPart) decideNode(view *store.View, now time.Time, m member, judge
 			{Key: swarmpb.NodeStatusKey(m.id), Version: row.GetMeta().GetVersion()},
 		},
 	}, true
+}
+
+// withoutOthersKey is what a node says of itself without a key of the tunnel that another node has: whoever is told the same
+// key of two nodes reaches neither. The one that has it keeps it.
+func withoutOthersKey(view *store.View, nodeID string, d *swarmpb.NodeDescription) *swarmpb.NodeDescription {
+	keyOf := func(id string) []byte { return view.NodeStatus(id).GetDescription().GetNetwork().GetWireguardKey() }
+	key := d.GetNetwork().GetWireguardKey()
+	if len(key) == 0 || bytes.Equal(key, keyOf(nodeID)) {
+		return d
+	}
+	for node := range view.Nodes() {
+		if id := node.GetId(); id != nodeID && bytes.Equal(key, keyOf(id)) && view.NodeStatus(id).GetState() != swarmpb.NodeState_NODE_STATE_DOWN {
+			d = swarmpb.Clone(d)
+			d.Network.WireguardKey, d.Network.Wireguard = nil, ""
+			d.Network.Problems = append(d.Network.Problems, fmt.Sprintf("encrypted networks do not work here: the node's key is that of node %s; "+
+				"if one is a copy of the other, make this one leave and join again", view.NodeName(id)))
+			return d
+		}
+	}
+	return d
 }
 
 func (l *leaderPart) logState(s *swarmpb.NodeStatus) {
