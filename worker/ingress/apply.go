@@ -108,7 +108,7 @@ func (i *Ingress) AddForwards(forwards []Forward) ([]Forward, error) {
 			undo()
 			return nil, fmt.Errorf("publish %s: %w: it is published already on this node", k, ErrPortTaken)
 		}
-		k, err := i.listeners.reserve(k)
+		k, err := i.listeners.reserve(k, i.ownerOf)
 		if err != nil {
 			undo()
 			return nil, fmt.Errorf("publish %s: %w", f.key(), err)
@@ -134,7 +134,7 @@ func (i *Ingress) AdoptForwards(forwards []Forward) error {
 	for _, f := range forwards {
 		i.forwards[f.key()] = f.To
 		ports[f.key()] = true
-		if _, err := i.listeners.reserve(f.key()); err != nil {
+		if _, err := i.listeners.reserve(f.key(), i.ownerOf); err != nil {
 			i.cfg.Logger.Warn("cannot reserve a host port again", "port", f.key().String(), "error", err)
 			i.tryLater()
 		}
@@ -227,6 +227,7 @@ func (i *Ingress) remember(k portKey, to *balance) {
 		delete(i.balances, k)
 		if i.target(k) == nil {
 			delete(i.conflicts, k)
+			delete(i.looked, k)
 			i.listeners.release(k)
 		}
 		return
@@ -240,11 +241,20 @@ func (i *Ingress) remember(k portKey, to *balance) {
 func (i *Ingress) reserve(k portKey) bool {
 	if i.listeners.has(k) {
 		delete(i.conflicts, k)
+		delete(i.looked, k)
 		return true
 	}
-	_, err := i.listeners.reserve(k)
+	was, known := i.conflicts[k]
+	owner := was
+	_, err := i.listeners.reserve(k, func(k portKey) string {
+		if now := time.Now(); now.Sub(i.looked[k]) >= lookAgain {
+			i.looked[k], owner = now, i.ownerOf(k)
+		}
+		return owner
+	})
 	if err == nil {
 		delete(i.conflicts, k)
+		delete(i.looked, k)
 		return true
 	}
 	i.tryLater()
@@ -255,8 +265,7 @@ func (i *Ingress) reserve(k portKey) bool {
 		i.cfg.Logger.Warn("published port is not served on loopback", "port", k.String(), "error", err)
 		return true
 	}
-	owner := ownerOf(k)
-	if was, ok := i.conflicts[k]; !ok || was != owner {
+	if !known || was != owner {
 		i.cfg.Logger.Warn("published port is taken on this host, which serves it not", "port", k.String(), "process", strings.TrimSpace(owner))
 	}
 	i.conflicts[k] = owner

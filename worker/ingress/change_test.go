@@ -341,6 +341,26 @@ func TestPortTaken_ServiceIsNotTranslatedThere_ProcessIsNamed_ServedOnceItIsFree
 	}
 }
 
+// Looking for a process reads what all have open: not at every try, of every port.
+func TestPortTaken_TriedAgain_ProcessIsLookedForOnce(t *testing.T) {
+	l := newLab(t, 1)
+	h := l.hosts[0]
+	taken, err := net.Listen("tcp", ":8080")
+	must(t, err)
+	defer taken.Close()
+	looks := 0
+	h.ownerOf = func(portKey) string { looks++; return "nginx (pid 12)" }
+	l.tell(Update{Full: true, Services: []*swarmpb.AssignedService{publishing("s", port(tcp, 8080, 80))}})
+	for range 5 {
+		h.mu.Lock()
+		h.reserve(portKey{unix.IPPROTO_TCP, 8080})
+		h.mu.Unlock()
+	}
+	if c := h.Conflicts(); looks != 1 || len(c) != 1 || c[0].GetProcess() != "nginx (pid 12)" {
+		t.Errorf("looked %d times, conflicts %v; want one", looks, c)
+	}
+}
+
 func TestForwards_HostPorts_BoundChosenTakenRemoved(t *testing.T) {
 	l := newLab(t, 1)
 	h := l.hosts[0]

@@ -98,7 +98,10 @@ type Ingress struct {
 	forwards            map[portKey]netip.AddrPort
 	// conflicts are ports that could not be bound, with who has them; tried again after retryAfter.
 	conflicts map[portKey]string
-	retry     *time.Timer
+	// looked is when a conflict's process was looked for: that reads what all processes have open.
+	looked  map[portKey]time.Time
+	ownerOf func(portKey) string
+	retry   *time.Timer
 
 	// members are the elements of the sets of pods and nodes as the kernel should hold them. Nil: not told yet.
 	members map[*nftables.Set]map[string]nftables.SetElement
@@ -121,6 +124,9 @@ type Ingress struct {
 // retryAfter is how long a port that something else has is left alone before it is tried again.
 const retryAfter = 3 * time.Second
 
+// lookAgain is how soon who has a port is looked for again.
+const lookAgain = time.Minute
+
 // New changes nothing in the kernel.
 func New(cfg Config) (*Ingress, error) {
 	if cfg.MarkMask == 0 {
@@ -140,7 +146,7 @@ func New(cfg Config) (*Ingress, error) {
 	return &Ingress{
 		cfg: cfg, changes: make(chan struct{}, 1), listeners: l, table: newTable(), state: newState(),
 		balances: map[portKey]*balance{}, inherited: map[portKey]*balance{}, forwards: map[portKey]netip.AddrPort{},
-		conflicts: map[portKey]string{}, members: map[*nftables.Set]map[string]nftables.SetElement{}, unended: newLeaving(),
+		conflicts: map[portKey]string{}, looked: map[portKey]time.Time{}, ownerOf: ownerOf, members: map[*nftables.Set]map[string]nftables.SetElement{}, unended: newLeaving(),
 	}, nil
 }
 
@@ -386,6 +392,7 @@ func (i *Ingress) Teardown() error {
 		i.listeners.release(key)
 	}
 	clear(i.conflicts)
+	clear(i.looked)
 	clear(i.forwards)
 	clear(i.members)
 	i.balances, i.inherited = map[portKey]*balance{}, map[portKey]*balance{}

@@ -65,8 +65,8 @@ func newListeners(log *slog.Logger) (*listeners, error) {
 }
 
 // reserve binds the port and returns it as bound; port 0 = the kernel chooses. It is idempotent. ErrPortTaken names who
-// has it.
-func (l *listeners) reserve(k portKey) (portKey, error) {
+// has it, as owner says.
+func (l *listeners) reserve(k portKey, ownerOf func(portKey) string) (portKey, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
