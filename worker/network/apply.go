@@ -232,6 +232,7 @@ func (n *Network) remoteOf(o *overlay, e *swarmpb.Endpoint) remote {
 	if p == nil || !ok || p.GetNumber() == n.place.number {
 		return remote{}
 	}
+	address = o.usable(address)
 	if o.place.encrypted {
 		peer, ok := n.tunnelPeer(p)
 		if !ok {

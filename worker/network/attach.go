@@ -134,7 +134,7 @@ func (n *Network) repair(r *record) error {
 		if o.plugged(r.TaskID) {
 			continue
 		}
-		if err := o.plug(r.TaskID, path, fmt.Sprintf("eth%d", i+1), address); err != nil {
+		if err := o.plug(r.TaskID, path, fmt.Sprintf("eth%d", i+1), o.usable(address)); err != nil {
 			return fmt.Errorf("network %q: %w", o.place.name, err)
 		}
 	}

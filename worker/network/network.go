@@ -303,11 +303,20 @@ func (n *Network) mtu() (int, error) {
 	return n.measureMTU()
 }
 
+// measureMTU is what packets between nodes may hold, and no less than IPv6 needs: the kernel takes it away from links below
+// that. Where the underlay has not that much, larger packets travel in two parts.
 func (n *Network) measureMTU() (int, error) {
-	if n.cfg.MTU != 0 {
-		return n.cfg.MTU, nil
+	mtu := n.cfg.MTU
+	if mtu == 0 {
+		var err error
+		if mtu, err = underlayMTU(n.ownAddress()); err != nil {
+			return 0, err
+		}
 	}
-	return underlayMTU(n.ownAddress())
+	if n.place.prefix6.IsValid() {
+		mtu = max(mtu, swarmpb.MinMTU6)
+	}
+	return mtu, nil
 }
 
 // Teardown removes everything: all attachments, overlays, the fabric, the rules and the uplink. The node has left its

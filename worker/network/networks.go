@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strconv"
 
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/worker/network/wireguard"
 )
 
@@ -40,6 +41,9 @@ func (n *Network) overlayOf(id string) (overlayPlace, error) {
 	}
 	if want, err := strconv.Atoi(told.GetSpec().GetOptions()["mtu"]); err == nil && want > 0 {
 		place.mtu = min(place.mtu, want)
+	}
+	if place.subnet6.IsValid() {
+		place.mtu = max(place.mtu, swarmpb.MinMTU6)
 	}
 	return place, nil
 }

@@ -185,6 +185,14 @@ func (o *overlay) readEntries() error {
 	return nil
 }
 
+// usable leaves IPv6 out where the network has none on this host, whatever the managers gave.
+func (o *overlay) usable(p pair) pair {
+	if !o.place.subnet6.IsValid() {
+		p.v6 = netip.Addr{}
+	}
+	return p
+}
+
 func strayKey(a netip.Addr) string { return "?" + a.String() }
 
 func (o *overlay) make() error {

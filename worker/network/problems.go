@@ -4,17 +4,23 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
 
 // look collects what does not work here, one line each; false: nothing can be said before Configure.
 func (n *Network) look(err error) ([]string, bool) {
 	n.mu.Lock()
-	configured := n.configured
+	configured, own, ipv6 := n.configured, n.ownAddress(), n.place.prefix6.IsValid()
 	n.mu.Unlock()
 	if !configured {
 		return nil, false
 	}
 	problems := slices.Clone(n.lacking())
+	if mtu, err := underlayMTU(own); err == nil && ipv6 && n.cfg.MTU == 0 && mtu < swarmpb.MinMTU6 {
+		problems = append(problems, fmt.Sprintf("the link to the other nodes has an MTU of %d, so large packets between them travel in two parts; set it to %d or more",
+			mtu+overheadOf(own), swarmpb.MinMTU6+overheadOf(own)))
+	}
 	for _, e := range flatten(err) {
 		problems = append(problems, e.Error())
 	}
