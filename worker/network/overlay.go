@@ -95,7 +95,8 @@ func (o *overlay) enter() error {
 		return fmt.Errorf("open namespace: %w", err)
 	}
 	if o.handle, err = netlink.NewHandleAt(o.ns, unix.NETLINK_ROUTE); err != nil {
-		return fmt.Errorf("enter namespace: %w", err)
+		o.handle = nil
+		return errors.Join(fmt.Errorf("enter namespace: %w", err), o.ns.Close())
 	}
 	return nil
 }
