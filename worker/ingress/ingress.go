@@ -196,7 +196,7 @@ func (i *Ingress) takeOver() error {
 		k.close()
 		return err
 	}
-	for _, s := range slices.Concat(i.table.pods[:], i.table.nodes[:], []*nftables.Set{i.table.nodeOfMAC}) {
+	for _, s := range slices.Concat(i.table.pods[:], i.table.nodes[:], i.table.fabric[:], []*nftables.Set{i.table.nodeOfMAC}) {
 		if i.members[s] != nil {
 			continue
 		}
@@ -231,11 +231,15 @@ func (i *Ingress) SetNodes(nodes []Node) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	t := i.table
-	want := map[*nftables.Set][]nftables.SetElement{t.nodes[0]: nil, t.nodes[1]: nil, t.nodeOfMAC: nil}
+	want := map[*nftables.Set][]nftables.SetElement{t.nodes[0]: nil, t.nodes[1]: nil, t.fabric[0]: nil, t.fabric[1]: nil, t.nodeOfMAC: nil}
 	var errs []error
 	i.state.nodes = nil
 	for _, n := range nodes {
 		i.state.nodes = append(i.state.nodes, n.ID)
+		if a := n.Address.Unmap(); a.IsValid() {
+			s := t.fabric[familyOf(a)]
+			want[s] = append(want[s], nftables.SetElement{Key: a.AsSlice()})
+		}
 		for _, a := range append([]netip.Addr{n.Address}, n.Others...) {
 			if a = a.Unmap(); a.IsValid() {
 				s := t.nodes[familyOf(a)]

@@ -24,12 +24,12 @@ const affinitySeed = 0x5d17a11f
 //	set  source-nat   proto . port: the replica sees this node's address
 //	set  pods4, pods6 addresses of this node's tasks; the rest of the block is refused
 //	set  reached4, reached6  addresses of tasks that a flow was led to, written by the rules
-//	set  nodes4, nodes6  addresses of the members; map node-of-mac: the mark of the node that a packet came from over the fabric
+//	set  nodes4, nodes6  all addresses of the members; fabric4, fabric6: those that the fabric's packets come from, one each; map node-of-mac: the mark of the node that a packet came from over the fabric
 type table struct {
 	inet *nftables.Table
 
 	published, ports, sourceNAT, nodeOfMAC *nftables.Set
-	backends, pods, nodes, reached         [2]*nftables.Set // by family
+	backends, pods, nodes, fabric, reached [2]*nftables.Set // by family
 }
 
 func newTable() *table {
@@ -54,6 +54,7 @@ func newTable() *table {
 			nftables.MustConcatSetType(f.datatype, nftables.TypeInetService), true)
 		t.pods[i] = set("pods"+f.suffix, f.datatype, false)
 		t.nodes[i] = set("nodes"+f.suffix, f.datatype, false)
+		t.fabric[i] = set("fabric"+f.suffix, f.datatype, false)
 		t.reached[i] = set("reached"+f.suffix, f.datatype, false)
 		t.reached[i].Dynamic, t.reached[i].Size = true, maxReached
 	}
@@ -65,7 +66,7 @@ const maxReached = 1 << 16
 
 // sets are all but those that the rules write.
 func (t *table) sets() []*nftables.Set {
-	return slices.Concat([]*nftables.Set{t.published, t.ports, t.sourceNAT, t.nodeOfMAC}, t.backends[:], t.pods[:], t.nodes[:])
+	return slices.Concat([]*nftables.Set{t.published, t.ports, t.sourceNAT, t.nodeOfMAC}, t.backends[:], t.pods[:], t.nodes[:], t.fabric[:])
 }
 
 // layout is what the rules depend on.
@@ -281,7 +282,7 @@ func (t *table) filters(k *kernel, l layout) {
 				f.in(f.dest, t.pods[i], true), jump(refuse.Name))
 		}
 		if l.host.DataPathPort != 0 {
-			rule(k, in, protocolIs(unix.IPPROTO_UDP), destPort(l.host.DataPathPort), f.is(), f.in(f.source, t.nodes[i], true), drop())
+			rule(k, in, protocolIs(unix.IPPROTO_UDP), destPort(l.host.DataPathPort), f.is(), f.in(f.source, t.fabric[i], true), drop())
 		}
 	}
 	// Where other software lets loopback be routed, a task's link would lead to what listens there alone.
