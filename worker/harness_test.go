@@ -70,6 +70,7 @@ type dispatcher struct {
 	peers     []*swarmpb.ManagerPeer
 	clock     time.Duration // how far it is ahead of the node's
 	mute      bool          // it answers no beats
+	hangs     bool          // it opens no session, and says nothing
 	stop      chan struct{} // closed: the manager stops
 	sessions  int           // at present
 	renew     chan struct{} // closed and made anew when peers change
@@ -192,6 +193,13 @@ func (d *dispatcher) Session(stream grpc.BidiStreamingServer[swarmpb.SessionRequ
 	d.mu.Unlock()
 	if refuse != nil {
 		return wire.ToStatus(refuse)
+	}
+	d.mu.Lock()
+	hangs := d.hangs
+	d.mu.Unlock()
+	if hangs { // it waits for a leader that it will not hear of
+		<-stream.Context().Done()
+		return stream.Context().Err()
 	}
 	heard, ended := make(chan uint64), make(chan error, 1)
 	go func() { ended <- d.receive(stream, heard) }()

@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -93,6 +94,19 @@ func (m *managers) pick() (address string, ok bool) {
 		break
 	}
 	return m.last, true
+}
+
+// patience is how long the manager that was picked may take to open a session: while another was not tried a quarter of the
+// limit, so that one that hangs does not cost the node its lease.
+func (m *managers) patience(limit time.Duration) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, p := range slices.Concat(m.learned, m.given) {
+		if a := p.GetAddress(); a != m.last && !m.tried[a] {
+			return limit / 4
+		}
+	}
+	return limit
 }
 
 func filter(peers []*swarmpb.ManagerPeer, keep func(*swarmpb.ManagerPeer) bool) []*swarmpb.ManagerPeer {

@@ -137,7 +137,7 @@ func (l *link) hold(ctx context.Context, address string) (ofUse bool, err error)
 	client := swarmpb.NewDispatcherClient(conn)
 
 	description := l.describe(ctx)
-	late := time.AfterFunc(l.cfg.Limits.Connect, cancel)
+	late := time.AfterFunc(l.managers.patience(l.cfg.Limits.Connect), cancel)
 	defer late.Stop()
 	stream, first, err := l.greet(ctx, client, description)
 	if err != nil {

@@ -61,6 +61,27 @@ func TestSession_ManagerStopsAnswering_AnotherIsTried(t *testing.T) {
 	})
 }
 
+// A manager that is cut off from the others waits for a leader before it opens a session; the lease is 3 s.
+func TestSession_OneManagerHangs_AnotherIsReachedWithinTheLease(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *host) {
+		all := threeManagers(h)
+		at := h.agent.ConnectedTo()
+		h.stop()
+		all[at].mu.Lock()
+		all[at].hangs = true
+		all[at].mu.Unlock()
+		before := h.dials[at]
+		h.start() // it draws the same one first
+		h.settle(2900 * time.Millisecond)
+		if h.dials[at] == before {
+			t.Fatal("the manager that hangs was not tried: this shows nothing")
+		}
+		if now := h.agent.ConnectedTo(); now == at || now == "" {
+			t.Errorf("connected to %q", now)
+		}
+	})
+}
+
 func TestSession_NoManagerHasALeader_TriesAreFew(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *host) {
 		all := threeManagers(h)
