@@ -47,7 +47,7 @@ func TestNetworkCreate_Flags_MakeTheSpec(t *testing.T) {
 
 func TestNetworkCreate_WhatItIsGiven_ComesAtOnceLaterOrNot(t *testing.T) {
 	f := start(t, false)
-	f.control.warnings = []string{"encrypted: 1 of 2 nodes have no WireGuard in the kernel and encrypt in a process, at about a tenth of the throughput; load the module wireguard there"}
+	f.control.warnings = []string{"encrypted: 1 of 2 nodes have no WireGuard in the kernel and encrypt in a process, at 2 to 11 % of the throughput; load the module wireguard there"}
 	f.patience = time.Minute
 	f.control.network = []func(*fakeControl){func(*fakeControl) {}, give(given)}
 	got := f.play("network create --encrypted later")

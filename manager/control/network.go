@@ -143,7 +143,7 @@ func networkWarnings(view *store.View, spec *swarmpb.NetworkSpec) []string {
 	}
 	can, slow, cannot := encrypting(view)
 	if slow > 0 {
-		out = append(out, fmt.Sprintf("encrypted: %d of %d nodes have no WireGuard in the kernel and encrypt in a process, at about a tenth of the throughput; load the module wireguard there", slow, can+len(cannot)))
+		out = append(out, fmt.Sprintf("encrypted: %d of %d nodes have no WireGuard in the kernel and encrypt in a process, at 2 to 11 %% of the throughput; load the module wireguard there", slow, can+len(cannot)))
 	}
 	if len(cannot) > 0 {
 		out = append(out, fmt.Sprintf("encrypted: %s cannot run WireGuard and refuse tasks of this network", some(cannot)))

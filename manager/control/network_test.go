@@ -94,7 +94,7 @@ func TestCreateNetwork_EncryptedInAProcess_SaysWhatItCosts(t *testing.T) {
 	w.node(nodeA, "a", swarmpb.NodeRole_NODE_ROLE_WORKER, swarmpb.NodeState_NODE_STATE_READY)
 	w.describe(self, &swarmpb.NodeNetwork{WireguardKey: make([]byte, 32), Wireguard: "userspace"})
 	said := strings.Join(w.network(&swarmpb.NetworkSpec{Name: "safe", Encrypted: true}).GetWarnings(), "\n")
-	for _, want := range []string{"1 of 2 nodes", "a tenth of the throughput", "a cannot run WireGuard"} {
+	for _, want := range []string{"1 of 2 nodes", "2 to 11 % of the throughput", "a cannot run WireGuard"} {
 		if !strings.Contains(said, want) {
 			t.Errorf("warnings %q do not say %q", said, want)
 		}

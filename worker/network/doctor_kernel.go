@@ -147,7 +147,7 @@ func encryption(wireguard, tun error) doctor.Finding {
 	case wireguard == nil:
 		return doctor.OK("WireGuard in the kernel")
 	case tun == nil:
-		return doctor.Warning("no WireGuard in the kernel: encrypted networks go through user space, at about a tenth of the rate", kernel)
+		return doctor.Warning("no WireGuard in the kernel: encrypted networks go through user space, at 2 to 11 % of the rate", kernel)
 	}
 	return doctor.Problem(fmt.Sprintf("neither WireGuard (%s) nor a tun device (%s): this node takes no tasks of encrypted networks",
 		explainKernel(wireguard), explainKernel(tun)), kernel+", or with CONFIG_TUN (modprobe tun)")
