@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -43,15 +44,19 @@ func (h *Host) Programs() map[string][]int {
 	return out
 }
 
-// Containers are the live processes in containers of the host, by the container's ID: pids as seen from outside.
+// notBegun are the bases of what stands for a container's program until it begins; "." is that of a process that has ended.
+var notBegun = []string{".", "runc", "crun"}
+
+// Containers are the live processes in containers of the host, by the container's ID: pids as seen from outside. One whose
+// program has not begun has none.
 func (h *Host) Containers() map[string][]int {
 	prefix := h.cgroupParent() + "/"
 	out := map[string][]int{}
-	for _, pid := range pidsWhere(func(pid string) bool { return program(pid) != "" }) {
+	for _, pid := range pidsWhere(func(pid string) bool { return !slices.Contains(notBegun, path.Base(program(pid))) }) {
 		data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 		for line := range strings.Lines(string(data)) {
-			_, path, ok := strings.Cut(strings.TrimSpace(line), prefix)
-			id, _, _ := strings.Cut(path, "/")
+			_, below, ok := strings.Cut(strings.TrimSpace(line), prefix)
+			id, _, _ := strings.Cut(below, "/")
 			if ok && id != "" && !slices.Contains(out[id], pid) {
 				out[id] = append(out[id], pid)
 			}

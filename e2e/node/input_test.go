@@ -32,7 +32,7 @@ func TestInput_ThatIsWrong_RefusedWithWhatToDo(t *testing.T) {
 		"replicas -1":         {[]string{"--replicas", "-1", "whoami:v1"}, []string{"replicas", "-1"}},
 		"port not a number":   {[]string{"-p", "mode=host,published=http,target=80", "whoami:v1"}, []string{"http"}},
 		"port too high":       {[]string{"-p", "mode=host,published=70000,target=80", "whoami:v1"}, []string{"70000"}},
-		"ingress port":        {[]string{"-p", "8080:80", "whoami:v1"}, []string{"8080", "mode=host"}},
+		"port of the cluster": {[]string{"-p", "2377:80", "whoami:v1"}, []string{"2377", "choose another port"}},
 		"mount without type":  {[]string{"--mount", "type=disk,target=/x", "whoami:v1"}, []string{"disk", "bind"}},
 		"mount not absolute":  {[]string{"--mount", "type=bind,source=here,target=/x", "whoami:v1"}, []string{"here", "absolute"}},
 		"image not a name":    {[]string{"Who Ami"}, []string{"Who Ami"}},
