@@ -112,7 +112,7 @@ func (b *batch) verdict(v *expr.Verdict) {
 
 // encode is the whole transaction; only the last message of elements is acknowledged, as the kernel tells of errors anyway.
 func (c *change) encode() []byte {
-	const request, create, ack = unix.NLM_F_REQUEST, unix.NLM_F_CREATE, unix.NLM_F_ACK
+	const request, create = unix.NLM_F_REQUEST, unix.NLM_F_CREATE
 	b := &batch{}
 	b.message(unix.NFNL_MSG_BATCH_BEGIN, request, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)
 	b.end()
@@ -122,7 +122,7 @@ func (c *change) encode() []byte {
 	for _, s := range c.order {
 		b.elements(unix.NFT_MSG_NEWSETELEM, request|create, s, c.given[s])
 	}
-	binary.NativeEndian.PutUint16(b.buf[b.last+6:], binary.NativeEndian.Uint16(b.buf[b.last+6:])|ack)
+	b.acknowledge()
 	b.message(unix.NFNL_MSG_BATCH_END, request, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)
 	b.end()
 	return b.buf

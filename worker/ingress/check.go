@@ -57,6 +57,12 @@ func (i *Ingress) reload() error {
 			elements[s] = append(elements[s], nftables.SetElement{Key: a.AsSlice()})
 		}
 	}
+	if supported, err := i.kernel.loadZones(i.layout); err != nil {
+		i.dirty = true
+		return err
+	} else if !supported {
+		i.cfg.Logger.Warn("the kernel has no connection tracking zones: a client's second connection from one port, through another node, to the same task gets no answer")
+	}
 	if err := i.table.load(i.kernel, i.layout, elements); err != nil {
 		return errors.Join(err, i.kernel.drop())
 	}
@@ -87,7 +93,7 @@ func (i *Ingress) takePrint() error {
 	if err != nil {
 		return err
 	}
-	if i.print, err = i.kernel.rulesPrint(i.table.inet); err != nil {
+	if i.print, err = i.kernel.rulesPrint(i.table.all()...); err != nil {
 		return err
 	}
 	i.kernel.generation, i.dirty = generation, false
@@ -144,7 +150,7 @@ func (i *Ingress) intact() (bool, error) {
 	if !i.dirty && generation == i.kernel.generation {
 		return true, nil
 	}
-	if now, err := i.kernel.rulesPrint(i.table.inet); err != nil || now != i.print {
+	if now, err := i.kernel.rulesPrint(i.table.all()...); err != nil || now != i.print {
 		return false, err
 	}
 	expected := i.expected()

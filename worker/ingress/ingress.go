@@ -67,7 +67,8 @@ type Node struct {
 	// Others are further addresses that its tasks' or its own packets may come from, such as one of IPv6. A task that calls another
 	// node from an address which is not known here gets no answer when that node's choice is a replica beside it.
 	Others []netip.Addr
-	MAC    net.HardwareAddr // of its fabric device
+	// MAC of its fabric device. Its last four bytes are the mark that leads back to the node, its number behind the mask's trailing zeros.
+	MAC net.HardwareAddr
 }
 
 // Update is what the managers told of services and endpoints; with Full, of all that there are.
@@ -404,7 +405,7 @@ func (i *Ingress) Teardown() error {
 	i.told.nodes, i.told.pods = false, false
 	i.unended = newLeaving()
 	defer k.close()
-	if err := errors.Join(k.removeTable(i.table.inet), removeAllResets()); err != nil {
+	if err := errors.Join(k.removeTables(i.table.all()...), removeAllResets()); err != nil {
 		return fmt.Errorf("remove the table of ingress: %w", err)
 	}
 	return nil

@@ -134,13 +134,15 @@ func (k *kernel) replaceTable(t *nftables.Table) {
 	k.pending = true
 }
 
-// removeTable removes a table, which need not be there.
-func (k *kernel) removeTable(t *nftables.Table) error {
+// removeTables removes tables, which need not be there.
+func (k *kernel) removeTables(tables ...*nftables.Table) error {
 	if err := k.ready(); err != nil {
 		return err
 	}
-	k.conn.AddTable(t)
-	k.conn.DelTable(t)
+	for _, t := range tables {
+		k.conn.AddTable(t)
+		k.conn.DelTable(t)
+	}
 	k.pending = true
 	return k.commit()
 }
@@ -277,20 +279,22 @@ func (k *kernel) currentGeneration() (uint32, error) {
 	return 0, errors.New("read the generation of nftables: the kernel did not tell it")
 }
 
-// rulesPrint is a hash of a table's rules as the kernel has them; elements of sets are no part of it.
-func (k *kernel) rulesPrint(t *nftables.Table) (uint64, error) {
-	attrs, err := mdl.MarshalAttributes([]mdl.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: []byte(t.Name + "\x00")}})
-	if err != nil {
-		return 0, fmt.Errorf("encode request: %w", err)
-	}
-	msgs, err := k.ask(unix.NFT_MSG_GETRULE, byte(t.Family), mdl.Dump, attrs)
-	if err != nil {
-		return 0, fmt.Errorf("read nftables rules: %w", err)
-	}
+// rulesPrint is a hash of tables' rules as the kernel has them; elements of sets are no part of it.
+func (k *kernel) rulesPrint(tables ...*nftables.Table) (uint64, error) {
 	h := fnv.New64a()
-	for _, m := range msgs {
-		if len(m.Data) > 4 {
-			_, _ = h.Write(m.Data[4:]) // behind the header, which holds the generation
+	for _, t := range tables {
+		attrs, err := mdl.MarshalAttributes([]mdl.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: []byte(t.Name + "\x00")}})
+		if err != nil {
+			return 0, fmt.Errorf("encode request: %w", err)
+		}
+		msgs, err := k.ask(unix.NFT_MSG_GETRULE, byte(t.Family), mdl.Dump, attrs)
+		if err != nil {
+			return 0, fmt.Errorf("read nftables rules: %w", err)
+		}
+		for _, m := range msgs {
+			if len(m.Data) > 4 {
+				_, _ = h.Write(m.Data[4:]) // behind the header, which holds the generation
+			}
 		}
 	}
 	return h.Sum64(), nil
