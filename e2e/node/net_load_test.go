@@ -3,21 +3,16 @@ package node_test
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"net/http"
-	"net/netip"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/swarmd/swarmd/e2e/lab"
 )
@@ -231,31 +226,9 @@ func shares(got map[string]int) string {
 func (c *netCluster) outside() []source {
 	var out []source
 	for _, x := range c.clients {
-		out = append(out, source{x.Name, apart(x), x.Addr.String()})
+		out = append(out, source{x.Name, x.Dial, x.Addr.String()})
 	}
 	return out
-}
-
-// apart dials from ports of its own for each node: a client that calls two nodes from one port, at the same time and by chance to one
-// replica, is a limit that docs/design-network.md names.
-func apart(client *lab.Client) dialer {
-	const first, each = 20_000, 8000
-	return func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
-		to, err := netip.ParseAddrPort(addr)
-		if err != nil {
-			return nil, err
-		}
-		bytes := to.Addr().AsSlice()
-		low := first + uint32(bytes[len(bytes)-1]-1)%5*each
-		d := &net.Dialer{Control: func(_, _ string, raw syscall.RawConn) (err error) {
-			e := raw.Control(func(fd uintptr) {
-				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_LOCAL_PORT_RANGE, int(low|(low+each-1)<<16))
-			})
-			return errors.Join(e, err)
-		}}
-		err = client.Do(func() (err error) { conn, err = d.DialContext(ctx, network, addr); return err })
-		return conn, err
-	}
 }
 
 // everywhere are the URLs of a published port on each host that is on.
