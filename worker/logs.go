@@ -33,7 +33,8 @@ func (f *fleet) streamLogs(ctx context.Context, q *swarmpb.LogQuery, s *answerSt
 		return errors.New("the task's ID is none")
 	}
 	dir := f.cfg.LogDir(q.GetTaskId())
-	options := logs.Options{Tail: q.Tail, After: logs.Position{File: q.GetAfter().GetFile(), Offset: int64(q.GetAfter().GetOffset())}}
+	options := logs.Options{Tail: q.Tail, After: logs.Position{File: q.GetAfter().GetFile(), Offset: int64(q.GetAfter().GetOffset())},
+		Once: !q.GetFollow()}
 	if since := q.GetSince(); since > 0 {
 		options.Since = time.Unix(0, since)
 	}

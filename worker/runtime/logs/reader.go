@@ -20,6 +20,8 @@ type Options struct {
 	Since time.Time
 	// After goes on where a former reader's Position was; Tail is not looked at then. Zero = not.
 	After Position
+	// Once: what is written after the log was opened is not read, so that a task that writes as fast as it is read has an end.
+	Once bool
 }
 
 // Position is a place in a log, after a record.
@@ -48,6 +50,9 @@ type Reader struct {
 	// former is the position at the end of the file before, which counts until the one that is read has a name.
 	former  Position
 	notices []string
+	// once: nothing is read beyond end in the file that was the last one when the log was opened.
+	once    bool
+	end     int64
 	last    [stampLen]byte // time of the last record read
 	stamped bool
 }
@@ -64,6 +69,13 @@ func NewReader(dir string, o Options) (*Reader, error) {
 	}
 	slices.Reverse(files)
 	r.files = files
+	if r.once = o.Once; r.once && len(files) > 0 {
+		info, err := files[len(files)-1].Stat()
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("open log: %w", err), r.Close())
+		}
+		r.end = info.Size()
+	}
 	switch {
 	case o.After.File != "":
 		err = r.resume(o.After)
@@ -241,11 +253,17 @@ func (r *Reader) Read(p []byte, limit int) (_ []byte, done bool, err error) {
 
 // fill reads on; false: there is nothing more for now.
 func (r *Reader) fill() (bool, error) {
-	if len(r.files) == 0 {
+	switch {
+	case r.once:
+		if len(r.files) == 0 {
+			return false, nil
+		}
+	case len(r.files) == 0:
 		return r.look()
-	}
-	if err := r.hold(); err != nil {
-		return false, err
+	default:
+		if err := r.hold(); err != nil {
+			return false, err
+		}
 	}
 	r.block, r.used = r.block[:copy(r.block, r.block[r.used:])], 0
 	if len(r.block) > maxRecord { // no record of the logger's is so long
@@ -254,7 +272,11 @@ func (r *Reader) fill() (bool, error) {
 	for {
 		// Whether the file is the last one is known before it is read: what it had then is read to its end.
 		last := len(r.files) == 1
-		n, err := r.files[0].ReadAt(r.block[len(r.block):len(r.block)+blockSize], r.offset)
+		room := int64(blockSize)
+		if r.once && last {
+			room = max(0, min(room, r.end-r.offset))
+		}
+		n, err := r.files[0].ReadAt(r.block[len(r.block):len(r.block)+int(room)], r.offset)
 		if n > 0 {
 			r.block, r.offset = r.block[:len(r.block)+n], r.offset+int64(n)
 			return true, nil

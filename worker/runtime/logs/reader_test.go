@@ -320,6 +320,47 @@ func TestReader_TailAndSince_BeginWhereAsked(t *testing.T) {
 	})
 }
 
+// A task that writes as fast as its log is read, and has it rotated away: who does not follow it comes to an end.
+func TestReader_OnceWhileTheWriterGoesOn_ReadsWhatWasThere(t *testing.T) {
+	w := newWriter(t, 3)
+	w.record("stdout", 'F', "one")
+	w.rotate()
+	w.record("stdout", 'F', "two")
+	w.record("stdout", 'F', "three")
+	n := uint64(2)
+	for _, test := range []struct {
+		options Options
+		want    []string
+	}{
+		{Options{Once: true}, []string{"one", "two", "three"}},
+		{Options{Once: true, Tail: &n}, []string{"two", "three"}},
+	} {
+		r := newReader(t, w, test.options)
+		var got []string
+		for reads := 0; ; reads++ {
+			w.record("stdout", 'F', "later")
+			if reads%2 == 1 {
+				w.rotate()
+			}
+			records, done, err := r.Read(nil, 1)
+			if err != nil || reads > 100 {
+				t.Fatalf("no end after %d reads, %v", reads, err)
+			}
+			got = append(got, texts(string(records))...)
+			if done {
+				break
+			}
+		}
+		if !slices.Equal(got, test.want) {
+			t.Errorf("read %q, want %q", got, test.want)
+		}
+		// The next one begins with a log as at first.
+		w = newWriter(t, 3)
+		w.record("stdout", 'F', "two")
+		w.record("stdout", 'F', "three")
+	}
+}
+
 func TestReader_LogThatAppearsLater_IsRead(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "logs")
 	r, err := NewReader(dir, Options{})
