@@ -339,6 +339,7 @@ func (n *Network) Teardown(ctx context.Context) error {
 	n.names.forgetAll()
 	err = errors.Join(err, n.ingress.Teardown(), n.coexist.Teardown(), removeLink(Fabric), removeReturnPath(),
 		removeStrayOverlays(n.cfg.overlays(), nil), removeUplink())
+	err = errors.Join(err, forgetFlows(n.place.pool)) // last: what the links say as they go is tracked too
 	n.configured, n.place, n.fabric = false, hostPlace{}, nil
 	n.told, n.unended = newTold(), nil
 	clear(n.gone)
