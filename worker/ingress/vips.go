@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/swarmd/swarmd/worker/ingress/slots"
@@ -286,36 +287,54 @@ func (t *vipTable) read(k *kernel) (map[netip.Addr]vipBalance, error) {
 // ApplyVIPs is Apply of one update in many namespaces. What is the same in them is worked out once, which is most of it when all hold
 // the same VIPs. An error in one keeps no other from the update.
 func ApplyVIPs(all []*VIPs, u VIPUpdate) error {
-	step := &vipStep{}
-	var errs []error
-	for _, v := range all {
-		errs = append(errs, v.apply(u, step))
+	if len(all) == 0 {
+		return nil
 	}
+	step := &vipStep{}
+	errs := make([]error, len(all))
+	errs[0] = all[0].apply(u, step) // the others take the step that it has worked out
+	var sending errgroup.Group
+	sending.SetLimit(vipSenders)
+	for n, v := range all[1:] {
+		sending.Go(func() error {
+			errs[n+1] = v.apply(u, step)
+			return nil
+		})
+	}
+	_ = sending.Wait()
 	return errors.Join(errs...)
 }
 
+// vipSenders bounds the namespaces that are changed at a time: the kernel has each of them wait for a while.
+const vipSenders = 16
+
 // vipStep is a change of VIPs from one state of theirs to another, for all namespaces that are in the first.
 type vipStep struct {
+	mu          sync.Mutex
 	from, to    []vipBalance // of the VIPs of the update, in its order
 	transaction []byte       // nil: not known
 }
 
-// fits tells whether a namespace that holds these VIPs can take the step.
-func (s *vipStep) fits(u VIPUpdate, held map[netip.Addr]vipBalance) bool {
+// take gives a namespace that holds these VIPs what it is to hold, and the transaction; false: the step is not for it.
+func (s *vipStep) take(u VIPUpdate, held map[netip.Addr]vipBalance) (to []vipBalance, transaction []byte, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.transaction == nil || u.Full || len(u.Removed) > 0 {
-		return false
+		return nil, nil, false
 	}
 	for n, vip := range u.VIPs {
 		is, ok := held[vip.Address]
 		if !ok || len(is) != len(s.from[n]) || (len(is) > 0 && &is[0] != &s.from[n][0] && !slices.Equal(is, s.from[n])) {
-			return false
+			return nil, nil, false
 		}
 	}
-	return true
+	return s.to, s.transaction, true
 }
 
 // learn has the step be what was just done.
 func (s *vipStep) learn(u VIPUpdate, held, next map[netip.Addr]vipBalance, transaction []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.from, s.to, s.transaction = nil, nil, nil
 	for _, vip := range u.VIPs {
 		is, ok := held[vip.Address]
@@ -336,11 +355,11 @@ func (v *VIPs) apply(u VIPUpdate, step *vipStep) error {
 	if v.kernel == nil {
 		return errors.New("change VIPs: they are closed")
 	}
-	if step.fits(u, v.held) {
+	if to, transaction, ok := step.take(u, v.held); ok {
 		for n, vip := range u.VIPs {
-			v.held[vip.Address] = step.to[n]
+			v.held[vip.Address] = to[n]
 		}
-		return v.send(step.transaction)
+		return v.send(transaction)
 	}
 	c := newChange()
 	named := map[netip.Addr]bool{}

@@ -3,6 +3,9 @@ package network
 import (
 	"fmt"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
@@ -23,13 +26,14 @@ func BenchmarkApply_VIPChange(b *testing.B) {
 	starting.State = swarmpb.EndpointState_ENDPOINT_STATE_STARTING
 	states := [][]*swarmpb.AssignmentChange{{setEndpoint(endpoint)}, {setEndpoint(starting)}}
 	n.do(b, func() error {
-		begin := cpuOfThread()
+		b.ResetTimer()
+		begin := cpuOfProcess()
 		for i := range b.N {
 			if err := n.Apply(b.Context(), false, states[i%2]); err != nil {
 				return err
 			}
 		}
-		b.ReportMetric(float64((cpuOfThread()-begin).Microseconds())/float64(b.N), "cpu-us/op")
+		b.ReportMetric(float64((cpuOfProcess()-begin).Microseconds())/float64(b.N), "cpu-us/op")
 		return nil
 	})
 }
@@ -49,13 +53,21 @@ func BenchmarkApply_Peer(b *testing.B) {
 	come := []*swarmpb.AssignmentChange{setPeer(peer(2000))}
 	leave := []*swarmpb.AssignmentChange{{Change: &swarmpb.AssignmentChange_RemovePeer{RemovePeer: "peer2000"}}}
 	n.do(b, func() error {
-		begin := cpuOfThread()
+		b.ResetTimer()
+		begin := cpuOfProcess()
 		for i := range b.N {
 			if err := n.Apply(b.Context(), false, [][]*swarmpb.AssignmentChange{come, leave}[i%2]); err != nil {
 				return err
 			}
 		}
-		b.ReportMetric(float64((cpuOfThread()-begin).Microseconds())/float64(b.N), "cpu-us/op")
+		b.ReportMetric(float64((cpuOfProcess()-begin).Microseconds())/float64(b.N), "cpu-us/op")
 		return nil
 	})
+}
+
+// cpuOfProcess counts all threads: a change of many namespaces goes over several.
+func cpuOfProcess() time.Duration {
+	var u unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
