@@ -150,18 +150,14 @@ func closeAll(files []*file) {
 }
 
 // tailStart is the offset in f after which the last n lines begin, or 0 and how many it has when it has fewer. A line
-// counts by its last record. It reads from the end.
-func tailStart(f *file, n uint64) (start int64, lines uint64, err error) {
-	info, err := f.Stat()
-	if err != nil {
-		return 0, 0, err
-	}
+// counts by its last record. It reads from the end, which is at size.
+func tailStart(f *file, size int64, n uint64) (start int64, lines uint64, err error) {
 	buffer := make([]byte, blockSize+textAt)
-	next := info.Size() // where the record after the one that is looked at begins
-	for end := info.Size(); end > 0; {
+	next := size // where the record after the one that is looked at begins
+	for end := size; end > 0; {
 		begin := max(0, end-blockSize)
 		// Some bytes more than the block, so that the head of a record that begins at its end is seen.
-		block := buffer[:min(int64(len(buffer)), info.Size()-begin)]
+		block := buffer[:min(int64(len(buffer)), size-begin)]
 		if _, err := f.ReadAt(block, begin); err != nil {
 			return 0, 0, err
 		}
@@ -181,4 +177,18 @@ func tailStart(f *file, n uint64) (start int64, lines uint64, err error) {
 		end = begin
 	}
 	return 0, lines, nil
+}
+
+// wholeEnd is where the last whole record of a file ends by now; the logger may be in the middle of the next one.
+func wholeEnd(f *file) (int64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	begin := max(0, info.Size()-maxRecord)
+	last := make([]byte, info.Size()-begin)
+	if _, err := f.ReadAt(last, begin); err != nil {
+		return 0, err
+	}
+	return begin + int64(bytes.LastIndexByte(last, '\n')) + 1, nil
 }

@@ -70,11 +70,9 @@ func NewReader(dir string, o Options) (*Reader, error) {
 	slices.Reverse(files)
 	r.files = files
 	if r.once = o.Once; r.once && len(files) > 0 {
-		info, err := files[len(files)-1].Stat()
-		if err != nil {
+		if r.end, err = wholeEnd(files[len(files)-1]); err != nil {
 			return nil, errors.Join(fmt.Errorf("open log: %w", err), r.Close())
 		}
-		r.end = info.Size()
 	}
 	switch {
 	case o.After.File != "":
@@ -173,7 +171,15 @@ func (r *Reader) takeUp(buffer *bufio.Reader, f *file, start, end int64) error {
 
 func (r *Reader) tail(n uint64) error {
 	for i := len(r.files) - 1; i >= 0; i-- {
-		start, lines, err := tailStart(r.files[i], n)
+		size := r.end
+		if !r.once || i < len(r.files)-1 {
+			info, err := r.files[i].Stat()
+			if err != nil {
+				return err
+			}
+			size = info.Size()
+		}
+		start, lines, err := tailStart(r.files[i], size, n)
 		if err != nil {
 			return err
 		}

@@ -361,6 +361,19 @@ func TestReader_OnceWhileTheWriterGoesOn_ReadsWhatWasThere(t *testing.T) {
 	}
 }
 
+// The logger is in the middle of a record: it does not count among the last lines.
+func TestReader_OnceInTheMiddleOfARecord_TailIsOfWholeLines(t *testing.T) {
+	w := newWriter(t, 3)
+	for _, text := range []string{"one", "two", "three"} {
+		w.record("stdout", 'F', text)
+	}
+	w.raw("2026-01-02T03:04:06.000000000Z stdout F fo")
+	n := uint64(2)
+	if got := texts(drain(t, newReader(t, w, Options{Once: true, Tail: &n}))); !slices.Equal(got, []string{"two", "three"}) {
+		t.Errorf("read %q", got)
+	}
+}
+
 func TestReader_LogThatAppearsLater_IsRead(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "logs")
 	r, err := NewReader(dir, Options{})
