@@ -25,6 +25,13 @@ setup: ## install what running containers needs and is missing: runc (Debian, Ub
 		$(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq runc; \
 	fi
 
+.PHONY: setup-tests
+setup-tests: setup ## install what the tests need besides: crun, the other OCI runtime
+	@if ! command -v crun >/dev/null; then \
+		echo "setup-tests: installing the package crun, which the tests start containers with too"; \
+		$(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq crun; \
+	fi
+
 .PHONY: build
 build: ## build bin/swarmd and bin/swarmctl, static
 	@mkdir -p bin
@@ -76,7 +83,7 @@ proto-baseline: ## at a release: what `buf breaking` compares with from now on
 	$(TOOL) buf build proto --exclude-source-info -o proto/baseline.binpb
 
 .PHONY: test
-test: setup build image ## all tests, units first, then end to end with real containers (needs root)
+test: setup-tests build image ## all tests, units first, then end to end with real containers (needs root)
 	.ci/test
 
 .PHONY: e2e
@@ -88,7 +95,7 @@ sim: ## whole clusters under faults in virtual time: SEEDS of them (default 1) f
 	SIM_SEEDS=$${SEEDS:-1} SIM_SEED=$${SEED:-1} go test -count=1 -timeout 0 -run TestSeeds ./e2e/sim
 
 .PHONY: bench
-bench: setup build image ## the benchmarks behind docs/performance.md
+bench: setup-tests build image ## the benchmarks behind docs/performance.md
 	.ci/bench
 
 .PHONY: bench-net
