@@ -37,6 +37,8 @@ var mayImport = []struct {
 	{"manager/orchestrator", []string{"manager/reconcile", "manager/store"}},
 	{"manager/allocator", []string{"manager/reconcile", "manager/store"}},
 	{"manager/placement", []string{"manager/reconcile", "manager/store", "scheduler"}},
+	{"manager/plan", []string{"manager/allocator", "manager/orchestrator", "manager/placement", "manager/reconcile", "manager/store", "scheduler"}},
+	{"manager/metrics", []string{"manager/store"}},
 	{"manager/control", []string{"manager/store", "proto/wire"}},
 	{"manager/dispatcher", []string{"manager/store", "proto/wire"}},
 	{"manager/ca", []string{"manager/store", "proto/wire"}},
@@ -52,7 +54,7 @@ var mayImport = []struct {
 }
 
 // deterministic packages judge by their arguments alone.
-var deterministic = []string{"manager/store", "scheduler", "manager/orchestrator", "manager/allocator", "manager/placement"}
+var deterministic = []string{"manager/store", "scheduler", "manager/orchestrator", "manager/allocator", "manager/placement", "manager/plan"}
 
 // forbidden in them: packages, and functions of time that read the clock (a timer judges nothing).
 var (

@@ -110,6 +110,22 @@ func (c controlSwitch) ListNetworks(ctx context.Context, r *swarmpb.ListNetworks
 	return call(c, ctx, r, swarmpb.ControlServer.ListNetworks)
 }
 
+func (c controlSwitch) RollbackService(ctx context.Context, r *swarmpb.RollbackServiceRequest) (*swarmpb.RollbackServiceResponse, error) {
+	return call(c, ctx, r, swarmpb.ControlServer.RollbackService)
+}
+
+func (c controlSwitch) CommandRollout(ctx context.Context, r *swarmpb.CommandRolloutRequest) (*swarmpb.CommandRolloutResponse, error) {
+	return call(c, ctx, r, swarmpb.ControlServer.CommandRollout)
+}
+
+func (c controlSwitch) GetServiceHistory(ctx context.Context, r *swarmpb.GetServiceHistoryRequest) (*swarmpb.GetServiceHistoryResponse, error) {
+	return call(c, ctx, r, swarmpb.ControlServer.GetServiceHistory)
+}
+
+func (c controlSwitch) PlanService(ctx context.Context, r *swarmpb.PlanServiceRequest) (*swarmpb.PlanServiceResponse, error) {
+	return call(c, ctx, r, swarmpb.ControlServer.PlanService)
+}
+
 func (c controlSwitch) GetTask(ctx context.Context, r *swarmpb.GetTaskRequest) (*swarmpb.GetTaskResponse, error) {
 	return call(c, ctx, r, swarmpb.ControlServer.GetTask)
 }

@@ -23,6 +23,71 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type PlanAction int32
+
+const (
+	PlanAction_PLAN_ACTION_UNSPECIFIED PlanAction = 0
+	// A task is placed and its image pulled; nothing starts.
+	PlanAction_PLAN_ACTION_PREPARE PlanAction = 1
+	PlanAction_PLAN_ACTION_START   PlanAction = 2
+	PlanAction_PLAN_ACTION_STOP    PlanAction = 3
+	// Traffic shares change.
+	PlanAction_PLAN_ACTION_SHIFT PlanAction = 4
+	// A person is waited for.
+	PlanAction_PLAN_ACTION_WAIT PlanAction = 5
+	// The end.
+	PlanAction_PLAN_ACTION_DONE PlanAction = 6
+)
+
+// Enum value maps for PlanAction.
+var (
+	PlanAction_name = map[int32]string{
+		0: "PLAN_ACTION_UNSPECIFIED",
+		1: "PLAN_ACTION_PREPARE",
+		2: "PLAN_ACTION_START",
+		3: "PLAN_ACTION_STOP",
+		4: "PLAN_ACTION_SHIFT",
+		5: "PLAN_ACTION_WAIT",
+		6: "PLAN_ACTION_DONE",
+	}
+	PlanAction_value = map[string]int32{
+		"PLAN_ACTION_UNSPECIFIED": 0,
+		"PLAN_ACTION_PREPARE":     1,
+		"PLAN_ACTION_START":       2,
+		"PLAN_ACTION_STOP":        3,
+		"PLAN_ACTION_SHIFT":       4,
+		"PLAN_ACTION_WAIT":        5,
+		"PLAN_ACTION_DONE":        6,
+	}
+)
+
+func (x PlanAction) Enum() *PlanAction {
+	p := new(PlanAction)
+	*p = x
+	return p
+}
+
+func (x PlanAction) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PlanAction) Descriptor() protoreflect.EnumDescriptor {
+	return file_swarm_v1_control_proto_enumTypes[0].Descriptor()
+}
+
+func (PlanAction) Type() protoreflect.EnumType {
+	return &file_swarm_v1_control_proto_enumTypes[0]
+}
+
+func (x PlanAction) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PlanAction.Descriptor instead.
+func (PlanAction) EnumDescriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{0}
+}
+
 type GetClusterRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -940,8 +1005,10 @@ type CreateServiceRequest struct {
 	RegistryAuth *RegistryAuth `protobuf:"bytes,3,opt,name=registry_auth,json=registryAuth,proto3" json:"registry_auth,omitempty"`
 	// Do not ask the registry which digest the image's tag stands for.
 	NoResolveImage bool `protobuf:"varint,4,opt,name=no_resolve_image,json=noResolveImage,proto3" json:"no_resolve_image,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Who asks, for the history, for example root@host; at most 128 characters.
+	Author        string `protobuf:"bytes,5,opt,name=author,proto3" json:"author,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateServiceRequest) Reset() {
@@ -1000,6 +1067,13 @@ func (x *CreateServiceRequest) GetNoResolveImage() bool {
 		return x.NoResolveImage
 	}
 	return false
+}
+
+func (x *CreateServiceRequest) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
 }
 
 type CreateServiceResponse struct {
@@ -1064,6 +1138,7 @@ type UpdateServiceRequest struct {
 	// Replaces what is kept with the service; unset = keep it.
 	RegistryAuth   *RegistryAuth `protobuf:"bytes,5,opt,name=registry_auth,json=registryAuth,proto3" json:"registry_auth,omitempty"`
 	NoResolveImage bool          `protobuf:"varint,6,opt,name=no_resolve_image,json=noResolveImage,proto3" json:"no_resolve_image,omitempty"`
+	Author         string        `protobuf:"bytes,7,opt,name=author,proto3" json:"author,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1140,10 +1215,19 @@ func (x *UpdateServiceRequest) GetNoResolveImage() bool {
 	return false
 }
 
+func (x *UpdateServiceRequest) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
 type UpdateServiceResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Warnings      []string               `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Id       string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Warnings []string               `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// The service's revision from now on.
+	Revision      uint64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1192,6 +1276,771 @@ func (x *UpdateServiceResponse) GetWarnings() []string {
 	return nil
 }
 
+func (x *UpdateServiceResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type RollbackServiceRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Service string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	// meta.version of the service that the user read; 0 = whatever it is.
+	Version uint64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	// 0 = the previous spec.
+	Revision      uint64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Author        string `protobuf:"bytes,5,opt,name=author,proto3" json:"author,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackServiceRequest) Reset() {
+	*x = RollbackServiceRequest{}
+	mi := &file_swarm_v1_control_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackServiceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackServiceRequest) ProtoMessage() {}
+
+func (x *RollbackServiceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackServiceRequest.ProtoReflect.Descriptor instead.
+func (*RollbackServiceRequest) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RollbackServiceRequest) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *RollbackServiceRequest) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *RollbackServiceRequest) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *RollbackServiceRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RollbackServiceRequest) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
+type RollbackServiceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Warnings      []string               `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Revision      uint64                 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackServiceResponse) Reset() {
+	*x = RollbackServiceResponse{}
+	mi := &file_swarm_v1_control_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackServiceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackServiceResponse) ProtoMessage() {}
+
+func (x *RollbackServiceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackServiceResponse.ProtoReflect.Descriptor instead.
+func (*RollbackServiceResponse) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *RollbackServiceResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RollbackServiceResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *RollbackServiceResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type CommandRolloutRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Service string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	Action  RolloutAction          `protobuf:"varint,2,opt,name=action,proto3,enum=swarm.v1.RolloutAction" json:"action,omitempty"`
+	// Instead of an action: back to the previous spec, and to the old set where that is still there.
+	Abort         bool   `protobuf:"varint,3,opt,name=abort,proto3" json:"abort,omitempty"`
+	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Author        string `protobuf:"bytes,5,opt,name=author,proto3" json:"author,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommandRolloutRequest) Reset() {
+	*x = CommandRolloutRequest{}
+	mi := &file_swarm_v1_control_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommandRolloutRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommandRolloutRequest) ProtoMessage() {}
+
+func (x *CommandRolloutRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommandRolloutRequest.ProtoReflect.Descriptor instead.
+func (*CommandRolloutRequest) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *CommandRolloutRequest) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *CommandRolloutRequest) GetAction() RolloutAction {
+	if x != nil {
+		return x.Action
+	}
+	return RolloutAction_ROLLOUT_ACTION_UNSPECIFIED
+}
+
+func (x *CommandRolloutRequest) GetAbort() bool {
+	if x != nil {
+		return x.Abort
+	}
+	return false
+}
+
+func (x *CommandRolloutRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *CommandRolloutRequest) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
+type CommandRolloutResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// What happens now, in a line.
+	Message       string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommandRolloutResponse) Reset() {
+	*x = CommandRolloutResponse{}
+	mi := &file_swarm_v1_control_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommandRolloutResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommandRolloutResponse) ProtoMessage() {}
+
+func (x *CommandRolloutResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommandRolloutResponse.ProtoReflect.Descriptor instead.
+func (*CommandRolloutResponse) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *CommandRolloutResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CommandRolloutResponse) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+type GetServiceHistoryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetServiceHistoryRequest) Reset() {
+	*x = GetServiceHistoryRequest{}
+	mi := &file_swarm_v1_control_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetServiceHistoryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetServiceHistoryRequest) ProtoMessage() {}
+
+func (x *GetServiceHistoryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetServiceHistoryRequest.ProtoReflect.Descriptor instead.
+func (*GetServiceHistoryRequest) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *GetServiceHistoryRequest) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+type GetServiceHistoryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revisions     []*RevisionInfo        `protobuf:"bytes,1,rep,name=revisions,proto3" json:"revisions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetServiceHistoryResponse) Reset() {
+	*x = GetServiceHistoryResponse{}
+	mi := &file_swarm_v1_control_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetServiceHistoryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetServiceHistoryResponse) ProtoMessage() {}
+
+func (x *GetServiceHistoryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetServiceHistoryResponse.ProtoReflect.Descriptor instead.
+func (*GetServiceHistoryResponse) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *GetServiceHistoryResponse) GetRevisions() []*RevisionInfo {
+	if x != nil {
+		return x.Revisions
+	}
+	return nil
+}
+
+type RevisionInfo struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Without the registry's credentials.
+	Revision *ServiceRevision `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Unset while nothing is known of it.
+	Outcome *RevisionOutcome `protobuf:"bytes,2,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	// It is the service's spec now.
+	Current       bool `protobuf:"varint,3,opt,name=current,proto3" json:"current,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevisionInfo) Reset() {
+	*x = RevisionInfo{}
+	mi := &file_swarm_v1_control_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevisionInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevisionInfo) ProtoMessage() {}
+
+func (x *RevisionInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevisionInfo.ProtoReflect.Descriptor instead.
+func (*RevisionInfo) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *RevisionInfo) GetRevision() *ServiceRevision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+func (x *RevisionInfo) GetOutcome() *RevisionOutcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return nil
+}
+
+func (x *RevisionInfo) GetCurrent() bool {
+	if x != nil {
+		return x.Current
+	}
+	return false
+}
+
+type PlanServiceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Change:
+	//
+	//	*PlanServiceRequest_Create
+	//	*PlanServiceRequest_Update
+	//	*PlanServiceRequest_Rollback
+	Change        isPlanServiceRequest_Change `protobuf_oneof:"change"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanServiceRequest) Reset() {
+	*x = PlanServiceRequest{}
+	mi := &file_swarm_v1_control_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanServiceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanServiceRequest) ProtoMessage() {}
+
+func (x *PlanServiceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanServiceRequest.ProtoReflect.Descriptor instead.
+func (*PlanServiceRequest) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *PlanServiceRequest) GetChange() isPlanServiceRequest_Change {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
+func (x *PlanServiceRequest) GetCreate() *CreateServiceRequest {
+	if x != nil {
+		if x, ok := x.Change.(*PlanServiceRequest_Create); ok {
+			return x.Create
+		}
+	}
+	return nil
+}
+
+func (x *PlanServiceRequest) GetUpdate() *UpdateServiceRequest {
+	if x != nil {
+		if x, ok := x.Change.(*PlanServiceRequest_Update); ok {
+			return x.Update
+		}
+	}
+	return nil
+}
+
+func (x *PlanServiceRequest) GetRollback() *RollbackServiceRequest {
+	if x != nil {
+		if x, ok := x.Change.(*PlanServiceRequest_Rollback); ok {
+			return x.Rollback
+		}
+	}
+	return nil
+}
+
+type isPlanServiceRequest_Change interface {
+	isPlanServiceRequest_Change()
+}
+
+type PlanServiceRequest_Create struct {
+	Create *CreateServiceRequest `protobuf:"bytes,1,opt,name=create,proto3,oneof"`
+}
+
+type PlanServiceRequest_Update struct {
+	Update *UpdateServiceRequest `protobuf:"bytes,2,opt,name=update,proto3,oneof"`
+}
+
+type PlanServiceRequest_Rollback struct {
+	Rollback *RollbackServiceRequest `protobuf:"bytes,3,opt,name=rollback,proto3,oneof"`
+}
+
+func (*PlanServiceRequest_Create) isPlanServiceRequest_Change() {}
+
+func (*PlanServiceRequest_Update) isPlanServiceRequest_Change() {}
+
+func (*PlanServiceRequest_Rollback) isPlanServiceRequest_Change() {}
+
+type PlanServiceResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The spec before (unset for a create) and after, as it would be stored.
+	Before   *ServiceSpec   `protobuf:"bytes,1,opt,name=before,proto3" json:"before,omitempty"`
+	After    *ServiceSpec   `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
+	Warnings []string       `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Strategy UpdateStrategy `protobuf:"varint,4,opt,name=strategy,proto3,enum=swarm.v1.UpdateStrategy" json:"strategy,omitempty"`
+	// What would happen, in order; at most 1,000, then truncated.
+	Steps     []*PlanStep `protobuf:"bytes,5,rep,name=steps,proto3" json:"steps,omitempty"`
+	Truncated bool        `protobuf:"varint,6,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	// Why it would not come to an end, for example tasks that no node suits; empty = it fits.
+	Problems []string `protobuf:"bytes,7,rep,name=problems,proto3" json:"problems,omitempty"`
+	Starts   uint64   `protobuf:"varint,8,opt,name=starts,proto3" json:"starts,omitempty"`
+	Stops    uint64   `protobuf:"varint,9,opt,name=stops,proto3" json:"stops,omitempty"`
+	// Shortest time that it takes, from delays, watches and graces alone.
+	AtLeast int64 `protobuf:"varint,10,opt,name=at_least,json=atLeast,proto3" json:"at_least,omitempty"`
+	// Nothing would change, or no task would.
+	NoChange      bool `protobuf:"varint,11,opt,name=no_change,json=noChange,proto3" json:"no_change,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanServiceResponse) Reset() {
+	*x = PlanServiceResponse{}
+	mi := &file_swarm_v1_control_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanServiceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanServiceResponse) ProtoMessage() {}
+
+func (x *PlanServiceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanServiceResponse.ProtoReflect.Descriptor instead.
+func (*PlanServiceResponse) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *PlanServiceResponse) GetBefore() *ServiceSpec {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *PlanServiceResponse) GetAfter() *ServiceSpec {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *PlanServiceResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *PlanServiceResponse) GetStrategy() UpdateStrategy {
+	if x != nil {
+		return x.Strategy
+	}
+	return UpdateStrategy_UPDATE_STRATEGY_UNSPECIFIED
+}
+
+func (x *PlanServiceResponse) GetSteps() []*PlanStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+func (x *PlanServiceResponse) GetTruncated() bool {
+	if x != nil {
+		return x.Truncated
+	}
+	return false
+}
+
+func (x *PlanServiceResponse) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+func (x *PlanServiceResponse) GetStarts() uint64 {
+	if x != nil {
+		return x.Starts
+	}
+	return 0
+}
+
+func (x *PlanServiceResponse) GetStops() uint64 {
+	if x != nil {
+		return x.Stops
+	}
+	return 0
+}
+
+func (x *PlanServiceResponse) GetAtLeast() int64 {
+	if x != nil {
+		return x.AtLeast
+	}
+	return 0
+}
+
+func (x *PlanServiceResponse) GetNoChange() bool {
+	if x != nil {
+		return x.NoChange
+	}
+	return false
+}
+
+// PlanStep is one thing that the leader would do.
+type PlanStep struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// From the beginning, in nanoseconds, as in at_least.
+	At              int64      `protobuf:"varint,1,opt,name=at,proto3" json:"at,omitempty"`
+	Action          PlanAction `protobuf:"varint,2,opt,name=action,proto3,enum=swarm.v1.PlanAction" json:"action,omitempty"`
+	TaskName        string     `protobuf:"bytes,3,opt,name=task_name,json=taskName,proto3" json:"task_name,omitempty"`
+	Slot            uint64     `protobuf:"varint,4,opt,name=slot,proto3" json:"slot,omitempty"`
+	TemplateVersion uint64     `protobuf:"varint,5,opt,name=template_version,json=templateVersion,proto3" json:"template_version,omitempty"`
+	NodeId          string     `protobuf:"bytes,6,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	NodeHostname    string     `protobuf:"bytes,7,opt,name=node_hostname,json=nodeHostname,proto3" json:"node_hostname,omitempty"`
+	// In words, for what is not a task: share 5%, waits for promote.
+	Message string `protobuf:"bytes,8,opt,name=message,proto3" json:"message,omitempty"`
+	// Task that it replaces.
+	Replaces      string `protobuf:"bytes,9,opt,name=replaces,proto3" json:"replaces,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanStep) Reset() {
+	*x = PlanStep{}
+	mi := &file_swarm_v1_control_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanStep) ProtoMessage() {}
+
+func (x *PlanStep) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanStep.ProtoReflect.Descriptor instead.
+func (*PlanStep) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *PlanStep) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *PlanStep) GetAction() PlanAction {
+	if x != nil {
+		return x.Action
+	}
+	return PlanAction_PLAN_ACTION_UNSPECIFIED
+}
+
+func (x *PlanStep) GetTaskName() string {
+	if x != nil {
+		return x.TaskName
+	}
+	return ""
+}
+
+func (x *PlanStep) GetSlot() uint64 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
+func (x *PlanStep) GetTemplateVersion() uint64 {
+	if x != nil {
+		return x.TemplateVersion
+	}
+	return 0
+}
+
+func (x *PlanStep) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *PlanStep) GetNodeHostname() string {
+	if x != nil {
+		return x.NodeHostname
+	}
+	return ""
+}
+
+func (x *PlanStep) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *PlanStep) GetReplaces() string {
+	if x != nil {
+		return x.Replaces
+	}
+	return ""
+}
+
 type RemoveServiceRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
@@ -1202,7 +2051,7 @@ type RemoveServiceRequest struct {
 
 func (x *RemoveServiceRequest) Reset() {
 	*x = RemoveServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[20]
+	mi := &file_swarm_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1214,7 +2063,7 @@ func (x *RemoveServiceRequest) String() string {
 func (*RemoveServiceRequest) ProtoMessage() {}
 
 func (x *RemoveServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[20]
+	mi := &file_swarm_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1227,7 +2076,7 @@ func (x *RemoveServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServiceRequest.ProtoReflect.Descriptor instead.
 func (*RemoveServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RemoveServiceRequest) GetService() string {
@@ -1253,7 +2102,7 @@ type RemoveServiceResponse struct {
 
 func (x *RemoveServiceResponse) Reset() {
 	*x = RemoveServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[21]
+	mi := &file_swarm_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1265,7 +2114,7 @@ func (x *RemoveServiceResponse) String() string {
 func (*RemoveServiceResponse) ProtoMessage() {}
 
 func (x *RemoveServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[21]
+	mi := &file_swarm_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1278,7 +2127,7 @@ func (x *RemoveServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServiceResponse.ProtoReflect.Descriptor instead.
 func (*RemoveServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RemoveServiceResponse) GetId() string {
@@ -1300,14 +2149,19 @@ type ServiceInfo struct {
 	// Nodes on which something else has a port that the service publishes.
 	Conflicts []*NodePortConflict `protobuf:"bytes,6,rep,name=conflicts,proto3" json:"conflicts,omitempty"`
 	// ID -> name of the networks that the service is attached to or has an address in.
-	NetworkNames  map[string]string `protobuf:"bytes,7,rep,name=network_names,json=networkNames,proto3" json:"network_names,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	NetworkNames map[string]string `protobuf:"bytes,7,rep,name=network_names,json=networkNames,proto3" json:"network_names,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// While an update is under way, and after it: the sets by template, the newest first.
+	Sets   []*SetInfo     `protobuf:"bytes,8,rep,name=sets,proto3" json:"sets,omitempty"`
+	Metric *ServiceMetric `protobuf:"bytes,9,opt,name=metric,proto3" json:"metric,omitempty"`
+	// Tasks in RUNNING that are ready; running counts these alone.
+	NotReady      uint64 `protobuf:"varint,10,opt,name=not_ready,json=notReady,proto3" json:"not_ready,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServiceInfo) Reset() {
 	*x = ServiceInfo{}
-	mi := &file_swarm_v1_control_proto_msgTypes[22]
+	mi := &file_swarm_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +2173,7 @@ func (x *ServiceInfo) String() string {
 func (*ServiceInfo) ProtoMessage() {}
 
 func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[22]
+	mi := &file_swarm_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +2186,7 @@ func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceInfo.ProtoReflect.Descriptor instead.
 func (*ServiceInfo) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ServiceInfo) GetService() *Service {
@@ -1384,6 +2238,123 @@ func (x *ServiceInfo) GetNetworkNames() map[string]string {
 	return nil
 }
 
+func (x *ServiceInfo) GetSets() []*SetInfo {
+	if x != nil {
+		return x.Sets
+	}
+	return nil
+}
+
+func (x *ServiceInfo) GetMetric() *ServiceMetric {
+	if x != nil {
+		return x.Metric
+	}
+	return nil
+}
+
+func (x *ServiceInfo) GetNotReady() uint64 {
+	if x != nil {
+		return x.NotReady
+	}
+	return 0
+}
+
+// SetInfo counts a service's live tasks of one template.
+type SetInfo struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	TemplateVersion uint64                 `protobuf:"varint,1,opt,name=template_version,json=templateVersion,proto3" json:"template_version,omitempty"`
+	// The newest revision that has this template; 0 = none is kept.
+	Revision uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Image    string `protobuf:"bytes,3,opt,name=image,proto3" json:"image,omitempty"`
+	Tasks    uint64 `protobuf:"varint,4,opt,name=tasks,proto3" json:"tasks,omitempty"`
+	// In RUNNING and ready.
+	Up        uint64 `protobuf:"varint,5,opt,name=up,proto3" json:"up,omitempty"`
+	Unhealthy uint64 `protobuf:"varint,6,opt,name=unhealthy,proto3" json:"unhealthy,omitempty"`
+	// Share of new connections, in hundredths of a percent.
+	Share         uint32 `protobuf:"varint,7,opt,name=share,proto3" json:"share,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetInfo) Reset() {
+	*x = SetInfo{}
+	mi := &file_swarm_v1_control_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetInfo) ProtoMessage() {}
+
+func (x *SetInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetInfo.ProtoReflect.Descriptor instead.
+func (*SetInfo) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *SetInfo) GetTemplateVersion() uint64 {
+	if x != nil {
+		return x.TemplateVersion
+	}
+	return 0
+}
+
+func (x *SetInfo) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *SetInfo) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *SetInfo) GetTasks() uint64 {
+	if x != nil {
+		return x.Tasks
+	}
+	return 0
+}
+
+func (x *SetInfo) GetUp() uint64 {
+	if x != nil {
+		return x.Up
+	}
+	return 0
+}
+
+func (x *SetInfo) GetUnhealthy() uint64 {
+	if x != nil {
+		return x.Unhealthy
+	}
+	return 0
+}
+
+func (x *SetInfo) GetShare() uint32 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
 type NodePortConflict struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
@@ -1395,7 +2366,7 @@ type NodePortConflict struct {
 
 func (x *NodePortConflict) Reset() {
 	*x = NodePortConflict{}
-	mi := &file_swarm_v1_control_proto_msgTypes[23]
+	mi := &file_swarm_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1407,7 +2378,7 @@ func (x *NodePortConflict) String() string {
 func (*NodePortConflict) ProtoMessage() {}
 
 func (x *NodePortConflict) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[23]
+	mi := &file_swarm_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1420,7 +2391,7 @@ func (x *NodePortConflict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodePortConflict.ProtoReflect.Descriptor instead.
 func (*NodePortConflict) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *NodePortConflict) GetNodeId() string {
@@ -1453,7 +2424,7 @@ type GetServiceRequest struct {
 
 func (x *GetServiceRequest) Reset() {
 	*x = GetServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[24]
+	mi := &file_swarm_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1465,7 +2436,7 @@ func (x *GetServiceRequest) String() string {
 func (*GetServiceRequest) ProtoMessage() {}
 
 func (x *GetServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[24]
+	mi := &file_swarm_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1478,7 +2449,7 @@ func (x *GetServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceRequest.ProtoReflect.Descriptor instead.
 func (*GetServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetServiceRequest) GetService() string {
@@ -1497,7 +2468,7 @@ type GetServiceResponse struct {
 
 func (x *GetServiceResponse) Reset() {
 	*x = GetServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[25]
+	mi := &file_swarm_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1509,7 +2480,7 @@ func (x *GetServiceResponse) String() string {
 func (*GetServiceResponse) ProtoMessage() {}
 
 func (x *GetServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[25]
+	mi := &file_swarm_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1522,7 +2493,7 @@ func (x *GetServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceResponse.ProtoReflect.Descriptor instead.
 func (*GetServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetServiceResponse) GetService() *ServiceInfo {
@@ -1542,7 +2513,7 @@ type CreateNetworkRequest struct {
 
 func (x *CreateNetworkRequest) Reset() {
 	*x = CreateNetworkRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[26]
+	mi := &file_swarm_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1554,7 +2525,7 @@ func (x *CreateNetworkRequest) String() string {
 func (*CreateNetworkRequest) ProtoMessage() {}
 
 func (x *CreateNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[26]
+	mi := &file_swarm_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1567,7 +2538,7 @@ func (x *CreateNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNetworkRequest.ProtoReflect.Descriptor instead.
 func (*CreateNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CreateNetworkRequest) GetSpec() *NetworkSpec {
@@ -1594,7 +2565,7 @@ type CreateNetworkResponse struct {
 
 func (x *CreateNetworkResponse) Reset() {
 	*x = CreateNetworkResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[27]
+	mi := &file_swarm_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1606,7 +2577,7 @@ func (x *CreateNetworkResponse) String() string {
 func (*CreateNetworkResponse) ProtoMessage() {}
 
 func (x *CreateNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[27]
+	mi := &file_swarm_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1619,7 +2590,7 @@ func (x *CreateNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNetworkResponse.ProtoReflect.Descriptor instead.
 func (*CreateNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CreateNetworkResponse) GetId() string {
@@ -1645,7 +2616,7 @@ type RemoveNetworkRequest struct {
 
 func (x *RemoveNetworkRequest) Reset() {
 	*x = RemoveNetworkRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[28]
+	mi := &file_swarm_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1657,7 +2628,7 @@ func (x *RemoveNetworkRequest) String() string {
 func (*RemoveNetworkRequest) ProtoMessage() {}
 
 func (x *RemoveNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[28]
+	mi := &file_swarm_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1670,7 +2641,7 @@ func (x *RemoveNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNetworkRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RemoveNetworkRequest) GetNetwork() string {
@@ -1689,7 +2660,7 @@ type RemoveNetworkResponse struct {
 
 func (x *RemoveNetworkResponse) Reset() {
 	*x = RemoveNetworkResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[29]
+	mi := &file_swarm_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1701,7 +2672,7 @@ func (x *RemoveNetworkResponse) String() string {
 func (*RemoveNetworkResponse) ProtoMessage() {}
 
 func (x *RemoveNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[29]
+	mi := &file_swarm_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1714,7 +2685,7 @@ func (x *RemoveNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNetworkResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RemoveNetworkResponse) GetId() string {
@@ -1733,7 +2704,7 @@ type GetNetworkRequest struct {
 
 func (x *GetNetworkRequest) Reset() {
 	*x = GetNetworkRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[30]
+	mi := &file_swarm_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1745,7 +2716,7 @@ func (x *GetNetworkRequest) String() string {
 func (*GetNetworkRequest) ProtoMessage() {}
 
 func (x *GetNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[30]
+	mi := &file_swarm_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1758,7 +2729,7 @@ func (x *GetNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNetworkRequest.ProtoReflect.Descriptor instead.
 func (*GetNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetNetworkRequest) GetNetwork() string {
@@ -1777,7 +2748,7 @@ type GetNetworkResponse struct {
 
 func (x *GetNetworkResponse) Reset() {
 	*x = GetNetworkResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[31]
+	mi := &file_swarm_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1789,7 +2760,7 @@ func (x *GetNetworkResponse) String() string {
 func (*GetNetworkResponse) ProtoMessage() {}
 
 func (x *GetNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[31]
+	mi := &file_swarm_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1802,7 +2773,7 @@ func (x *GetNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNetworkResponse.ProtoReflect.Descriptor instead.
 func (*GetNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetNetworkResponse) GetNetwork() *NetworkInfo {
@@ -1820,7 +2791,7 @@ type ListNetworksRequest struct {
 
 func (x *ListNetworksRequest) Reset() {
 	*x = ListNetworksRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[32]
+	mi := &file_swarm_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1832,7 +2803,7 @@ func (x *ListNetworksRequest) String() string {
 func (*ListNetworksRequest) ProtoMessage() {}
 
 func (x *ListNetworksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[32]
+	mi := &file_swarm_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1845,7 +2816,7 @@ func (x *ListNetworksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNetworksRequest.ProtoReflect.Descriptor instead.
 func (*ListNetworksRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 type ListNetworksResponse struct {
@@ -1857,7 +2828,7 @@ type ListNetworksResponse struct {
 
 func (x *ListNetworksResponse) Reset() {
 	*x = ListNetworksResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[33]
+	mi := &file_swarm_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1869,7 +2840,7 @@ func (x *ListNetworksResponse) String() string {
 func (*ListNetworksResponse) ProtoMessage() {}
 
 func (x *ListNetworksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[33]
+	mi := &file_swarm_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1882,7 +2853,7 @@ func (x *ListNetworksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNetworksResponse.ProtoReflect.Descriptor instead.
 func (*ListNetworksResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListNetworksResponse) GetNetworks() []*NetworkInfo {
@@ -1909,7 +2880,7 @@ type NetworkInfo struct {
 
 func (x *NetworkInfo) Reset() {
 	*x = NetworkInfo{}
-	mi := &file_swarm_v1_control_proto_msgTypes[34]
+	mi := &file_swarm_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1921,7 +2892,7 @@ func (x *NetworkInfo) String() string {
 func (*NetworkInfo) ProtoMessage() {}
 
 func (x *NetworkInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[34]
+	mi := &file_swarm_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1934,7 +2905,7 @@ func (x *NetworkInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkInfo.ProtoReflect.Descriptor instead.
 func (*NetworkInfo) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *NetworkInfo) GetNetwork() *Network {
@@ -1987,7 +2958,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[35]
+	mi := &file_swarm_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1999,7 +2970,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[35]
+	mi := &file_swarm_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2012,7 +2983,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 type ListServicesResponse struct {
@@ -2024,7 +2995,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[36]
+	mi := &file_swarm_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2036,7 +3007,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[36]
+	mi := &file_swarm_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2049,7 +3020,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListServicesResponse) GetServices() []*ServiceInfo {
@@ -2087,7 +3058,7 @@ type TaskInfo struct {
 
 func (x *TaskInfo) Reset() {
 	*x = TaskInfo{}
-	mi := &file_swarm_v1_control_proto_msgTypes[37]
+	mi := &file_swarm_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2099,7 +3070,7 @@ func (x *TaskInfo) String() string {
 func (*TaskInfo) ProtoMessage() {}
 
 func (x *TaskInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[37]
+	mi := &file_swarm_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2112,7 +3083,7 @@ func (x *TaskInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskInfo.ProtoReflect.Descriptor instead.
 func (*TaskInfo) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *TaskInfo) GetTask() *Task {
@@ -2215,7 +3186,7 @@ type GetTaskRequest struct {
 
 func (x *GetTaskRequest) Reset() {
 	*x = GetTaskRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[38]
+	mi := &file_swarm_v1_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2227,7 +3198,7 @@ func (x *GetTaskRequest) String() string {
 func (*GetTaskRequest) ProtoMessage() {}
 
 func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[38]
+	mi := &file_swarm_v1_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2240,7 +3211,7 @@ func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskRequest.ProtoReflect.Descriptor instead.
 func (*GetTaskRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *GetTaskRequest) GetTask() string {
@@ -2262,7 +3233,7 @@ type GetTaskResponse struct {
 
 func (x *GetTaskResponse) Reset() {
 	*x = GetTaskResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[39]
+	mi := &file_swarm_v1_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2274,7 +3245,7 @@ func (x *GetTaskResponse) String() string {
 func (*GetTaskResponse) ProtoMessage() {}
 
 func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[39]
+	mi := &file_swarm_v1_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2287,7 +3258,7 @@ func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskResponse.ProtoReflect.Descriptor instead.
 func (*GetTaskResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *GetTaskResponse) GetTask() *TaskInfo {
@@ -2326,7 +3297,7 @@ type ListTasksRequest struct {
 
 func (x *ListTasksRequest) Reset() {
 	*x = ListTasksRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[40]
+	mi := &file_swarm_v1_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2338,7 +3309,7 @@ func (x *ListTasksRequest) String() string {
 func (*ListTasksRequest) ProtoMessage() {}
 
 func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[40]
+	mi := &file_swarm_v1_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2351,7 +3322,7 @@ func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
 func (*ListTasksRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListTasksRequest) GetService() string {
@@ -2392,7 +3363,7 @@ type ListTasksResponse struct {
 
 func (x *ListTasksResponse) Reset() {
 	*x = ListTasksResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[41]
+	mi := &file_swarm_v1_control_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2404,7 +3375,7 @@ func (x *ListTasksResponse) String() string {
 func (*ListTasksResponse) ProtoMessage() {}
 
 func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[41]
+	mi := &file_swarm_v1_control_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2417,7 +3388,7 @@ func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
 func (*ListTasksResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListTasksResponse) GetTasks() []*TaskInfo {
@@ -2443,7 +3414,7 @@ type WatchServiceRequest struct {
 
 func (x *WatchServiceRequest) Reset() {
 	*x = WatchServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[42]
+	mi := &file_swarm_v1_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2455,7 +3426,7 @@ func (x *WatchServiceRequest) String() string {
 func (*WatchServiceRequest) ProtoMessage() {}
 
 func (x *WatchServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[42]
+	mi := &file_swarm_v1_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2468,7 +3439,7 @@ func (x *WatchServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchServiceRequest.ProtoReflect.Descriptor instead.
 func (*WatchServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *WatchServiceRequest) GetService() string {
@@ -2494,7 +3465,7 @@ type WatchServiceResponse struct {
 
 func (x *WatchServiceResponse) Reset() {
 	*x = WatchServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[43]
+	mi := &file_swarm_v1_control_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2506,7 +3477,7 @@ func (x *WatchServiceResponse) String() string {
 func (*WatchServiceResponse) ProtoMessage() {}
 
 func (x *WatchServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[43]
+	mi := &file_swarm_v1_control_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2519,7 +3490,7 @@ func (x *WatchServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchServiceResponse.ProtoReflect.Descriptor instead.
 func (*WatchServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *WatchServiceResponse) GetService() *ServiceInfo {
@@ -2615,16 +3586,17 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x03 \x01(\tR\trequestId\"$\n" +
 	"\x12RemoveNodeResponse\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xc7\x01\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xdf\x01\n" +
 	"\x14CreateServiceRequest\x12)\n" +
 	"\x04spec\x18\x01 \x01(\v2\x15.swarm.v1.ServiceSpecR\x04spec\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x02 \x01(\tR\trequestId\x12;\n" +
 	"\rregistry_auth\x18\x03 \x01(\v2\x16.swarm.v1.RegistryAuthR\fregistryAuth\x12(\n" +
-	"\x10no_resolve_image\x18\x04 \x01(\bR\x0enoResolveImage\"C\n" +
+	"\x10no_resolve_image\x18\x04 \x01(\bR\x0enoResolveImage\x12\x16\n" +
+	"\x06author\x18\x05 \x01(\tR\x06author\"C\n" +
 	"\x15CreateServiceResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
-	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\xfb\x01\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\x93\x02\n" +
 	"\x14UpdateServiceRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12)\n" +
@@ -2632,16 +3604,75 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x04 \x01(\tR\trequestId\x12;\n" +
 	"\rregistry_auth\x18\x05 \x01(\v2\x16.swarm.v1.RegistryAuthR\fregistryAuth\x12(\n" +
-	"\x10no_resolve_image\x18\x06 \x01(\bR\x0enoResolveImage\"C\n" +
+	"\x10no_resolve_image\x18\x06 \x01(\bR\x0enoResolveImage\x12\x16\n" +
+	"\x06author\x18\a \x01(\tR\x06author\"_\n" +
 	"\x15UpdateServiceResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
-	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"O\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"\x9f\x01\n" +
+	"\x16RollbackServiceRequest\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06author\x18\x05 \x01(\tR\x06author\"a\n" +
+	"\x17RollbackServiceResponse\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"\xaf\x01\n" +
+	"\x15CommandRolloutRequest\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12/\n" +
+	"\x06action\x18\x02 \x01(\x0e2\x17.swarm.v1.RolloutActionR\x06action\x12\x14\n" +
+	"\x05abort\x18\x03 \x01(\bR\x05abort\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06author\x18\x05 \x01(\tR\x06author\"B\n" +
+	"\x16CommandRolloutResponse\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"4\n" +
+	"\x18GetServiceHistoryRequest\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\"Q\n" +
+	"\x19GetServiceHistoryResponse\x124\n" +
+	"\trevisions\x18\x01 \x03(\v2\x16.swarm.v1.RevisionInfoR\trevisions\"\x94\x01\n" +
+	"\fRevisionInfo\x125\n" +
+	"\brevision\x18\x01 \x01(\v2\x19.swarm.v1.ServiceRevisionR\brevision\x123\n" +
+	"\aoutcome\x18\x02 \x01(\v2\x19.swarm.v1.RevisionOutcomeR\aoutcome\x12\x18\n" +
+	"\acurrent\x18\x03 \x01(\bR\acurrent\"\xd2\x01\n" +
+	"\x12PlanServiceRequest\x128\n" +
+	"\x06create\x18\x01 \x01(\v2\x1e.swarm.v1.CreateServiceRequestH\x00R\x06create\x128\n" +
+	"\x06update\x18\x02 \x01(\v2\x1e.swarm.v1.UpdateServiceRequestH\x00R\x06update\x12>\n" +
+	"\brollback\x18\x03 \x01(\v2 .swarm.v1.RollbackServiceRequestH\x00R\brollbackB\b\n" +
+	"\x06change\"\x8d\x03\n" +
+	"\x13PlanServiceResponse\x12-\n" +
+	"\x06before\x18\x01 \x01(\v2\x15.swarm.v1.ServiceSpecR\x06before\x12+\n" +
+	"\x05after\x18\x02 \x01(\v2\x15.swarm.v1.ServiceSpecR\x05after\x12\x1a\n" +
+	"\bwarnings\x18\x03 \x03(\tR\bwarnings\x124\n" +
+	"\bstrategy\x18\x04 \x01(\x0e2\x18.swarm.v1.UpdateStrategyR\bstrategy\x12(\n" +
+	"\x05steps\x18\x05 \x03(\v2\x12.swarm.v1.PlanStepR\x05steps\x12\x1c\n" +
+	"\ttruncated\x18\x06 \x01(\bR\ttruncated\x12\x1a\n" +
+	"\bproblems\x18\a \x03(\tR\bproblems\x12\x16\n" +
+	"\x06starts\x18\b \x01(\x04R\x06starts\x12\x14\n" +
+	"\x05stops\x18\t \x01(\x04R\x05stops\x12\x19\n" +
+	"\bat_least\x18\n" +
+	" \x01(\x03R\aatLeast\x12\x1b\n" +
+	"\tno_change\x18\v \x01(\bR\bnoChange\"\x98\x02\n" +
+	"\bPlanStep\x12\x0e\n" +
+	"\x02at\x18\x01 \x01(\x03R\x02at\x12,\n" +
+	"\x06action\x18\x02 \x01(\x0e2\x14.swarm.v1.PlanActionR\x06action\x12\x1b\n" +
+	"\ttask_name\x18\x03 \x01(\tR\btaskName\x12\x12\n" +
+	"\x04slot\x18\x04 \x01(\x04R\x04slot\x12)\n" +
+	"\x10template_version\x18\x05 \x01(\x04R\x0ftemplateVersion\x12\x17\n" +
+	"\anode_id\x18\x06 \x01(\tR\x06nodeId\x12#\n" +
+	"\rnode_hostname\x18\a \x01(\tR\fnodeHostname\x12\x18\n" +
+	"\amessage\x18\b \x01(\tR\amessage\x12\x1a\n" +
+	"\breplaces\x18\t \x01(\tR\breplaces\"O\n" +
 	"\x14RemoveServiceRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x02 \x01(\tR\trequestId\"'\n" +
 	"\x15RemoveServiceResponse\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xa5\x03\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x9a\x04\n" +
 	"\vServiceInfo\x12+\n" +
 	"\aservice\x18\x01 \x01(\v2\x11.swarm.v1.ServiceR\aservice\x125\n" +
 	"\bprogress\x18\x02 \x01(\v2\x19.swarm.v1.ServiceProgressR\bprogress\x12\x18\n" +
@@ -2649,10 +3680,22 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\adesired\x18\x04 \x01(\x04R\adesired\x125\n" +
 	"\bendpoint\x18\x05 \x01(\v2\x19.swarm.v1.ServiceEndpointR\bendpoint\x128\n" +
 	"\tconflicts\x18\x06 \x03(\v2\x1a.swarm.v1.NodePortConflictR\tconflicts\x12L\n" +
-	"\rnetwork_names\x18\a \x03(\v2'.swarm.v1.ServiceInfo.NetworkNamesEntryR\fnetworkNames\x1a?\n" +
+	"\rnetwork_names\x18\a \x03(\v2'.swarm.v1.ServiceInfo.NetworkNamesEntryR\fnetworkNames\x12%\n" +
+	"\x04sets\x18\b \x03(\v2\x11.swarm.v1.SetInfoR\x04sets\x12/\n" +
+	"\x06metric\x18\t \x01(\v2\x17.swarm.v1.ServiceMetricR\x06metric\x12\x1b\n" +
+	"\tnot_ready\x18\n" +
+	" \x01(\x04R\bnotReady\x1a?\n" +
 	"\x11NetworkNamesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"{\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc0\x01\n" +
+	"\aSetInfo\x12)\n" +
+	"\x10template_version\x18\x01 \x01(\x04R\x0ftemplateVersion\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x14\n" +
+	"\x05image\x18\x03 \x01(\tR\x05image\x12\x14\n" +
+	"\x05tasks\x18\x04 \x01(\x04R\x05tasks\x12\x0e\n" +
+	"\x02up\x18\x05 \x01(\x04R\x02up\x12\x1c\n" +
+	"\tunhealthy\x18\x06 \x01(\x04R\tunhealthy\x12\x14\n" +
+	"\x05share\x18\a \x01(\rR\x05share\"{\n" +
 	"\x10NodePortConflict\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1a\n" +
 	"\bhostname\x18\x02 \x01(\tR\bhostname\x122\n" +
@@ -2728,7 +3771,16 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\aservice\x18\x01 \x01(\v2\x15.swarm.v1.ServiceInfoR\aservice\x12(\n" +
 	"\x05tasks\x18\x02 \x03(\v2\x12.swarm.v1.TaskInfoR\x05tasks\x12\x18\n" +
 	"\aremoved\x18\x03 \x03(\tR\aremoved\x12\x12\n" +
-	"\x04more\x18\x04 \x01(\bR\x04more2\xf3\f\n" +
+	"\x04more\x18\x04 \x01(\bR\x04more*\xb2\x01\n" +
+	"\n" +
+	"PlanAction\x12\x1b\n" +
+	"\x17PLAN_ACTION_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13PLAN_ACTION_PREPARE\x10\x01\x12\x15\n" +
+	"\x11PLAN_ACTION_START\x10\x02\x12\x14\n" +
+	"\x10PLAN_ACTION_STOP\x10\x03\x12\x15\n" +
+	"\x11PLAN_ACTION_SHIFT\x10\x04\x12\x14\n" +
+	"\x10PLAN_ACTION_WAIT\x10\x05\x12\x14\n" +
+	"\x10PLAN_ACTION_DONE\x10\x062\xf2\x0f\n" +
 	"\aControl\x12Q\n" +
 	"\n" +
 	"GetCluster\x12\x1b.swarm.v1.GetClusterRequest\x1a\x1c.swarm.v1.GetClusterResponse\"\b\xea\xb9\x18\x04\n" +
@@ -2757,6 +3809,14 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"GetService\x12\x1b.swarm.v1.GetServiceRequest\x1a\x1c.swarm.v1.GetServiceResponse\"\b\xea\xb9\x18\x04\n" +
 	"\x02\x04\x03\x12W\n" +
 	"\fListServices\x12\x1d.swarm.v1.ListServicesRequest\x1a\x1e.swarm.v1.ListServicesResponse\"\b\xea\xb9\x18\x04\n" +
+	"\x02\x04\x03\x12`\n" +
+	"\x0fRollbackService\x12 .swarm.v1.RollbackServiceRequest\x1a!.swarm.v1.RollbackServiceResponse\"\b\xea\xb9\x18\x04\n" +
+	"\x02\x04\x03\x12]\n" +
+	"\x0eCommandRollout\x12\x1f.swarm.v1.CommandRolloutRequest\x1a .swarm.v1.CommandRolloutResponse\"\b\xea\xb9\x18\x04\n" +
+	"\x02\x04\x03\x12f\n" +
+	"\x11GetServiceHistory\x12\".swarm.v1.GetServiceHistoryRequest\x1a#.swarm.v1.GetServiceHistoryResponse\"\b\xea\xb9\x18\x04\n" +
+	"\x02\x04\x03\x12T\n" +
+	"\vPlanService\x12\x1c.swarm.v1.PlanServiceRequest\x1a\x1d.swarm.v1.PlanServiceResponse\"\b\xea\xb9\x18\x04\n" +
 	"\x02\x04\x03\x12Z\n" +
 	"\rCreateNetwork\x12\x1e.swarm.v1.CreateNetworkRequest\x1a\x1f.swarm.v1.CreateNetworkResponse\"\b\xea\xb9\x18\x04\n" +
 	"\x02\x04\x03\x12Z\n" +
@@ -2786,165 +3846,205 @@ func file_swarm_v1_control_proto_rawDescGZIP() []byte {
 	return file_swarm_v1_control_proto_rawDescData
 }
 
-var file_swarm_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_swarm_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_swarm_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
 var file_swarm_v1_control_proto_goTypes = []any{
-	(*GetClusterRequest)(nil),       // 0: swarm.v1.GetClusterRequest
-	(*GetClusterResponse)(nil),      // 1: swarm.v1.GetClusterResponse
-	(*GetJoinTokensRequest)(nil),    // 2: swarm.v1.GetJoinTokensRequest
-	(*GetJoinTokensResponse)(nil),   // 3: swarm.v1.GetJoinTokensResponse
-	(*RotateJoinTokenRequest)(nil),  // 4: swarm.v1.RotateJoinTokenRequest
-	(*RotateJoinTokenResponse)(nil), // 5: swarm.v1.RotateJoinTokenResponse
-	(*NodeInfo)(nil),                // 6: swarm.v1.NodeInfo
-	(*ManagerStatus)(nil),           // 7: swarm.v1.ManagerStatus
-	(*ListNodesRequest)(nil),        // 8: swarm.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 9: swarm.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),          // 10: swarm.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),         // 11: swarm.v1.GetNodeResponse
-	(*UpdateNodeRequest)(nil),       // 12: swarm.v1.UpdateNodeRequest
-	(*UpdateNodeResponse)(nil),      // 13: swarm.v1.UpdateNodeResponse
-	(*RemoveNodeRequest)(nil),       // 14: swarm.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),      // 15: swarm.v1.RemoveNodeResponse
-	(*CreateServiceRequest)(nil),    // 16: swarm.v1.CreateServiceRequest
-	(*CreateServiceResponse)(nil),   // 17: swarm.v1.CreateServiceResponse
-	(*UpdateServiceRequest)(nil),    // 18: swarm.v1.UpdateServiceRequest
-	(*UpdateServiceResponse)(nil),   // 19: swarm.v1.UpdateServiceResponse
-	(*RemoveServiceRequest)(nil),    // 20: swarm.v1.RemoveServiceRequest
-	(*RemoveServiceResponse)(nil),   // 21: swarm.v1.RemoveServiceResponse
-	(*ServiceInfo)(nil),             // 22: swarm.v1.ServiceInfo
-	(*NodePortConflict)(nil),        // 23: swarm.v1.NodePortConflict
-	(*GetServiceRequest)(nil),       // 24: swarm.v1.GetServiceRequest
-	(*GetServiceResponse)(nil),      // 25: swarm.v1.GetServiceResponse
-	(*CreateNetworkRequest)(nil),    // 26: swarm.v1.CreateNetworkRequest
-	(*CreateNetworkResponse)(nil),   // 27: swarm.v1.CreateNetworkResponse
-	(*RemoveNetworkRequest)(nil),    // 28: swarm.v1.RemoveNetworkRequest
-	(*RemoveNetworkResponse)(nil),   // 29: swarm.v1.RemoveNetworkResponse
-	(*GetNetworkRequest)(nil),       // 30: swarm.v1.GetNetworkRequest
-	(*GetNetworkResponse)(nil),      // 31: swarm.v1.GetNetworkResponse
-	(*ListNetworksRequest)(nil),     // 32: swarm.v1.ListNetworksRequest
-	(*ListNetworksResponse)(nil),    // 33: swarm.v1.ListNetworksResponse
-	(*NetworkInfo)(nil),             // 34: swarm.v1.NetworkInfo
-	(*ListServicesRequest)(nil),     // 35: swarm.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),    // 36: swarm.v1.ListServicesResponse
-	(*TaskInfo)(nil),                // 37: swarm.v1.TaskInfo
-	(*GetTaskRequest)(nil),          // 38: swarm.v1.GetTaskRequest
-	(*GetTaskResponse)(nil),         // 39: swarm.v1.GetTaskResponse
-	(*ListTasksRequest)(nil),        // 40: swarm.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),       // 41: swarm.v1.ListTasksResponse
-	(*WatchServiceRequest)(nil),     // 42: swarm.v1.WatchServiceRequest
-	(*WatchServiceResponse)(nil),    // 43: swarm.v1.WatchServiceResponse
-	nil,                             // 44: swarm.v1.ServiceInfo.NetworkNamesEntry
-	nil,                             // 45: swarm.v1.GetTaskResponse.NetworkNamesEntry
-	(*Meta)(nil),                    // 46: swarm.v1.Meta
-	(*ClusterSpec)(nil),             // 47: swarm.v1.ClusterSpec
-	(*Alarm)(nil),                   // 48: swarm.v1.Alarm
-	(*JoinTokens)(nil),              // 49: swarm.v1.JoinTokens
-	(NodeRole)(0),                   // 50: swarm.v1.NodeRole
-	(*Node)(nil),                    // 51: swarm.v1.Node
-	(*NodeStatus)(nil),              // 52: swarm.v1.NodeStatus
-	(*Resources)(nil),               // 53: swarm.v1.Resources
-	(*NodeSpec)(nil),                // 54: swarm.v1.NodeSpec
-	(*ServiceSpec)(nil),             // 55: swarm.v1.ServiceSpec
-	(*RegistryAuth)(nil),            // 56: swarm.v1.RegistryAuth
-	(*Service)(nil),                 // 57: swarm.v1.Service
-	(*ServiceProgress)(nil),         // 58: swarm.v1.ServiceProgress
-	(*ServiceEndpoint)(nil),         // 59: swarm.v1.ServiceEndpoint
-	(*PortConflict)(nil),            // 60: swarm.v1.PortConflict
-	(*NetworkSpec)(nil),             // 61: swarm.v1.NetworkSpec
-	(*Network)(nil),                 // 62: swarm.v1.Network
-	(*NetworkProgress)(nil),         // 63: swarm.v1.NetworkProgress
-	(*Task)(nil),                    // 64: swarm.v1.Task
-	(TaskState)(0),                  // 65: swarm.v1.TaskState
-	(*TaskPlacement)(nil),           // 66: swarm.v1.TaskPlacement
-	(*TaskStatus)(nil),              // 67: swarm.v1.TaskStatus
-	(*TaskAddresses)(nil),           // 68: swarm.v1.TaskAddresses
-	(*TaskSpec)(nil),                // 69: swarm.v1.TaskSpec
+	(PlanAction)(0),                   // 0: swarm.v1.PlanAction
+	(*GetClusterRequest)(nil),         // 1: swarm.v1.GetClusterRequest
+	(*GetClusterResponse)(nil),        // 2: swarm.v1.GetClusterResponse
+	(*GetJoinTokensRequest)(nil),      // 3: swarm.v1.GetJoinTokensRequest
+	(*GetJoinTokensResponse)(nil),     // 4: swarm.v1.GetJoinTokensResponse
+	(*RotateJoinTokenRequest)(nil),    // 5: swarm.v1.RotateJoinTokenRequest
+	(*RotateJoinTokenResponse)(nil),   // 6: swarm.v1.RotateJoinTokenResponse
+	(*NodeInfo)(nil),                  // 7: swarm.v1.NodeInfo
+	(*ManagerStatus)(nil),             // 8: swarm.v1.ManagerStatus
+	(*ListNodesRequest)(nil),          // 9: swarm.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),         // 10: swarm.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),            // 11: swarm.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),           // 12: swarm.v1.GetNodeResponse
+	(*UpdateNodeRequest)(nil),         // 13: swarm.v1.UpdateNodeRequest
+	(*UpdateNodeResponse)(nil),        // 14: swarm.v1.UpdateNodeResponse
+	(*RemoveNodeRequest)(nil),         // 15: swarm.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),        // 16: swarm.v1.RemoveNodeResponse
+	(*CreateServiceRequest)(nil),      // 17: swarm.v1.CreateServiceRequest
+	(*CreateServiceResponse)(nil),     // 18: swarm.v1.CreateServiceResponse
+	(*UpdateServiceRequest)(nil),      // 19: swarm.v1.UpdateServiceRequest
+	(*UpdateServiceResponse)(nil),     // 20: swarm.v1.UpdateServiceResponse
+	(*RollbackServiceRequest)(nil),    // 21: swarm.v1.RollbackServiceRequest
+	(*RollbackServiceResponse)(nil),   // 22: swarm.v1.RollbackServiceResponse
+	(*CommandRolloutRequest)(nil),     // 23: swarm.v1.CommandRolloutRequest
+	(*CommandRolloutResponse)(nil),    // 24: swarm.v1.CommandRolloutResponse
+	(*GetServiceHistoryRequest)(nil),  // 25: swarm.v1.GetServiceHistoryRequest
+	(*GetServiceHistoryResponse)(nil), // 26: swarm.v1.GetServiceHistoryResponse
+	(*RevisionInfo)(nil),              // 27: swarm.v1.RevisionInfo
+	(*PlanServiceRequest)(nil),        // 28: swarm.v1.PlanServiceRequest
+	(*PlanServiceResponse)(nil),       // 29: swarm.v1.PlanServiceResponse
+	(*PlanStep)(nil),                  // 30: swarm.v1.PlanStep
+	(*RemoveServiceRequest)(nil),      // 31: swarm.v1.RemoveServiceRequest
+	(*RemoveServiceResponse)(nil),     // 32: swarm.v1.RemoveServiceResponse
+	(*ServiceInfo)(nil),               // 33: swarm.v1.ServiceInfo
+	(*SetInfo)(nil),                   // 34: swarm.v1.SetInfo
+	(*NodePortConflict)(nil),          // 35: swarm.v1.NodePortConflict
+	(*GetServiceRequest)(nil),         // 36: swarm.v1.GetServiceRequest
+	(*GetServiceResponse)(nil),        // 37: swarm.v1.GetServiceResponse
+	(*CreateNetworkRequest)(nil),      // 38: swarm.v1.CreateNetworkRequest
+	(*CreateNetworkResponse)(nil),     // 39: swarm.v1.CreateNetworkResponse
+	(*RemoveNetworkRequest)(nil),      // 40: swarm.v1.RemoveNetworkRequest
+	(*RemoveNetworkResponse)(nil),     // 41: swarm.v1.RemoveNetworkResponse
+	(*GetNetworkRequest)(nil),         // 42: swarm.v1.GetNetworkRequest
+	(*GetNetworkResponse)(nil),        // 43: swarm.v1.GetNetworkResponse
+	(*ListNetworksRequest)(nil),       // 44: swarm.v1.ListNetworksRequest
+	(*ListNetworksResponse)(nil),      // 45: swarm.v1.ListNetworksResponse
+	(*NetworkInfo)(nil),               // 46: swarm.v1.NetworkInfo
+	(*ListServicesRequest)(nil),       // 47: swarm.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),      // 48: swarm.v1.ListServicesResponse
+	(*TaskInfo)(nil),                  // 49: swarm.v1.TaskInfo
+	(*GetTaskRequest)(nil),            // 50: swarm.v1.GetTaskRequest
+	(*GetTaskResponse)(nil),           // 51: swarm.v1.GetTaskResponse
+	(*ListTasksRequest)(nil),          // 52: swarm.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),         // 53: swarm.v1.ListTasksResponse
+	(*WatchServiceRequest)(nil),       // 54: swarm.v1.WatchServiceRequest
+	(*WatchServiceResponse)(nil),      // 55: swarm.v1.WatchServiceResponse
+	nil,                               // 56: swarm.v1.ServiceInfo.NetworkNamesEntry
+	nil,                               // 57: swarm.v1.GetTaskResponse.NetworkNamesEntry
+	(*Meta)(nil),                      // 58: swarm.v1.Meta
+	(*ClusterSpec)(nil),               // 59: swarm.v1.ClusterSpec
+	(*Alarm)(nil),                     // 60: swarm.v1.Alarm
+	(*JoinTokens)(nil),                // 61: swarm.v1.JoinTokens
+	(NodeRole)(0),                     // 62: swarm.v1.NodeRole
+	(*Node)(nil),                      // 63: swarm.v1.Node
+	(*NodeStatus)(nil),                // 64: swarm.v1.NodeStatus
+	(*Resources)(nil),                 // 65: swarm.v1.Resources
+	(*NodeSpec)(nil),                  // 66: swarm.v1.NodeSpec
+	(*ServiceSpec)(nil),               // 67: swarm.v1.ServiceSpec
+	(*RegistryAuth)(nil),              // 68: swarm.v1.RegistryAuth
+	(RolloutAction)(0),                // 69: swarm.v1.RolloutAction
+	(*ServiceRevision)(nil),           // 70: swarm.v1.ServiceRevision
+	(*RevisionOutcome)(nil),           // 71: swarm.v1.RevisionOutcome
+	(UpdateStrategy)(0),               // 72: swarm.v1.UpdateStrategy
+	(*Service)(nil),                   // 73: swarm.v1.Service
+	(*ServiceProgress)(nil),           // 74: swarm.v1.ServiceProgress
+	(*ServiceEndpoint)(nil),           // 75: swarm.v1.ServiceEndpoint
+	(*ServiceMetric)(nil),             // 76: swarm.v1.ServiceMetric
+	(*PortConflict)(nil),              // 77: swarm.v1.PortConflict
+	(*NetworkSpec)(nil),               // 78: swarm.v1.NetworkSpec
+	(*Network)(nil),                   // 79: swarm.v1.Network
+	(*NetworkProgress)(nil),           // 80: swarm.v1.NetworkProgress
+	(*Task)(nil),                      // 81: swarm.v1.Task
+	(TaskState)(0),                    // 82: swarm.v1.TaskState
+	(*TaskPlacement)(nil),             // 83: swarm.v1.TaskPlacement
+	(*TaskStatus)(nil),                // 84: swarm.v1.TaskStatus
+	(*TaskAddresses)(nil),             // 85: swarm.v1.TaskAddresses
+	(*TaskSpec)(nil),                  // 86: swarm.v1.TaskSpec
 }
 var file_swarm_v1_control_proto_depIdxs = []int32{
-	46, // 0: swarm.v1.GetClusterResponse.meta:type_name -> swarm.v1.Meta
-	47, // 1: swarm.v1.GetClusterResponse.spec:type_name -> swarm.v1.ClusterSpec
-	48, // 2: swarm.v1.GetClusterResponse.alarms:type_name -> swarm.v1.Alarm
-	49, // 3: swarm.v1.GetJoinTokensResponse.tokens:type_name -> swarm.v1.JoinTokens
-	50, // 4: swarm.v1.RotateJoinTokenRequest.role:type_name -> swarm.v1.NodeRole
-	49, // 5: swarm.v1.RotateJoinTokenResponse.tokens:type_name -> swarm.v1.JoinTokens
-	51, // 6: swarm.v1.NodeInfo.node:type_name -> swarm.v1.Node
-	52, // 7: swarm.v1.NodeInfo.status:type_name -> swarm.v1.NodeStatus
-	53, // 8: swarm.v1.NodeInfo.reserved:type_name -> swarm.v1.Resources
-	7,  // 9: swarm.v1.NodeInfo.manager:type_name -> swarm.v1.ManagerStatus
-	6,  // 10: swarm.v1.ListNodesResponse.nodes:type_name -> swarm.v1.NodeInfo
-	6,  // 11: swarm.v1.GetNodeResponse.node:type_name -> swarm.v1.NodeInfo
-	54, // 12: swarm.v1.UpdateNodeRequest.spec:type_name -> swarm.v1.NodeSpec
-	6,  // 13: swarm.v1.UpdateNodeResponse.node:type_name -> swarm.v1.NodeInfo
-	55, // 14: swarm.v1.CreateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
-	56, // 15: swarm.v1.CreateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
-	55, // 16: swarm.v1.UpdateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
-	56, // 17: swarm.v1.UpdateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
-	57, // 18: swarm.v1.ServiceInfo.service:type_name -> swarm.v1.Service
-	58, // 19: swarm.v1.ServiceInfo.progress:type_name -> swarm.v1.ServiceProgress
-	59, // 20: swarm.v1.ServiceInfo.endpoint:type_name -> swarm.v1.ServiceEndpoint
-	23, // 21: swarm.v1.ServiceInfo.conflicts:type_name -> swarm.v1.NodePortConflict
-	44, // 22: swarm.v1.ServiceInfo.network_names:type_name -> swarm.v1.ServiceInfo.NetworkNamesEntry
-	60, // 23: swarm.v1.NodePortConflict.conflict:type_name -> swarm.v1.PortConflict
-	22, // 24: swarm.v1.GetServiceResponse.service:type_name -> swarm.v1.ServiceInfo
-	61, // 25: swarm.v1.CreateNetworkRequest.spec:type_name -> swarm.v1.NetworkSpec
-	34, // 26: swarm.v1.GetNetworkResponse.network:type_name -> swarm.v1.NetworkInfo
-	34, // 27: swarm.v1.ListNetworksResponse.networks:type_name -> swarm.v1.NetworkInfo
-	62, // 28: swarm.v1.NetworkInfo.network:type_name -> swarm.v1.Network
-	63, // 29: swarm.v1.NetworkInfo.progress:type_name -> swarm.v1.NetworkProgress
-	22, // 30: swarm.v1.ListServicesResponse.services:type_name -> swarm.v1.ServiceInfo
-	64, // 31: swarm.v1.TaskInfo.task:type_name -> swarm.v1.Task
-	65, // 32: swarm.v1.TaskInfo.state:type_name -> swarm.v1.TaskState
-	66, // 33: swarm.v1.TaskInfo.placement:type_name -> swarm.v1.TaskPlacement
-	67, // 34: swarm.v1.TaskInfo.status:type_name -> swarm.v1.TaskStatus
-	68, // 35: swarm.v1.TaskInfo.addresses:type_name -> swarm.v1.TaskAddresses
-	37, // 36: swarm.v1.GetTaskResponse.task:type_name -> swarm.v1.TaskInfo
-	69, // 37: swarm.v1.GetTaskResponse.spec:type_name -> swarm.v1.TaskSpec
-	45, // 38: swarm.v1.GetTaskResponse.network_names:type_name -> swarm.v1.GetTaskResponse.NetworkNamesEntry
-	37, // 39: swarm.v1.ListTasksResponse.tasks:type_name -> swarm.v1.TaskInfo
-	22, // 40: swarm.v1.WatchServiceResponse.service:type_name -> swarm.v1.ServiceInfo
-	37, // 41: swarm.v1.WatchServiceResponse.tasks:type_name -> swarm.v1.TaskInfo
-	0,  // 42: swarm.v1.Control.GetCluster:input_type -> swarm.v1.GetClusterRequest
-	2,  // 43: swarm.v1.Control.GetJoinTokens:input_type -> swarm.v1.GetJoinTokensRequest
-	4,  // 44: swarm.v1.Control.RotateJoinToken:input_type -> swarm.v1.RotateJoinTokenRequest
-	8,  // 45: swarm.v1.Control.ListNodes:input_type -> swarm.v1.ListNodesRequest
-	10, // 46: swarm.v1.Control.GetNode:input_type -> swarm.v1.GetNodeRequest
-	12, // 47: swarm.v1.Control.UpdateNode:input_type -> swarm.v1.UpdateNodeRequest
-	14, // 48: swarm.v1.Control.RemoveNode:input_type -> swarm.v1.RemoveNodeRequest
-	16, // 49: swarm.v1.Control.CreateService:input_type -> swarm.v1.CreateServiceRequest
-	18, // 50: swarm.v1.Control.UpdateService:input_type -> swarm.v1.UpdateServiceRequest
-	20, // 51: swarm.v1.Control.RemoveService:input_type -> swarm.v1.RemoveServiceRequest
-	24, // 52: swarm.v1.Control.GetService:input_type -> swarm.v1.GetServiceRequest
-	35, // 53: swarm.v1.Control.ListServices:input_type -> swarm.v1.ListServicesRequest
-	26, // 54: swarm.v1.Control.CreateNetwork:input_type -> swarm.v1.CreateNetworkRequest
-	28, // 55: swarm.v1.Control.RemoveNetwork:input_type -> swarm.v1.RemoveNetworkRequest
-	30, // 56: swarm.v1.Control.GetNetwork:input_type -> swarm.v1.GetNetworkRequest
-	32, // 57: swarm.v1.Control.ListNetworks:input_type -> swarm.v1.ListNetworksRequest
-	38, // 58: swarm.v1.Control.GetTask:input_type -> swarm.v1.GetTaskRequest
-	40, // 59: swarm.v1.Control.ListTasks:input_type -> swarm.v1.ListTasksRequest
-	42, // 60: swarm.v1.Control.WatchService:input_type -> swarm.v1.WatchServiceRequest
-	1,  // 61: swarm.v1.Control.GetCluster:output_type -> swarm.v1.GetClusterResponse
-	3,  // 62: swarm.v1.Control.GetJoinTokens:output_type -> swarm.v1.GetJoinTokensResponse
-	5,  // 63: swarm.v1.Control.RotateJoinToken:output_type -> swarm.v1.RotateJoinTokenResponse
-	9,  // 64: swarm.v1.Control.ListNodes:output_type -> swarm.v1.ListNodesResponse
-	11, // 65: swarm.v1.Control.GetNode:output_type -> swarm.v1.GetNodeResponse
-	13, // 66: swarm.v1.Control.UpdateNode:output_type -> swarm.v1.UpdateNodeResponse
-	15, // 67: swarm.v1.Control.RemoveNode:output_type -> swarm.v1.RemoveNodeResponse
-	17, // 68: swarm.v1.Control.CreateService:output_type -> swarm.v1.CreateServiceResponse
-	19, // 69: swarm.v1.Control.UpdateService:output_type -> swarm.v1.UpdateServiceResponse
-	21, // 70: swarm.v1.Control.RemoveService:output_type -> swarm.v1.RemoveServiceResponse
-	25, // 71: swarm.v1.Control.GetService:output_type -> swarm.v1.GetServiceResponse
-	36, // 72: swarm.v1.Control.ListServices:output_type -> swarm.v1.ListServicesResponse
-	27, // 73: swarm.v1.Control.CreateNetwork:output_type -> swarm.v1.CreateNetworkResponse
-	29, // 74: swarm.v1.Control.RemoveNetwork:output_type -> swarm.v1.RemoveNetworkResponse
-	31, // 75: swarm.v1.Control.GetNetwork:output_type -> swarm.v1.GetNetworkResponse
-	33, // 76: swarm.v1.Control.ListNetworks:output_type -> swarm.v1.ListNetworksResponse
-	39, // 77: swarm.v1.Control.GetTask:output_type -> swarm.v1.GetTaskResponse
-	41, // 78: swarm.v1.Control.ListTasks:output_type -> swarm.v1.ListTasksResponse
-	43, // 79: swarm.v1.Control.WatchService:output_type -> swarm.v1.WatchServiceResponse
-	61, // [61:80] is the sub-list for method output_type
-	42, // [42:61] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	58, // 0: swarm.v1.GetClusterResponse.meta:type_name -> swarm.v1.Meta
+	59, // 1: swarm.v1.GetClusterResponse.spec:type_name -> swarm.v1.ClusterSpec
+	60, // 2: swarm.v1.GetClusterResponse.alarms:type_name -> swarm.v1.Alarm
+	61, // 3: swarm.v1.GetJoinTokensResponse.tokens:type_name -> swarm.v1.JoinTokens
+	62, // 4: swarm.v1.RotateJoinTokenRequest.role:type_name -> swarm.v1.NodeRole
+	61, // 5: swarm.v1.RotateJoinTokenResponse.tokens:type_name -> swarm.v1.JoinTokens
+	63, // 6: swarm.v1.NodeInfo.node:type_name -> swarm.v1.Node
+	64, // 7: swarm.v1.NodeInfo.status:type_name -> swarm.v1.NodeStatus
+	65, // 8: swarm.v1.NodeInfo.reserved:type_name -> swarm.v1.Resources
+	8,  // 9: swarm.v1.NodeInfo.manager:type_name -> swarm.v1.ManagerStatus
+	7,  // 10: swarm.v1.ListNodesResponse.nodes:type_name -> swarm.v1.NodeInfo
+	7,  // 11: swarm.v1.GetNodeResponse.node:type_name -> swarm.v1.NodeInfo
+	66, // 12: swarm.v1.UpdateNodeRequest.spec:type_name -> swarm.v1.NodeSpec
+	7,  // 13: swarm.v1.UpdateNodeResponse.node:type_name -> swarm.v1.NodeInfo
+	67, // 14: swarm.v1.CreateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
+	68, // 15: swarm.v1.CreateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
+	67, // 16: swarm.v1.UpdateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
+	68, // 17: swarm.v1.UpdateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
+	69, // 18: swarm.v1.CommandRolloutRequest.action:type_name -> swarm.v1.RolloutAction
+	27, // 19: swarm.v1.GetServiceHistoryResponse.revisions:type_name -> swarm.v1.RevisionInfo
+	70, // 20: swarm.v1.RevisionInfo.revision:type_name -> swarm.v1.ServiceRevision
+	71, // 21: swarm.v1.RevisionInfo.outcome:type_name -> swarm.v1.RevisionOutcome
+	17, // 22: swarm.v1.PlanServiceRequest.create:type_name -> swarm.v1.CreateServiceRequest
+	19, // 23: swarm.v1.PlanServiceRequest.update:type_name -> swarm.v1.UpdateServiceRequest
+	21, // 24: swarm.v1.PlanServiceRequest.rollback:type_name -> swarm.v1.RollbackServiceRequest
+	67, // 25: swarm.v1.PlanServiceResponse.before:type_name -> swarm.v1.ServiceSpec
+	67, // 26: swarm.v1.PlanServiceResponse.after:type_name -> swarm.v1.ServiceSpec
+	72, // 27: swarm.v1.PlanServiceResponse.strategy:type_name -> swarm.v1.UpdateStrategy
+	30, // 28: swarm.v1.PlanServiceResponse.steps:type_name -> swarm.v1.PlanStep
+	0,  // 29: swarm.v1.PlanStep.action:type_name -> swarm.v1.PlanAction
+	73, // 30: swarm.v1.ServiceInfo.service:type_name -> swarm.v1.Service
+	74, // 31: swarm.v1.ServiceInfo.progress:type_name -> swarm.v1.ServiceProgress
+	75, // 32: swarm.v1.ServiceInfo.endpoint:type_name -> swarm.v1.ServiceEndpoint
+	35, // 33: swarm.v1.ServiceInfo.conflicts:type_name -> swarm.v1.NodePortConflict
+	56, // 34: swarm.v1.ServiceInfo.network_names:type_name -> swarm.v1.ServiceInfo.NetworkNamesEntry
+	34, // 35: swarm.v1.ServiceInfo.sets:type_name -> swarm.v1.SetInfo
+	76, // 36: swarm.v1.ServiceInfo.metric:type_name -> swarm.v1.ServiceMetric
+	77, // 37: swarm.v1.NodePortConflict.conflict:type_name -> swarm.v1.PortConflict
+	33, // 38: swarm.v1.GetServiceResponse.service:type_name -> swarm.v1.ServiceInfo
+	78, // 39: swarm.v1.CreateNetworkRequest.spec:type_name -> swarm.v1.NetworkSpec
+	46, // 40: swarm.v1.GetNetworkResponse.network:type_name -> swarm.v1.NetworkInfo
+	46, // 41: swarm.v1.ListNetworksResponse.networks:type_name -> swarm.v1.NetworkInfo
+	79, // 42: swarm.v1.NetworkInfo.network:type_name -> swarm.v1.Network
+	80, // 43: swarm.v1.NetworkInfo.progress:type_name -> swarm.v1.NetworkProgress
+	33, // 44: swarm.v1.ListServicesResponse.services:type_name -> swarm.v1.ServiceInfo
+	81, // 45: swarm.v1.TaskInfo.task:type_name -> swarm.v1.Task
+	82, // 46: swarm.v1.TaskInfo.state:type_name -> swarm.v1.TaskState
+	83, // 47: swarm.v1.TaskInfo.placement:type_name -> swarm.v1.TaskPlacement
+	84, // 48: swarm.v1.TaskInfo.status:type_name -> swarm.v1.TaskStatus
+	85, // 49: swarm.v1.TaskInfo.addresses:type_name -> swarm.v1.TaskAddresses
+	49, // 50: swarm.v1.GetTaskResponse.task:type_name -> swarm.v1.TaskInfo
+	86, // 51: swarm.v1.GetTaskResponse.spec:type_name -> swarm.v1.TaskSpec
+	57, // 52: swarm.v1.GetTaskResponse.network_names:type_name -> swarm.v1.GetTaskResponse.NetworkNamesEntry
+	49, // 53: swarm.v1.ListTasksResponse.tasks:type_name -> swarm.v1.TaskInfo
+	33, // 54: swarm.v1.WatchServiceResponse.service:type_name -> swarm.v1.ServiceInfo
+	49, // 55: swarm.v1.WatchServiceResponse.tasks:type_name -> swarm.v1.TaskInfo
+	1,  // 56: swarm.v1.Control.GetCluster:input_type -> swarm.v1.GetClusterRequest
+	3,  // 57: swarm.v1.Control.GetJoinTokens:input_type -> swarm.v1.GetJoinTokensRequest
+	5,  // 58: swarm.v1.Control.RotateJoinToken:input_type -> swarm.v1.RotateJoinTokenRequest
+	9,  // 59: swarm.v1.Control.ListNodes:input_type -> swarm.v1.ListNodesRequest
+	11, // 60: swarm.v1.Control.GetNode:input_type -> swarm.v1.GetNodeRequest
+	13, // 61: swarm.v1.Control.UpdateNode:input_type -> swarm.v1.UpdateNodeRequest
+	15, // 62: swarm.v1.Control.RemoveNode:input_type -> swarm.v1.RemoveNodeRequest
+	17, // 63: swarm.v1.Control.CreateService:input_type -> swarm.v1.CreateServiceRequest
+	19, // 64: swarm.v1.Control.UpdateService:input_type -> swarm.v1.UpdateServiceRequest
+	31, // 65: swarm.v1.Control.RemoveService:input_type -> swarm.v1.RemoveServiceRequest
+	36, // 66: swarm.v1.Control.GetService:input_type -> swarm.v1.GetServiceRequest
+	47, // 67: swarm.v1.Control.ListServices:input_type -> swarm.v1.ListServicesRequest
+	21, // 68: swarm.v1.Control.RollbackService:input_type -> swarm.v1.RollbackServiceRequest
+	23, // 69: swarm.v1.Control.CommandRollout:input_type -> swarm.v1.CommandRolloutRequest
+	25, // 70: swarm.v1.Control.GetServiceHistory:input_type -> swarm.v1.GetServiceHistoryRequest
+	28, // 71: swarm.v1.Control.PlanService:input_type -> swarm.v1.PlanServiceRequest
+	38, // 72: swarm.v1.Control.CreateNetwork:input_type -> swarm.v1.CreateNetworkRequest
+	40, // 73: swarm.v1.Control.RemoveNetwork:input_type -> swarm.v1.RemoveNetworkRequest
+	42, // 74: swarm.v1.Control.GetNetwork:input_type -> swarm.v1.GetNetworkRequest
+	44, // 75: swarm.v1.Control.ListNetworks:input_type -> swarm.v1.ListNetworksRequest
+	50, // 76: swarm.v1.Control.GetTask:input_type -> swarm.v1.GetTaskRequest
+	52, // 77: swarm.v1.Control.ListTasks:input_type -> swarm.v1.ListTasksRequest
+	54, // 78: swarm.v1.Control.WatchService:input_type -> swarm.v1.WatchServiceRequest
+	2,  // 79: swarm.v1.Control.GetCluster:output_type -> swarm.v1.GetClusterResponse
+	4,  // 80: swarm.v1.Control.GetJoinTokens:output_type -> swarm.v1.GetJoinTokensResponse
+	6,  // 81: swarm.v1.Control.RotateJoinToken:output_type -> swarm.v1.RotateJoinTokenResponse
+	10, // 82: swarm.v1.Control.ListNodes:output_type -> swarm.v1.ListNodesResponse
+	12, // 83: swarm.v1.Control.GetNode:output_type -> swarm.v1.GetNodeResponse
+	14, // 84: swarm.v1.Control.UpdateNode:output_type -> swarm.v1.UpdateNodeResponse
+	16, // 85: swarm.v1.Control.RemoveNode:output_type -> swarm.v1.RemoveNodeResponse
+	18, // 86: swarm.v1.Control.CreateService:output_type -> swarm.v1.CreateServiceResponse
+	20, // 87: swarm.v1.Control.UpdateService:output_type -> swarm.v1.UpdateServiceResponse
+	32, // 88: swarm.v1.Control.RemoveService:output_type -> swarm.v1.RemoveServiceResponse
+	37, // 89: swarm.v1.Control.GetService:output_type -> swarm.v1.GetServiceResponse
+	48, // 90: swarm.v1.Control.ListServices:output_type -> swarm.v1.ListServicesResponse
+	22, // 91: swarm.v1.Control.RollbackService:output_type -> swarm.v1.RollbackServiceResponse
+	24, // 92: swarm.v1.Control.CommandRollout:output_type -> swarm.v1.CommandRolloutResponse
+	26, // 93: swarm.v1.Control.GetServiceHistory:output_type -> swarm.v1.GetServiceHistoryResponse
+	29, // 94: swarm.v1.Control.PlanService:output_type -> swarm.v1.PlanServiceResponse
+	39, // 95: swarm.v1.Control.CreateNetwork:output_type -> swarm.v1.CreateNetworkResponse
+	41, // 96: swarm.v1.Control.RemoveNetwork:output_type -> swarm.v1.RemoveNetworkResponse
+	43, // 97: swarm.v1.Control.GetNetwork:output_type -> swarm.v1.GetNetworkResponse
+	45, // 98: swarm.v1.Control.ListNetworks:output_type -> swarm.v1.ListNetworksResponse
+	51, // 99: swarm.v1.Control.GetTask:output_type -> swarm.v1.GetTaskResponse
+	53, // 100: swarm.v1.Control.ListTasks:output_type -> swarm.v1.ListTasksResponse
+	55, // 101: swarm.v1.Control.WatchService:output_type -> swarm.v1.WatchServiceResponse
+	79, // [79:102] is the sub-list for method output_type
+	56, // [56:79] is the sub-list for method input_type
+	56, // [56:56] is the sub-list for extension type_name
+	56, // [56:56] is the sub-list for extension extendee
+	0,  // [0:56] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_control_proto_init() }
@@ -2955,18 +4055,24 @@ func file_swarm_v1_control_proto_init() {
 	file_swarm_v1_access_proto_init()
 	file_swarm_v1_rows_proto_init()
 	file_swarm_v1_types_proto_init()
+	file_swarm_v1_control_proto_msgTypes[27].OneofWrappers = []any{
+		(*PlanServiceRequest_Create)(nil),
+		(*PlanServiceRequest_Update)(nil),
+		(*PlanServiceRequest_Rollback)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_control_proto_rawDesc), len(file_swarm_v1_control_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   46,
+			NumEnums:      1,
+			NumMessages:   57,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_swarm_v1_control_proto_goTypes,
 		DependencyIndexes: file_swarm_v1_control_proto_depIdxs,
+		EnumInfos:         file_swarm_v1_control_proto_enumTypes,
 		MessageInfos:      file_swarm_v1_control_proto_msgTypes,
 	}.Build()
 	File_swarm_v1_control_proto = out.File

@@ -21,25 +21,29 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Control_GetCluster_FullMethodName      = "/swarm.v1.Control/GetCluster"
-	Control_GetJoinTokens_FullMethodName   = "/swarm.v1.Control/GetJoinTokens"
-	Control_RotateJoinToken_FullMethodName = "/swarm.v1.Control/RotateJoinToken"
-	Control_ListNodes_FullMethodName       = "/swarm.v1.Control/ListNodes"
-	Control_GetNode_FullMethodName         = "/swarm.v1.Control/GetNode"
-	Control_UpdateNode_FullMethodName      = "/swarm.v1.Control/UpdateNode"
-	Control_RemoveNode_FullMethodName      = "/swarm.v1.Control/RemoveNode"
-	Control_CreateService_FullMethodName   = "/swarm.v1.Control/CreateService"
-	Control_UpdateService_FullMethodName   = "/swarm.v1.Control/UpdateService"
-	Control_RemoveService_FullMethodName   = "/swarm.v1.Control/RemoveService"
-	Control_GetService_FullMethodName      = "/swarm.v1.Control/GetService"
-	Control_ListServices_FullMethodName    = "/swarm.v1.Control/ListServices"
-	Control_CreateNetwork_FullMethodName   = "/swarm.v1.Control/CreateNetwork"
-	Control_RemoveNetwork_FullMethodName   = "/swarm.v1.Control/RemoveNetwork"
-	Control_GetNetwork_FullMethodName      = "/swarm.v1.Control/GetNetwork"
-	Control_ListNetworks_FullMethodName    = "/swarm.v1.Control/ListNetworks"
-	Control_GetTask_FullMethodName         = "/swarm.v1.Control/GetTask"
-	Control_ListTasks_FullMethodName       = "/swarm.v1.Control/ListTasks"
-	Control_WatchService_FullMethodName    = "/swarm.v1.Control/WatchService"
+	Control_GetCluster_FullMethodName        = "/swarm.v1.Control/GetCluster"
+	Control_GetJoinTokens_FullMethodName     = "/swarm.v1.Control/GetJoinTokens"
+	Control_RotateJoinToken_FullMethodName   = "/swarm.v1.Control/RotateJoinToken"
+	Control_ListNodes_FullMethodName         = "/swarm.v1.Control/ListNodes"
+	Control_GetNode_FullMethodName           = "/swarm.v1.Control/GetNode"
+	Control_UpdateNode_FullMethodName        = "/swarm.v1.Control/UpdateNode"
+	Control_RemoveNode_FullMethodName        = "/swarm.v1.Control/RemoveNode"
+	Control_CreateService_FullMethodName     = "/swarm.v1.Control/CreateService"
+	Control_UpdateService_FullMethodName     = "/swarm.v1.Control/UpdateService"
+	Control_RemoveService_FullMethodName     = "/swarm.v1.Control/RemoveService"
+	Control_GetService_FullMethodName        = "/swarm.v1.Control/GetService"
+	Control_ListServices_FullMethodName      = "/swarm.v1.Control/ListServices"
+	Control_RollbackService_FullMethodName   = "/swarm.v1.Control/RollbackService"
+	Control_CommandRollout_FullMethodName    = "/swarm.v1.Control/CommandRollout"
+	Control_GetServiceHistory_FullMethodName = "/swarm.v1.Control/GetServiceHistory"
+	Control_PlanService_FullMethodName       = "/swarm.v1.Control/PlanService"
+	Control_CreateNetwork_FullMethodName     = "/swarm.v1.Control/CreateNetwork"
+	Control_RemoveNetwork_FullMethodName     = "/swarm.v1.Control/RemoveNetwork"
+	Control_GetNetwork_FullMethodName        = "/swarm.v1.Control/GetNetwork"
+	Control_ListNetworks_FullMethodName      = "/swarm.v1.Control/ListNetworks"
+	Control_GetTask_FullMethodName           = "/swarm.v1.Control/GetTask"
+	Control_ListTasks_FullMethodName         = "/swarm.v1.Control/ListTasks"
+	Control_WatchService_FullMethodName      = "/swarm.v1.Control/WatchService"
 )
 
 // ControlClient is the client API for Control service.
@@ -64,6 +68,15 @@ type ControlClient interface {
 	RemoveService(ctx context.Context, in *RemoveServiceRequest, opts ...grpc.CallOption) (*RemoveServiceResponse, error)
 	GetService(ctx context.Context, in *GetServiceRequest, opts ...grpc.CallOption) (*GetServiceResponse, error)
 	ListServices(ctx context.Context, in *ListServicesRequest, opts ...grpc.CallOption) (*ListServicesResponse, error)
+	// RollbackService makes an earlier revision's spec the service's again, as a new revision.
+	RollbackService(ctx context.Context, in *RollbackServiceRequest, opts ...grpc.CallOption) (*RollbackServiceResponse, error)
+	// CommandRollout tells the update under way to pause, go on or be promoted; ABORT goes back to where it came from. What
+	// cannot be obeyed in the update's present state is refused, with what it is.
+	CommandRollout(ctx context.Context, in *CommandRolloutRequest, opts ...grpc.CallOption) (*CommandRolloutResponse, error)
+	// GetServiceHistory lists the revisions that are kept, newest first.
+	GetServiceHistory(ctx context.Context, in *GetServiceHistoryRequest, opts ...grpc.CallOption) (*GetServiceHistoryResponse, error)
+	// PlanService tells what a create, an update or a rollback would do, and writes nothing.
+	PlanService(ctx context.Context, in *PlanServiceRequest, opts ...grpc.CallOption) (*PlanServiceResponse, error)
 	CreateNetwork(ctx context.Context, in *CreateNetworkRequest, opts ...grpc.CallOption) (*CreateNetworkResponse, error)
 	// RemoveNetwork refuses a network that services are attached to, and names them.
 	RemoveNetwork(ctx context.Context, in *RemoveNetworkRequest, opts ...grpc.CallOption) (*RemoveNetworkResponse, error)
@@ -205,6 +218,46 @@ func (c *controlClient) ListServices(ctx context.Context, in *ListServicesReques
 	return out, nil
 }
 
+func (c *controlClient) RollbackService(ctx context.Context, in *RollbackServiceRequest, opts ...grpc.CallOption) (*RollbackServiceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RollbackServiceResponse)
+	err := c.cc.Invoke(ctx, Control_RollbackService_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) CommandRollout(ctx context.Context, in *CommandRolloutRequest, opts ...grpc.CallOption) (*CommandRolloutResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CommandRolloutResponse)
+	err := c.cc.Invoke(ctx, Control_CommandRollout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) GetServiceHistory(ctx context.Context, in *GetServiceHistoryRequest, opts ...grpc.CallOption) (*GetServiceHistoryResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetServiceHistoryResponse)
+	err := c.cc.Invoke(ctx, Control_GetServiceHistory_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) PlanService(ctx context.Context, in *PlanServiceRequest, opts ...grpc.CallOption) (*PlanServiceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PlanServiceResponse)
+	err := c.cc.Invoke(ctx, Control_PlanService_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *controlClient) CreateNetwork(ctx context.Context, in *CreateNetworkRequest, opts ...grpc.CallOption) (*CreateNetworkResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CreateNetworkResponse)
@@ -306,6 +359,15 @@ type ControlServer interface {
 	RemoveService(context.Context, *RemoveServiceRequest) (*RemoveServiceResponse, error)
 	GetService(context.Context, *GetServiceRequest) (*GetServiceResponse, error)
 	ListServices(context.Context, *ListServicesRequest) (*ListServicesResponse, error)
+	// RollbackService makes an earlier revision's spec the service's again, as a new revision.
+	RollbackService(context.Context, *RollbackServiceRequest) (*RollbackServiceResponse, error)
+	// CommandRollout tells the update under way to pause, go on or be promoted; ABORT goes back to where it came from. What
+	// cannot be obeyed in the update's present state is refused, with what it is.
+	CommandRollout(context.Context, *CommandRolloutRequest) (*CommandRolloutResponse, error)
+	// GetServiceHistory lists the revisions that are kept, newest first.
+	GetServiceHistory(context.Context, *GetServiceHistoryRequest) (*GetServiceHistoryResponse, error)
+	// PlanService tells what a create, an update or a rollback would do, and writes nothing.
+	PlanService(context.Context, *PlanServiceRequest) (*PlanServiceResponse, error)
 	CreateNetwork(context.Context, *CreateNetworkRequest) (*CreateNetworkResponse, error)
 	// RemoveNetwork refuses a network that services are attached to, and names them.
 	RemoveNetwork(context.Context, *RemoveNetworkRequest) (*RemoveNetworkResponse, error)
@@ -362,6 +424,18 @@ func (UnimplementedControlServer) GetService(context.Context, *GetServiceRequest
 }
 func (UnimplementedControlServer) ListServices(context.Context, *ListServicesRequest) (*ListServicesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListServices not implemented")
+}
+func (UnimplementedControlServer) RollbackService(context.Context, *RollbackServiceRequest) (*RollbackServiceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RollbackService not implemented")
+}
+func (UnimplementedControlServer) CommandRollout(context.Context, *CommandRolloutRequest) (*CommandRolloutResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CommandRollout not implemented")
+}
+func (UnimplementedControlServer) GetServiceHistory(context.Context, *GetServiceHistoryRequest) (*GetServiceHistoryResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetServiceHistory not implemented")
+}
+func (UnimplementedControlServer) PlanService(context.Context, *PlanServiceRequest) (*PlanServiceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PlanService not implemented")
 }
 func (UnimplementedControlServer) CreateNetwork(context.Context, *CreateNetworkRequest) (*CreateNetworkResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateNetwork not implemented")
@@ -621,6 +695,78 @@ func _Control_ListServices_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Control_RollbackService_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RollbackServiceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).RollbackService(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_RollbackService_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).RollbackService(ctx, req.(*RollbackServiceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_CommandRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CommandRolloutRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).CommandRollout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_CommandRollout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).CommandRollout(ctx, req.(*CommandRolloutRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_GetServiceHistory_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetServiceHistoryRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).GetServiceHistory(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_GetServiceHistory_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).GetServiceHistory(ctx, req.(*GetServiceHistoryRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_PlanService_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PlanServiceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).PlanService(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_PlanService_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).PlanService(ctx, req.(*PlanServiceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Control_CreateNetwork_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CreateNetworkRequest)
 	if err := dec(in); err != nil {
@@ -794,6 +940,22 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListServices",
 			Handler:    _Control_ListServices_Handler,
+		},
+		{
+			MethodName: "RollbackService",
+			Handler:    _Control_RollbackService_Handler,
+		},
+		{
+			MethodName: "CommandRollout",
+			Handler:    _Control_CommandRollout_Handler,
+		},
+		{
+			MethodName: "GetServiceHistory",
+			Handler:    _Control_GetServiceHistory_Handler,
+		},
+		{
+			MethodName: "PlanService",
+			Handler:    _Control_PlanService_Handler,
 		},
 		{
 			MethodName: "CreateNetwork",

@@ -33,6 +33,8 @@ const (
 	EndpointState_ENDPOINT_STATE_ACTIVE EndpointState = 2
 	// Gets no new connections; those that are established go on.
 	EndpointState_ENDPOINT_STATE_DRAINING EndpointState = 3
+	// Runs, and gets no new connections for now, as it is not ready. What is established goes on.
+	EndpointState_ENDPOINT_STATE_STANDBY EndpointState = 4
 )
 
 // Enum value maps for EndpointState.
@@ -42,12 +44,14 @@ var (
 		1: "ENDPOINT_STATE_STARTING",
 		2: "ENDPOINT_STATE_ACTIVE",
 		3: "ENDPOINT_STATE_DRAINING",
+		4: "ENDPOINT_STATE_STANDBY",
 	}
 	EndpointState_value = map[string]int32{
 		"ENDPOINT_STATE_UNSPECIFIED": 0,
 		"ENDPOINT_STATE_STARTING":    1,
 		"ENDPOINT_STATE_ACTIVE":      2,
 		"ENDPOINT_STATE_DRAINING":    3,
+		"ENDPOINT_STATE_STANDBY":     4,
 	}
 )
 
@@ -981,7 +985,11 @@ type AssignedService struct {
 	// In the networks that this node has tasks on.
 	Vips []*NetworkAddress `protobuf:"bytes,5,rep,name=vips,proto3" json:"vips,omitempty"`
 	// Networks and aliases.
-	Networks      []*NetworkAttachment `protobuf:"bytes,6,rep,name=networks,proto3" json:"networks,omitempty"`
+	Networks []*NetworkAttachment `protobuf:"bytes,6,rep,name=networks,proto3" json:"networks,omitempty"`
+	// Ports that lead to the trial's set alone.
+	PreviewPorts []*PortConfig `protobuf:"bytes,7,rep,name=preview_ports,json=previewPorts,proto3" json:"preview_ports,omitempty"`
+	// Unset: all endpoints are alike.
+	Trial         *Trial `protobuf:"bytes,8,opt,name=trial,proto3" json:"trial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1058,6 +1066,85 @@ func (x *AssignedService) GetNetworks() []*NetworkAttachment {
 	return nil
 }
 
+func (x *AssignedService) GetPreviewPorts() []*PortConfig {
+	if x != nil {
+		return x.PreviewPorts
+	}
+	return nil
+}
+
+func (x *AssignedService) GetTrial() *Trial {
+	if x != nil {
+		return x.Trial
+	}
+	return nil
+}
+
+// Trial divides a service's new connections between one set of its endpoints and the others, while a rollout has two
+// of them. A side that has a share and no endpoint that can be used leaves it to the other one.
+type Trial struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Endpoint.set of the one side.
+	Set uint64 `protobuf:"varint,1,opt,name=set,proto3" json:"set,omitempty"`
+	// Its share, in hundredths of a percent: 0 = none at all, 10000 = all. The others have the rest.
+	Share uint32 `protobuf:"varint,2,opt,name=share,proto3" json:"share,omitempty"`
+	// Preview ports and the name preview.SERVICE lead to it.
+	Preview       bool `protobuf:"varint,3,opt,name=preview,proto3" json:"preview,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Trial) Reset() {
+	*x = Trial{}
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Trial) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Trial) ProtoMessage() {}
+
+func (x *Trial) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Trial.ProtoReflect.Descriptor instead.
+func (*Trial) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Trial) GetSet() uint64 {
+	if x != nil {
+		return x.Set
+	}
+	return 0
+}
+
+func (x *Trial) GetShare() uint32 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
+func (x *Trial) GetPreview() bool {
+	if x != nil {
+		return x.Preview
+	}
+	return false
+}
+
 // Endpoint is a task of such a service, from when it has a node until it has ended.
 type Endpoint struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -1070,14 +1157,16 @@ type Endpoint struct {
 	Address  string            `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
 	Networks []*NetworkAddress `protobuf:"bytes,7,rep,name=networks,proto3" json:"networks,omitempty"`
 	// Share of new connections in proportion to the other endpoints'; 0 = 100.
-	Weight        uint32 `protobuf:"varint,8,opt,name=weight,proto3" json:"weight,omitempty"`
+	Weight uint32 `protobuf:"varint,8,opt,name=weight,proto3" json:"weight,omitempty"`
+	// Which version of the service it is of: the version of its template.
+	Set           uint64 `protobuf:"varint,9,opt,name=set,proto3" json:"set,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[11]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1089,7 +1178,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[11]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1102,7 +1191,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{11}
+	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Endpoint) GetTaskId() string {
@@ -1161,6 +1250,13 @@ func (x *Endpoint) GetWeight() uint32 {
 	return 0
 }
 
+func (x *Endpoint) GetSet() uint64 {
+	if x != nil {
+		return x.Set
+	}
+	return 0
+}
+
 type RemoveEndpoint struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TaskId        string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
@@ -1170,7 +1266,7 @@ type RemoveEndpoint struct {
 
 func (x *RemoveEndpoint) Reset() {
 	*x = RemoveEndpoint{}
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[12]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1182,7 +1278,7 @@ func (x *RemoveEndpoint) String() string {
 func (*RemoveEndpoint) ProtoMessage() {}
 
 func (x *RemoveEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[12]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1195,7 +1291,7 @@ func (x *RemoveEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveEndpoint.ProtoReflect.Descriptor instead.
 func (*RemoveEndpoint) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{12}
+	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RemoveEndpoint) GetTaskId() string {
@@ -1215,7 +1311,7 @@ type TemplateKey struct {
 
 func (x *TemplateKey) Reset() {
 	*x = TemplateKey{}
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[13]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1227,7 +1323,7 @@ func (x *TemplateKey) String() string {
 func (*TemplateKey) ProtoMessage() {}
 
 func (x *TemplateKey) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[13]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1240,7 +1336,7 @@ func (x *TemplateKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TemplateKey.ProtoReflect.Descriptor instead.
 func (*TemplateKey) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{13}
+	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TemplateKey) GetServiceId() string {
@@ -1276,14 +1372,16 @@ type AssignedTask struct {
 	Networks []*NetworkAddress `protobuf:"bytes,11,rep,name=networks,proto3" json:"networks,omitempty"`
 	// No node sends it new connections any more (TaskStatus.drained_at), or it never got any: a task that is to stop stops
 	// now, once what is established has ended or its drain time is over.
-	Drained       bool `protobuf:"varint,12,opt,name=drained,proto3" json:"drained,omitempty"`
+	Drained bool `protobuf:"varint,12,opt,name=drained,proto3" json:"drained,omitempty"`
+	// It takes over the anonymous volumes of the task that it replaces.
+	TakesVolumes  bool `protobuf:"varint,13,opt,name=takes_volumes,json=takesVolumes,proto3" json:"takes_volumes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AssignedTask) Reset() {
 	*x = AssignedTask{}
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[14]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1295,7 +1393,7 @@ func (x *AssignedTask) String() string {
 func (*AssignedTask) ProtoMessage() {}
 
 func (x *AssignedTask) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[14]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1308,7 +1406,7 @@ func (x *AssignedTask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedTask.ProtoReflect.Descriptor instead.
 func (*AssignedTask) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{14}
+	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AssignedTask) GetId() string {
@@ -1395,6 +1493,13 @@ func (x *AssignedTask) GetDrained() bool {
 	return false
 }
 
+func (x *AssignedTask) GetTakesVolumes() bool {
+	if x != nil {
+		return x.TakesVolumes
+	}
+	return false
+}
+
 type AssignedTemplate struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	ServiceId string                 `protobuf:"bytes,1,opt,name=service_id,json=serviceId,proto3" json:"service_id,omitempty"`
@@ -1409,7 +1514,7 @@ type AssignedTemplate struct {
 
 func (x *AssignedTemplate) Reset() {
 	*x = AssignedTemplate{}
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[15]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1421,7 +1526,7 @@ func (x *AssignedTemplate) String() string {
 func (*AssignedTemplate) ProtoMessage() {}
 
 func (x *AssignedTemplate) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[15]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1434,7 +1539,7 @@ func (x *AssignedTemplate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedTemplate.ProtoReflect.Descriptor instead.
 func (*AssignedTemplate) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{15}
+	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *AssignedTemplate) GetServiceId() string {
@@ -1496,7 +1601,7 @@ type NodeConfig struct {
 
 func (x *NodeConfig) Reset() {
 	*x = NodeConfig{}
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[16]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1508,7 +1613,7 @@ func (x *NodeConfig) String() string {
 func (*NodeConfig) ProtoMessage() {}
 
 func (x *NodeConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[16]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1521,7 +1626,7 @@ func (x *NodeConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeConfig.ProtoReflect.Descriptor instead.
 func (*NodeConfig) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{16}
+	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *NodeConfig) GetUplinkBlock() string {
@@ -1584,7 +1689,7 @@ type UpdateStatusRequest struct {
 
 func (x *UpdateStatusRequest) Reset() {
 	*x = UpdateStatusRequest{}
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[17]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1596,7 +1701,7 @@ func (x *UpdateStatusRequest) String() string {
 func (*UpdateStatusRequest) ProtoMessage() {}
 
 func (x *UpdateStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[17]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1609,7 +1714,7 @@ func (x *UpdateStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateStatusRequest.ProtoReflect.Descriptor instead.
 func (*UpdateStatusRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{17}
+	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UpdateStatusRequest) GetSessionId() string {
@@ -1634,7 +1739,7 @@ type UpdateStatusResponse struct {
 
 func (x *UpdateStatusResponse) Reset() {
 	*x = UpdateStatusResponse{}
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[18]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1646,7 +1751,7 @@ func (x *UpdateStatusResponse) String() string {
 func (*UpdateStatusResponse) ProtoMessage() {}
 
 func (x *UpdateStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_dispatcher_proto_msgTypes[18]
+	mi := &file_swarm_v1_dispatcher_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1659,7 +1764,7 @@ func (x *UpdateStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateStatusResponse.ProtoReflect.Descriptor instead.
 func (*UpdateStatusResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{18}
+	return file_swarm_v1_dispatcher_proto_rawDescGZIP(), []int{19}
 }
 
 var File_swarm_v1_dispatcher_proto protoreflect.FileDescriptor
@@ -1728,14 +1833,20 @@ const file_swarm_v1_dispatcher_proto_rawDesc = "" +
 	"\x0fAssignedNetwork\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12)\n" +
 	"\x04spec\x18\x02 \x01(\v2\x15.swarm.v1.NetworkSpecR\x04spec\x125\n" +
-	"\bprogress\x18\x03 \x01(\v2\x19.swarm.v1.NetworkProgressR\bprogress\"\xf4\x01\n" +
+	"\bprogress\x18\x03 \x01(\v2\x19.swarm.v1.NetworkProgressR\bprogress\"\xd6\x02\n" +
 	"\x0fAssignedService\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12*\n" +
 	"\x04mode\x18\x03 \x01(\x0e2\x16.swarm.v1.EndpointModeR\x04mode\x12*\n" +
 	"\x05ports\x18\x04 \x03(\v2\x14.swarm.v1.PortConfigR\x05ports\x12,\n" +
 	"\x04vips\x18\x05 \x03(\v2\x18.swarm.v1.NetworkAddressR\x04vips\x127\n" +
-	"\bnetworks\x18\x06 \x03(\v2\x1b.swarm.v1.NetworkAttachmentR\bnetworks\"\x86\x02\n" +
+	"\bnetworks\x18\x06 \x03(\v2\x1b.swarm.v1.NetworkAttachmentR\bnetworks\x129\n" +
+	"\rpreview_ports\x18\a \x03(\v2\x14.swarm.v1.PortConfigR\fpreviewPorts\x12%\n" +
+	"\x05trial\x18\b \x01(\v2\x0f.swarm.v1.TrialR\x05trial\"I\n" +
+	"\x05Trial\x12\x10\n" +
+	"\x03set\x18\x01 \x01(\x04R\x03set\x12\x14\n" +
+	"\x05share\x18\x02 \x01(\rR\x05share\x12\x18\n" +
+	"\apreview\x18\x03 \x01(\bR\apreview\"\x98\x02\n" +
 	"\bEndpoint\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x1d\n" +
 	"\n" +
@@ -1745,13 +1856,14 @@ const file_swarm_v1_dispatcher_proto_rawDesc = "" +
 	"\x05state\x18\x05 \x01(\x0e2\x17.swarm.v1.EndpointStateR\x05state\x12\x18\n" +
 	"\aaddress\x18\x06 \x01(\tR\aaddress\x124\n" +
 	"\bnetworks\x18\a \x03(\v2\x18.swarm.v1.NetworkAddressR\bnetworks\x12\x16\n" +
-	"\x06weight\x18\b \x01(\rR\x06weight\")\n" +
+	"\x06weight\x18\b \x01(\rR\x06weight\x12\x10\n" +
+	"\x03set\x18\t \x01(\x04R\x03set\")\n" +
 	"\x0eRemoveEndpoint\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\"F\n" +
 	"\vTemplateKey\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\x04R\aversion\"\xc7\x03\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\"\xec\x03\n" +
 	"\fAssignedTask\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1766,7 +1878,8 @@ const file_swarm_v1_dispatcher_proto_rawDesc = "" +
 	"\x0eobserved_state\x18\n" +
 	" \x01(\x0e2\x13.swarm.v1.TaskStateR\robservedState\x124\n" +
 	"\bnetworks\x18\v \x03(\v2\x18.swarm.v1.NetworkAddressR\bnetworks\x12\x18\n" +
-	"\adrained\x18\f \x01(\bR\adrained\"\xe5\x01\n" +
+	"\adrained\x18\f \x01(\bR\adrained\x12#\n" +
+	"\rtakes_volumes\x18\r \x01(\bR\ftakesVolumes\"\xe5\x01\n" +
 	"\x10AssignedTemplate\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x18\n" +
@@ -1790,12 +1903,13 @@ const file_swarm_v1_dispatcher_proto_rawDesc = "" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x120\n" +
 	"\bstatuses\x18\x02 \x03(\v2\x14.swarm.v1.TaskStatusR\bstatuses\"\x16\n" +
-	"\x14UpdateStatusResponse*\x84\x01\n" +
+	"\x14UpdateStatusResponse*\xa0\x01\n" +
 	"\rEndpointState\x12\x1e\n" +
 	"\x1aENDPOINT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17ENDPOINT_STATE_STARTING\x10\x01\x12\x19\n" +
 	"\x15ENDPOINT_STATE_ACTIVE\x10\x02\x12\x1b\n" +
-	"\x17ENDPOINT_STATE_DRAINING\x10\x032\x8b\x02\n" +
+	"\x17ENDPOINT_STATE_DRAINING\x10\x03\x12\x1a\n" +
+	"\x16ENDPOINT_STATE_STANDBY\x10\x042\x8b\x02\n" +
 	"\n" +
 	"Dispatcher\x12L\n" +
 	"\aSession\x12\x18.swarm.v1.SessionRequest\x1a\x19.swarm.v1.SessionResponse\"\b\xea\xb9\x18\x04\n" +
@@ -1818,7 +1932,7 @@ func file_swarm_v1_dispatcher_proto_rawDescGZIP() []byte {
 }
 
 var file_swarm_v1_dispatcher_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_swarm_v1_dispatcher_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_swarm_v1_dispatcher_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_swarm_v1_dispatcher_proto_goTypes = []any{
 	(EndpointState)(0),           // 0: swarm.v1.EndpointState
 	(*SessionRequest)(nil),       // 1: swarm.v1.SessionRequest
@@ -1832,70 +1946,73 @@ var file_swarm_v1_dispatcher_proto_goTypes = []any{
 	(*Peer)(nil),                 // 9: swarm.v1.Peer
 	(*AssignedNetwork)(nil),      // 10: swarm.v1.AssignedNetwork
 	(*AssignedService)(nil),      // 11: swarm.v1.AssignedService
-	(*Endpoint)(nil),             // 12: swarm.v1.Endpoint
-	(*RemoveEndpoint)(nil),       // 13: swarm.v1.RemoveEndpoint
-	(*TemplateKey)(nil),          // 14: swarm.v1.TemplateKey
-	(*AssignedTask)(nil),         // 15: swarm.v1.AssignedTask
-	(*AssignedTemplate)(nil),     // 16: swarm.v1.AssignedTemplate
-	(*NodeConfig)(nil),           // 17: swarm.v1.NodeConfig
-	(*UpdateStatusRequest)(nil),  // 18: swarm.v1.UpdateStatusRequest
-	(*UpdateStatusResponse)(nil), // 19: swarm.v1.UpdateStatusResponse
-	(*NodeDescription)(nil),      // 20: swarm.v1.NodeDescription
-	(*NetworkSpec)(nil),          // 21: swarm.v1.NetworkSpec
-	(*NetworkProgress)(nil),      // 22: swarm.v1.NetworkProgress
-	(EndpointMode)(0),            // 23: swarm.v1.EndpointMode
-	(*PortConfig)(nil),           // 24: swarm.v1.PortConfig
-	(*NetworkAddress)(nil),       // 25: swarm.v1.NetworkAddress
-	(*NetworkAttachment)(nil),    // 26: swarm.v1.NetworkAttachment
-	(TaskState)(0),               // 27: swarm.v1.TaskState
-	(*TaskSpec)(nil),             // 28: swarm.v1.TaskSpec
-	(*RegistryAuth)(nil),         // 29: swarm.v1.RegistryAuth
-	(NodeRole)(0),                // 30: swarm.v1.NodeRole
-	(*TaskStatus)(nil),           // 31: swarm.v1.TaskStatus
+	(*Trial)(nil),                // 12: swarm.v1.Trial
+	(*Endpoint)(nil),             // 13: swarm.v1.Endpoint
+	(*RemoveEndpoint)(nil),       // 14: swarm.v1.RemoveEndpoint
+	(*TemplateKey)(nil),          // 15: swarm.v1.TemplateKey
+	(*AssignedTask)(nil),         // 16: swarm.v1.AssignedTask
+	(*AssignedTemplate)(nil),     // 17: swarm.v1.AssignedTemplate
+	(*NodeConfig)(nil),           // 18: swarm.v1.NodeConfig
+	(*UpdateStatusRequest)(nil),  // 19: swarm.v1.UpdateStatusRequest
+	(*UpdateStatusResponse)(nil), // 20: swarm.v1.UpdateStatusResponse
+	(*NodeDescription)(nil),      // 21: swarm.v1.NodeDescription
+	(*NetworkSpec)(nil),          // 22: swarm.v1.NetworkSpec
+	(*NetworkProgress)(nil),      // 23: swarm.v1.NetworkProgress
+	(EndpointMode)(0),            // 24: swarm.v1.EndpointMode
+	(*PortConfig)(nil),           // 25: swarm.v1.PortConfig
+	(*NetworkAddress)(nil),       // 26: swarm.v1.NetworkAddress
+	(*NetworkAttachment)(nil),    // 27: swarm.v1.NetworkAttachment
+	(TaskState)(0),               // 28: swarm.v1.TaskState
+	(*TaskSpec)(nil),             // 29: swarm.v1.TaskSpec
+	(*RegistryAuth)(nil),         // 30: swarm.v1.RegistryAuth
+	(NodeRole)(0),                // 31: swarm.v1.NodeRole
+	(*TaskStatus)(nil),           // 32: swarm.v1.TaskStatus
 }
 var file_swarm_v1_dispatcher_proto_depIdxs = []int32{
 	2,  // 0: swarm.v1.SessionRequest.hello:type_name -> swarm.v1.SessionHello
 	3,  // 1: swarm.v1.SessionRequest.beat:type_name -> swarm.v1.SessionBeat
-	20, // 2: swarm.v1.SessionRequest.description:type_name -> swarm.v1.NodeDescription
-	20, // 3: swarm.v1.SessionHello.description:type_name -> swarm.v1.NodeDescription
+	21, // 2: swarm.v1.SessionRequest.description:type_name -> swarm.v1.NodeDescription
+	21, // 3: swarm.v1.SessionHello.description:type_name -> swarm.v1.NodeDescription
 	5,  // 4: swarm.v1.SessionResponse.managers:type_name -> swarm.v1.ManagerPeer
 	8,  // 5: swarm.v1.AssignmentsResponse.changes:type_name -> swarm.v1.AssignmentChange
-	15, // 6: swarm.v1.AssignmentChange.task:type_name -> swarm.v1.AssignedTask
-	16, // 7: swarm.v1.AssignmentChange.template:type_name -> swarm.v1.AssignedTemplate
-	17, // 8: swarm.v1.AssignmentChange.node_config:type_name -> swarm.v1.NodeConfig
-	14, // 9: swarm.v1.AssignmentChange.remove_template:type_name -> swarm.v1.TemplateKey
+	16, // 6: swarm.v1.AssignmentChange.task:type_name -> swarm.v1.AssignedTask
+	17, // 7: swarm.v1.AssignmentChange.template:type_name -> swarm.v1.AssignedTemplate
+	18, // 8: swarm.v1.AssignmentChange.node_config:type_name -> swarm.v1.NodeConfig
+	15, // 9: swarm.v1.AssignmentChange.remove_template:type_name -> swarm.v1.TemplateKey
 	9,  // 10: swarm.v1.AssignmentChange.peer:type_name -> swarm.v1.Peer
 	10, // 11: swarm.v1.AssignmentChange.network:type_name -> swarm.v1.AssignedNetwork
 	11, // 12: swarm.v1.AssignmentChange.service:type_name -> swarm.v1.AssignedService
-	12, // 13: swarm.v1.AssignmentChange.endpoint:type_name -> swarm.v1.Endpoint
-	13, // 14: swarm.v1.AssignmentChange.remove_endpoint:type_name -> swarm.v1.RemoveEndpoint
-	21, // 15: swarm.v1.AssignedNetwork.spec:type_name -> swarm.v1.NetworkSpec
-	22, // 16: swarm.v1.AssignedNetwork.progress:type_name -> swarm.v1.NetworkProgress
-	23, // 17: swarm.v1.AssignedService.mode:type_name -> swarm.v1.EndpointMode
-	24, // 18: swarm.v1.AssignedService.ports:type_name -> swarm.v1.PortConfig
-	25, // 19: swarm.v1.AssignedService.vips:type_name -> swarm.v1.NetworkAddress
-	26, // 20: swarm.v1.AssignedService.networks:type_name -> swarm.v1.NetworkAttachment
-	0,  // 21: swarm.v1.Endpoint.state:type_name -> swarm.v1.EndpointState
-	25, // 22: swarm.v1.Endpoint.networks:type_name -> swarm.v1.NetworkAddress
-	27, // 23: swarm.v1.AssignedTask.desired_state:type_name -> swarm.v1.TaskState
-	27, // 24: swarm.v1.AssignedTask.observed_state:type_name -> swarm.v1.TaskState
-	25, // 25: swarm.v1.AssignedTask.networks:type_name -> swarm.v1.NetworkAddress
-	28, // 26: swarm.v1.AssignedTemplate.spec:type_name -> swarm.v1.TaskSpec
-	24, // 27: swarm.v1.AssignedTemplate.host_ports:type_name -> swarm.v1.PortConfig
-	29, // 28: swarm.v1.AssignedTemplate.registry_auth:type_name -> swarm.v1.RegistryAuth
-	30, // 29: swarm.v1.NodeConfig.role:type_name -> swarm.v1.NodeRole
-	31, // 30: swarm.v1.UpdateStatusRequest.statuses:type_name -> swarm.v1.TaskStatus
-	1,  // 31: swarm.v1.Dispatcher.Session:input_type -> swarm.v1.SessionRequest
-	6,  // 32: swarm.v1.Dispatcher.Assignments:input_type -> swarm.v1.AssignmentsRequest
-	18, // 33: swarm.v1.Dispatcher.UpdateStatus:input_type -> swarm.v1.UpdateStatusRequest
-	4,  // 34: swarm.v1.Dispatcher.Session:output_type -> swarm.v1.SessionResponse
-	7,  // 35: swarm.v1.Dispatcher.Assignments:output_type -> swarm.v1.AssignmentsResponse
-	19, // 36: swarm.v1.Dispatcher.UpdateStatus:output_type -> swarm.v1.UpdateStatusResponse
-	34, // [34:37] is the sub-list for method output_type
-	31, // [31:34] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	13, // 13: swarm.v1.AssignmentChange.endpoint:type_name -> swarm.v1.Endpoint
+	14, // 14: swarm.v1.AssignmentChange.remove_endpoint:type_name -> swarm.v1.RemoveEndpoint
+	22, // 15: swarm.v1.AssignedNetwork.spec:type_name -> swarm.v1.NetworkSpec
+	23, // 16: swarm.v1.AssignedNetwork.progress:type_name -> swarm.v1.NetworkProgress
+	24, // 17: swarm.v1.AssignedService.mode:type_name -> swarm.v1.EndpointMode
+	25, // 18: swarm.v1.AssignedService.ports:type_name -> swarm.v1.PortConfig
+	26, // 19: swarm.v1.AssignedService.vips:type_name -> swarm.v1.NetworkAddress
+	27, // 20: swarm.v1.AssignedService.networks:type_name -> swarm.v1.NetworkAttachment
+	25, // 21: swarm.v1.AssignedService.preview_ports:type_name -> swarm.v1.PortConfig
+	12, // 22: swarm.v1.AssignedService.trial:type_name -> swarm.v1.Trial
+	0,  // 23: swarm.v1.Endpoint.state:type_name -> swarm.v1.EndpointState
+	26, // 24: swarm.v1.Endpoint.networks:type_name -> swarm.v1.NetworkAddress
+	28, // 25: swarm.v1.AssignedTask.desired_state:type_name -> swarm.v1.TaskState
+	28, // 26: swarm.v1.AssignedTask.observed_state:type_name -> swarm.v1.TaskState
+	26, // 27: swarm.v1.AssignedTask.networks:type_name -> swarm.v1.NetworkAddress
+	29, // 28: swarm.v1.AssignedTemplate.spec:type_name -> swarm.v1.TaskSpec
+	25, // 29: swarm.v1.AssignedTemplate.host_ports:type_name -> swarm.v1.PortConfig
+	30, // 30: swarm.v1.AssignedTemplate.registry_auth:type_name -> swarm.v1.RegistryAuth
+	31, // 31: swarm.v1.NodeConfig.role:type_name -> swarm.v1.NodeRole
+	32, // 32: swarm.v1.UpdateStatusRequest.statuses:type_name -> swarm.v1.TaskStatus
+	1,  // 33: swarm.v1.Dispatcher.Session:input_type -> swarm.v1.SessionRequest
+	6,  // 34: swarm.v1.Dispatcher.Assignments:input_type -> swarm.v1.AssignmentsRequest
+	19, // 35: swarm.v1.Dispatcher.UpdateStatus:input_type -> swarm.v1.UpdateStatusRequest
+	4,  // 36: swarm.v1.Dispatcher.Session:output_type -> swarm.v1.SessionResponse
+	7,  // 37: swarm.v1.Dispatcher.Assignments:output_type -> swarm.v1.AssignmentsResponse
+	20, // 38: swarm.v1.Dispatcher.UpdateStatus:output_type -> swarm.v1.UpdateStatusResponse
+	36, // [36:39] is the sub-list for method output_type
+	33, // [33:36] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_dispatcher_proto_init() }
@@ -1932,7 +2049,7 @@ func file_swarm_v1_dispatcher_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_dispatcher_proto_rawDesc), len(file_swarm_v1_dispatcher_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,6 +23,64 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type RolloutAction int32
+
+const (
+	RolloutAction_ROLLOUT_ACTION_UNSPECIFIED RolloutAction = 0
+	RolloutAction_ROLLOUT_ACTION_PAUSE       RolloutAction = 1
+	// Goes on where it was paused; a failed step is tried again, with its failures forgotten.
+	RolloutAction_ROLLOUT_ACTION_RESUME RolloutAction = 2
+	// Goes on to the next step without waiting: where a person is waited for, or a step is watched.
+	RolloutAction_ROLLOUT_ACTION_PROMOTE RolloutAction = 3
+	// Goes to the end without further steps.
+	RolloutAction_ROLLOUT_ACTION_PROMOTE_FULLY RolloutAction = 4
+)
+
+// Enum value maps for RolloutAction.
+var (
+	RolloutAction_name = map[int32]string{
+		0: "ROLLOUT_ACTION_UNSPECIFIED",
+		1: "ROLLOUT_ACTION_PAUSE",
+		2: "ROLLOUT_ACTION_RESUME",
+		3: "ROLLOUT_ACTION_PROMOTE",
+		4: "ROLLOUT_ACTION_PROMOTE_FULLY",
+	}
+	RolloutAction_value = map[string]int32{
+		"ROLLOUT_ACTION_UNSPECIFIED":   0,
+		"ROLLOUT_ACTION_PAUSE":         1,
+		"ROLLOUT_ACTION_RESUME":        2,
+		"ROLLOUT_ACTION_PROMOTE":       3,
+		"ROLLOUT_ACTION_PROMOTE_FULLY": 4,
+	}
+)
+
+func (x RolloutAction) Enum() *RolloutAction {
+	p := new(RolloutAction)
+	*p = x
+	return p
+}
+
+func (x RolloutAction) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RolloutAction) Descriptor() protoreflect.EnumDescriptor {
+	return file_swarm_v1_rows_proto_enumTypes[0].Descriptor()
+}
+
+func (RolloutAction) Type() protoreflect.EnumType {
+	return &file_swarm_v1_rows_proto_enumTypes[0]
+}
+
+func (x RolloutAction) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RolloutAction.Descriptor instead.
+func (RolloutAction) EnumDescriptor() ([]byte, []int) {
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{0}
+}
+
 type UpdateState int32
 
 const (
@@ -68,11 +126,11 @@ func (x UpdateState) String() string {
 }
 
 func (UpdateState) Descriptor() protoreflect.EnumDescriptor {
-	return file_swarm_v1_rows_proto_enumTypes[0].Descriptor()
+	return file_swarm_v1_rows_proto_enumTypes[1].Descriptor()
 }
 
 func (UpdateState) Type() protoreflect.EnumType {
-	return &file_swarm_v1_rows_proto_enumTypes[0]
+	return &file_swarm_v1_rows_proto_enumTypes[1]
 }
 
 func (x UpdateState) Number() protoreflect.EnumNumber {
@@ -81,7 +139,132 @@ func (x UpdateState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use UpdateState.Descriptor instead.
 func (UpdateState) EnumDescriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{0}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{1}
+}
+
+type RolloutPhase int32
+
+const (
+	// Not one of the below: slots are replaced.
+	RolloutPhase_ROLLOUT_PHASE_UNSPECIFIED RolloutPhase = 0
+	// New tasks are made ready: images are pulled, nothing of the old version is touched.
+	RolloutPhase_ROLLOUT_PHASE_PREPARING RolloutPhase = 1
+	// New tasks are started, and waited for.
+	RolloutPhase_ROLLOUT_PHASE_STARTING RolloutPhase = 2
+	// They are up and watched.
+	RolloutPhase_ROLLOUT_PHASE_WATCHING RolloutPhase = 3
+	// Waits for `service promote`.
+	RolloutPhase_ROLLOUT_PHASE_WAITING RolloutPhase = 4
+	// The new set has all traffic; the old one stays until its grace is over.
+	RolloutPhase_ROLLOUT_PHASE_GRACE RolloutPhase = 5
+	// The old set stops.
+	RolloutPhase_ROLLOUT_PHASE_ENDING RolloutPhase = 6
+	// Goes back, and the set that it goes back to has all traffic already; the other one stops.
+	RolloutPhase_ROLLOUT_PHASE_RETURNING RolloutPhase = 7
+)
+
+// Enum value maps for RolloutPhase.
+var (
+	RolloutPhase_name = map[int32]string{
+		0: "ROLLOUT_PHASE_UNSPECIFIED",
+		1: "ROLLOUT_PHASE_PREPARING",
+		2: "ROLLOUT_PHASE_STARTING",
+		3: "ROLLOUT_PHASE_WATCHING",
+		4: "ROLLOUT_PHASE_WAITING",
+		5: "ROLLOUT_PHASE_GRACE",
+		6: "ROLLOUT_PHASE_ENDING",
+		7: "ROLLOUT_PHASE_RETURNING",
+	}
+	RolloutPhase_value = map[string]int32{
+		"ROLLOUT_PHASE_UNSPECIFIED": 0,
+		"ROLLOUT_PHASE_PREPARING":   1,
+		"ROLLOUT_PHASE_STARTING":    2,
+		"ROLLOUT_PHASE_WATCHING":    3,
+		"ROLLOUT_PHASE_WAITING":     4,
+		"ROLLOUT_PHASE_GRACE":       5,
+		"ROLLOUT_PHASE_ENDING":      6,
+		"ROLLOUT_PHASE_RETURNING":   7,
+	}
+)
+
+func (x RolloutPhase) Enum() *RolloutPhase {
+	p := new(RolloutPhase)
+	*p = x
+	return p
+}
+
+func (x RolloutPhase) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RolloutPhase) Descriptor() protoreflect.EnumDescriptor {
+	return file_swarm_v1_rows_proto_enumTypes[2].Descriptor()
+}
+
+func (RolloutPhase) Type() protoreflect.EnumType {
+	return &file_swarm_v1_rows_proto_enumTypes[2]
+}
+
+func (x RolloutPhase) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RolloutPhase.Descriptor instead.
+func (RolloutPhase) EnumDescriptor() ([]byte, []int) {
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{2}
+}
+
+type HealthState int32
+
+const (
+	// Nobody asks: no probe.
+	HealthState_HEALTH_STATE_UNSPECIFIED HealthState = 0
+	HealthState_HEALTH_STATE_STARTING    HealthState = 1
+	HealthState_HEALTH_STATE_HEALTHY     HealthState = 2
+	HealthState_HEALTH_STATE_UNHEALTHY   HealthState = 3
+)
+
+// Enum value maps for HealthState.
+var (
+	HealthState_name = map[int32]string{
+		0: "HEALTH_STATE_UNSPECIFIED",
+		1: "HEALTH_STATE_STARTING",
+		2: "HEALTH_STATE_HEALTHY",
+		3: "HEALTH_STATE_UNHEALTHY",
+	}
+	HealthState_value = map[string]int32{
+		"HEALTH_STATE_UNSPECIFIED": 0,
+		"HEALTH_STATE_STARTING":    1,
+		"HEALTH_STATE_HEALTHY":     2,
+		"HEALTH_STATE_UNHEALTHY":   3,
+	}
+)
+
+func (x HealthState) Enum() *HealthState {
+	p := new(HealthState)
+	*p = x
+	return p
+}
+
+func (x HealthState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (HealthState) Descriptor() protoreflect.EnumDescriptor {
+	return file_swarm_v1_rows_proto_enumTypes[3].Descriptor()
+}
+
+func (HealthState) Type() protoreflect.EnumType {
+	return &file_swarm_v1_rows_proto_enumTypes[3]
+}
+
+func (x HealthState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use HealthState.Descriptor instead.
+func (HealthState) EnumDescriptor() ([]byte, []int) {
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{3}
 }
 
 // Cluster is the one row of the cluster itself. Writer: control (and ca for the root and tokens).
@@ -489,8 +672,12 @@ type Service struct {
 	RegistryAuth *RegistryAuth `protobuf:"bytes,8,opt,name=registry_auth,json=registryAuth,proto3" json:"registry_auth,omitempty"`
 	// For the registry of previous_spec's image where that is another one: what goes back pulls with it. Shown to nobody.
 	PreviousRegistryAuth *RegistryAuth `protobuf:"bytes,9,opt,name=previous_registry_auth,json=previousRegistryAuth,proto3" json:"previous_registry_auth,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// Counts the specs that the service has had, from 1: what users call its versions.
+	Revision uint64 `protobuf:"varint,10,opt,name=revision,proto3" json:"revision,omitempty"`
+	// What the user has last told the rollout to do.
+	Command       *RolloutCommand `protobuf:"bytes,11,opt,name=command,proto3" json:"command,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Service) Reset() {
@@ -586,6 +773,274 @@ func (x *Service) GetPreviousRegistryAuth() *RegistryAuth {
 	return nil
 }
 
+func (x *Service) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *Service) GetCommand() *RolloutCommand {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+// RolloutCommand is obeyed once: the orchestrator notes its sequence in the update's status. One whose template the
+// update does not go to is void.
+type RolloutCommand struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Action RolloutAction          `protobuf:"varint,1,opt,name=action,proto3,enum=swarm.v1.RolloutAction" json:"action,omitempty"`
+	// Counts a service's commands from 1.
+	Sequence        uint64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	TemplateVersion uint64 `protobuf:"varint,3,opt,name=template_version,json=templateVersion,proto3" json:"template_version,omitempty"`
+	At              int64  `protobuf:"varint,4,opt,name=at,proto3" json:"at,omitempty"`
+	// Who, as they called themselves.
+	Author        string `protobuf:"bytes,5,opt,name=author,proto3" json:"author,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RolloutCommand) Reset() {
+	*x = RolloutCommand{}
+	mi := &file_swarm_v1_rows_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RolloutCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RolloutCommand) ProtoMessage() {}
+
+func (x *RolloutCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_rows_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RolloutCommand.ProtoReflect.Descriptor instead.
+func (*RolloutCommand) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RolloutCommand) GetAction() RolloutAction {
+	if x != nil {
+		return x.Action
+	}
+	return RolloutAction_ROLLOUT_ACTION_UNSPECIFIED
+}
+
+func (x *RolloutCommand) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *RolloutCommand) GetTemplateVersion() uint64 {
+	if x != nil {
+		return x.TemplateVersion
+	}
+	return 0
+}
+
+func (x *RolloutCommand) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *RolloutCommand) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
+// ServiceRevision is a spec that a service has had; the last 10 are kept. Writer: control; the store collects them.
+type ServiceRevision struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	ServiceId       string                 `protobuf:"bytes,1,opt,name=service_id,json=serviceId,proto3" json:"service_id,omitempty"`
+	Revision        uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Spec            *ServiceSpec           `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
+	TemplateVersion uint64                 `protobuf:"varint,4,opt,name=template_version,json=templateVersion,proto3" json:"template_version,omitempty"`
+	At              int64                  `protobuf:"varint,5,opt,name=at,proto3" json:"at,omitempty"`
+	// Who, as they called themselves, for example root@host.
+	Author string `protobuf:"bytes,6,opt,name=author,proto3" json:"author,omitempty"`
+	// What it was: create, update, rollback to version 3.
+	Cause string `protobuf:"bytes,7,opt,name=cause,proto3" json:"cause,omitempty"`
+	// For the registry of its image. Shown to nobody.
+	RegistryAuth  *RegistryAuth `protobuf:"bytes,8,opt,name=registry_auth,json=registryAuth,proto3" json:"registry_auth,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServiceRevision) Reset() {
+	*x = ServiceRevision{}
+	mi := &file_swarm_v1_rows_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServiceRevision) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServiceRevision) ProtoMessage() {}
+
+func (x *ServiceRevision) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_rows_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServiceRevision.ProtoReflect.Descriptor instead.
+func (*ServiceRevision) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ServiceRevision) GetServiceId() string {
+	if x != nil {
+		return x.ServiceId
+	}
+	return ""
+}
+
+func (x *ServiceRevision) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *ServiceRevision) GetSpec() *ServiceSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *ServiceRevision) GetTemplateVersion() uint64 {
+	if x != nil {
+		return x.TemplateVersion
+	}
+	return 0
+}
+
+func (x *ServiceRevision) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *ServiceRevision) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
+func (x *ServiceRevision) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *ServiceRevision) GetRegistryAuth() *RegistryAuth {
+	if x != nil {
+		return x.RegistryAuth
+	}
+	return nil
+}
+
+// RevisionOutcome is what became of a revision's rollout.
+type RevisionOutcome struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Revision uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// UPDATE_STATE_UNSPECIFIED with a message: superseded before it was done.
+	State         UpdateState `protobuf:"varint,2,opt,name=state,proto3,enum=swarm.v1.UpdateState" json:"state,omitempty"`
+	Message       string      `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	At            int64       `protobuf:"varint,4,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevisionOutcome) Reset() {
+	*x = RevisionOutcome{}
+	mi := &file_swarm_v1_rows_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevisionOutcome) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevisionOutcome) ProtoMessage() {}
+
+func (x *RevisionOutcome) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_rows_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevisionOutcome.ProtoReflect.Descriptor instead.
+func (*RevisionOutcome) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *RevisionOutcome) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *RevisionOutcome) GetState() UpdateState {
+	if x != nil {
+		return x.State
+	}
+	return UpdateState_UPDATE_STATE_UNSPECIFIED
+}
+
+func (x *RevisionOutcome) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *RevisionOutcome) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
 // Template is a task's template, kept once. Writer: control; collected by the store when nothing refers to it.
 type Template struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -600,7 +1055,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[6]
+	mi := &file_swarm_v1_rows_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -612,7 +1067,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[6]
+	mi := &file_swarm_v1_rows_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -625,7 +1080,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{6}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Template) GetServiceId() string {
@@ -671,13 +1126,34 @@ type UpdateStatus struct {
 	SettledSlot uint64 `protobuf:"varint,7,opt,name=settled_slot,json=settledSlot,proto3" json:"settled_slot,omitempty"`
 	// While paused: the version of the service's row at that moment. A later one, even with the same spec, resumes it.
 	PausedAtVersion uint64 `protobuf:"varint,8,opt,name=paused_at_version,json=pausedAtVersion,proto3" json:"paused_at_version,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// How it goes, as the service's update configuration said when it began.
+	Strategy UpdateStrategy `protobuf:"varint,9,opt,name=strategy,proto3,enum=swarm.v1.UpdateStrategy" json:"strategy,omitempty"`
+	Phase    RolloutPhase   `protobuf:"varint,10,opt,name=phase,proto3,enum=swarm.v1.RolloutPhase" json:"phase,omitempty"`
+	// blue-green, canary: the template of the old set, which new tasks of that set are made from.
+	StableTemplateVersion uint64 `protobuf:"varint,11,opt,name=stable_template_version,json=stableTemplateVersion,proto3" json:"stable_template_version,omitempty"`
+	// blue-green, canary: share of new connections, and of the replicas that there should be of template_version beside
+	// the old set, both in hundredths of a percent.
+	Share        uint32 `protobuf:"varint,12,opt,name=share,proto3" json:"share,omitempty"`
+	ReplicaShare uint32 `protobuf:"varint,13,opt,name=replica_share,json=replicaShare,proto3" json:"replica_share,omitempty"`
+	// canary: the step that it is at, from 0.
+	Step uint32 `protobuf:"varint,14,opt,name=step,proto3" json:"step,omitempty"`
+	// Since when it is in this phase of this step.
+	PhaseSince int64 `protobuf:"varint,15,opt,name=phase_since,json=phaseSince,proto3" json:"phase_since,omitempty"`
+	// The old set goes: it should have no replicas any more.
+	StableEnds bool `protobuf:"varint,16,opt,name=stable_ends,json=stableEnds,proto3" json:"stable_ends,omitempty"`
+	// Of the last command that was obeyed, or found void.
+	CommandSequence uint64 `protobuf:"varint,17,opt,name=command_sequence,json=commandSequence,proto3" json:"command_sequence,omitempty"`
+	// When a slot last got further: the progress deadline counts from here.
+	ProgressedAt int64 `protobuf:"varint,18,opt,name=progressed_at,json=progressedAt,proto3" json:"progressed_at,omitempty"`
+	// The service's revision that it goes to.
+	Revision      uint64 `protobuf:"varint,19,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateStatus) Reset() {
 	*x = UpdateStatus{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[7]
+	mi := &file_swarm_v1_rows_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -689,7 +1165,7 @@ func (x *UpdateStatus) String() string {
 func (*UpdateStatus) ProtoMessage() {}
 
 func (x *UpdateStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[7]
+	mi := &file_swarm_v1_rows_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -702,7 +1178,7 @@ func (x *UpdateStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateStatus.ProtoReflect.Descriptor instead.
 func (*UpdateStatus) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{7}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *UpdateStatus) GetState() UpdateState {
@@ -761,21 +1237,100 @@ func (x *UpdateStatus) GetPausedAtVersion() uint64 {
 	return 0
 }
 
+func (x *UpdateStatus) GetStrategy() UpdateStrategy {
+	if x != nil {
+		return x.Strategy
+	}
+	return UpdateStrategy_UPDATE_STRATEGY_UNSPECIFIED
+}
+
+func (x *UpdateStatus) GetPhase() RolloutPhase {
+	if x != nil {
+		return x.Phase
+	}
+	return RolloutPhase_ROLLOUT_PHASE_UNSPECIFIED
+}
+
+func (x *UpdateStatus) GetStableTemplateVersion() uint64 {
+	if x != nil {
+		return x.StableTemplateVersion
+	}
+	return 0
+}
+
+func (x *UpdateStatus) GetShare() uint32 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
+func (x *UpdateStatus) GetReplicaShare() uint32 {
+	if x != nil {
+		return x.ReplicaShare
+	}
+	return 0
+}
+
+func (x *UpdateStatus) GetStep() uint32 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *UpdateStatus) GetPhaseSince() int64 {
+	if x != nil {
+		return x.PhaseSince
+	}
+	return 0
+}
+
+func (x *UpdateStatus) GetStableEnds() bool {
+	if x != nil {
+		return x.StableEnds
+	}
+	return false
+}
+
+func (x *UpdateStatus) GetCommandSequence() uint64 {
+	if x != nil {
+		return x.CommandSequence
+	}
+	return 0
+}
+
+func (x *UpdateStatus) GetProgressedAt() int64 {
+	if x != nil {
+		return x.ProgressedAt
+	}
+	return 0
+}
+
+func (x *UpdateStatus) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 // ServiceProgress is how far the cluster has come with a service. Writer: orchestrator.
 type ServiceProgress struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	ServiceId string                 `protobuf:"bytes,1,opt,name=service_id,json=serviceId,proto3" json:"service_id,omitempty"`
 	Meta      *Meta                  `protobuf:"bytes,2,opt,name=meta,proto3" json:"meta,omitempty"`
 	// High-water mark: no attempt of any slot is ever numbered lower again.
-	Attempt       uint64        `protobuf:"varint,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
-	Update        *UpdateStatus `protobuf:"bytes,4,opt,name=update,proto3" json:"update,omitempty"`
+	Attempt uint64        `protobuf:"varint,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Update  *UpdateStatus `protobuf:"bytes,4,opt,name=update,proto3" json:"update,omitempty"`
+	// Of the newest revisions, at most 10, oldest first.
+	Outcomes      []*RevisionOutcome `protobuf:"bytes,5,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServiceProgress) Reset() {
 	*x = ServiceProgress{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[8]
+	mi := &file_swarm_v1_rows_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -787,7 +1342,7 @@ func (x *ServiceProgress) String() string {
 func (*ServiceProgress) ProtoMessage() {}
 
 func (x *ServiceProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[8]
+	mi := &file_swarm_v1_rows_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +1355,7 @@ func (x *ServiceProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceProgress.ProtoReflect.Descriptor instead.
 func (*ServiceProgress) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{8}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ServiceProgress) GetServiceId() string {
@@ -831,6 +1386,109 @@ func (x *ServiceProgress) GetUpdate() *UpdateStatus {
 	return nil
 }
 
+func (x *ServiceProgress) GetOutcomes() []*RevisionOutcome {
+	if x != nil {
+		return x.Outcomes
+	}
+	return nil
+}
+
+// ServiceMetric is what a canary's metric says. Writer: the leader's metrics part (manager/metrics).
+type ServiceMetric struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	ServiceId string                 `protobuf:"bytes,1,opt,name=service_id,json=serviceId,proto3" json:"service_id,omitempty"`
+	Meta      *Meta                  `protobuf:"bytes,2,opt,name=meta,proto3" json:"meta,omitempty"`
+	// started_at of the update that it is about.
+	Update int64 `protobuf:"varint,3,opt,name=update,proto3" json:"update,omitempty"`
+	// Since when the value has been out of its bounds without a break; 0 = it is within them, or not known.
+	FailedSince int64   `protobuf:"varint,4,opt,name=failed_since,json=failedSince,proto3" json:"failed_since,omitempty"`
+	Value       float64 `protobuf:"fixed64,5,opt,name=value,proto3" json:"value,omitempty"`
+	// What it says, or why nothing is known.
+	Message       string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
+	At            int64  `protobuf:"varint,7,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServiceMetric) Reset() {
+	*x = ServiceMetric{}
+	mi := &file_swarm_v1_rows_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServiceMetric) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServiceMetric) ProtoMessage() {}
+
+func (x *ServiceMetric) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_rows_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServiceMetric.ProtoReflect.Descriptor instead.
+func (*ServiceMetric) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ServiceMetric) GetServiceId() string {
+	if x != nil {
+		return x.ServiceId
+	}
+	return ""
+}
+
+func (x *ServiceMetric) GetMeta() *Meta {
+	if x != nil {
+		return x.Meta
+	}
+	return nil
+}
+
+func (x *ServiceMetric) GetUpdate() int64 {
+	if x != nil {
+		return x.Update
+	}
+	return 0
+}
+
+func (x *ServiceMetric) GetFailedSince() int64 {
+	if x != nil {
+		return x.FailedSince
+	}
+	return 0
+}
+
+func (x *ServiceMetric) GetValue() float64 {
+	if x != nil {
+		return x.Value
+	}
+	return 0
+}
+
+func (x *ServiceMetric) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *ServiceMetric) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
 // SlotProgress remembers a slot's restarts. It is there only for slots that have restarted, and while a replacement is
 // under way: that touches it, so that two cannot begin at once. Writer: orchestrator.
 type SlotProgress struct {
@@ -859,7 +1517,7 @@ type SlotProgress struct {
 
 func (x *SlotProgress) Reset() {
 	*x = SlotProgress{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[9]
+	mi := &file_swarm_v1_rows_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -871,7 +1529,7 @@ func (x *SlotProgress) String() string {
 func (*SlotProgress) ProtoMessage() {}
 
 func (x *SlotProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[9]
+	mi := &file_swarm_v1_rows_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -884,7 +1542,7 @@ func (x *SlotProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlotProgress.ProtoReflect.Descriptor instead.
 func (*SlotProgress) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{9}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SlotProgress) GetServiceId() string {
@@ -984,14 +1642,17 @@ type Task struct {
 	// Taken from all balancers, about to stop.
 	Draining bool `protobuf:"varint,11,opt,name=draining,proto3" json:"draining,omitempty"`
 	// Start-first: it runs beside the task that it replaces, which keeps its own claim until it has ended.
-	Beside        bool `protobuf:"varint,12,opt,name=beside,proto3" json:"beside,omitempty"`
+	Beside bool `protobuf:"varint,12,opt,name=beside,proto3" json:"beside,omitempty"`
+	// In-place: it belongs on the node of the task that it replaces, and takes over that one's anonymous volumes; another
+	// node only when that one is down, gone or drained.
+	SameNode      bool `protobuf:"varint,13,opt,name=same_node,json=sameNode,proto3" json:"same_node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[10]
+	mi := &file_swarm_v1_rows_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1003,7 +1664,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[10]
+	mi := &file_swarm_v1_rows_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1016,7 +1677,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{10}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Task) GetId() string {
@@ -1103,6 +1764,13 @@ func (x *Task) GetBeside() bool {
 	return false
 }
 
+func (x *Task) GetSameNode() bool {
+	if x != nil {
+		return x.SameNode
+	}
+	return false
+}
+
 // TaskPlacement says where. Writer: placement.
 type TaskPlacement struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -1119,7 +1787,7 @@ type TaskPlacement struct {
 
 func (x *TaskPlacement) Reset() {
 	*x = TaskPlacement{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[11]
+	mi := &file_swarm_v1_rows_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1799,7 @@ func (x *TaskPlacement) String() string {
 func (*TaskPlacement) ProtoMessage() {}
 
 func (x *TaskPlacement) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[11]
+	mi := &file_swarm_v1_rows_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1812,7 @@ func (x *TaskPlacement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskPlacement.ProtoReflect.Descriptor instead.
 func (*TaskPlacement) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{11}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TaskPlacement) GetTaskId() string {
@@ -1197,7 +1865,7 @@ type TaskAddresses struct {
 
 func (x *TaskAddresses) Reset() {
 	*x = TaskAddresses{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[12]
+	mi := &file_swarm_v1_rows_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1209,7 +1877,7 @@ func (x *TaskAddresses) String() string {
 func (*TaskAddresses) ProtoMessage() {}
 
 func (x *TaskAddresses) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[12]
+	mi := &file_swarm_v1_rows_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1222,7 +1890,7 @@ func (x *TaskAddresses) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskAddresses.ProtoReflect.Descriptor instead.
 func (*TaskAddresses) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{12}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TaskAddresses) GetTaskId() string {
@@ -1266,7 +1934,7 @@ type NetworkAddress struct {
 
 func (x *NetworkAddress) Reset() {
 	*x = NetworkAddress{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[13]
+	mi := &file_swarm_v1_rows_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1278,7 +1946,7 @@ func (x *NetworkAddress) String() string {
 func (*NetworkAddress) ProtoMessage() {}
 
 func (x *NetworkAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[13]
+	mi := &file_swarm_v1_rows_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1291,7 +1959,7 @@ func (x *NetworkAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkAddress.ProtoReflect.Descriptor instead.
 func (*NetworkAddress) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{13}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *NetworkAddress) GetNetworkId() string {
@@ -1329,7 +1997,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[14]
+	mi := &file_swarm_v1_rows_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +2009,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[14]
+	mi := &file_swarm_v1_rows_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +2022,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{14}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Network) GetId() string {
@@ -1407,7 +2075,7 @@ type NetworkProgress struct {
 
 func (x *NetworkProgress) Reset() {
 	*x = NetworkProgress{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[15]
+	mi := &file_swarm_v1_rows_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1419,7 +2087,7 @@ func (x *NetworkProgress) String() string {
 func (*NetworkProgress) ProtoMessage() {}
 
 func (x *NetworkProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[15]
+	mi := &file_swarm_v1_rows_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1432,7 +2100,7 @@ func (x *NetworkProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkProgress.ProtoReflect.Descriptor instead.
 func (*NetworkProgress) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{15}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *NetworkProgress) GetNetworkId() string {
@@ -1511,13 +2179,15 @@ type ServiceEndpoint struct {
 	Message string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
 	// The version of the service's row that it was made for.
 	ServiceVersion uint64 `protobuf:"varint,6,opt,name=service_version,json=serviceVersion,proto3" json:"service_version,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The preview ports of its update configuration, each with its published port.
+	PreviewPorts  []*PortConfig `protobuf:"bytes,7,rep,name=preview_ports,json=previewPorts,proto3" json:"preview_ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServiceEndpoint) Reset() {
 	*x = ServiceEndpoint{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[16]
+	mi := &file_swarm_v1_rows_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1529,7 +2199,7 @@ func (x *ServiceEndpoint) String() string {
 func (*ServiceEndpoint) ProtoMessage() {}
 
 func (x *ServiceEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[16]
+	mi := &file_swarm_v1_rows_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1542,7 +2212,7 @@ func (x *ServiceEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceEndpoint.ProtoReflect.Descriptor instead.
 func (*ServiceEndpoint) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{16}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ServiceEndpoint) GetServiceId() string {
@@ -1587,6 +2257,13 @@ func (x *ServiceEndpoint) GetServiceVersion() uint64 {
 	return 0
 }
 
+func (x *ServiceEndpoint) GetPreviewPorts() []*PortConfig {
+	if x != nil {
+		return x.PreviewPorts
+	}
+	return nil
+}
+
 type ContainerStatus struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -1608,7 +2285,7 @@ type ContainerStatus struct {
 
 func (x *ContainerStatus) Reset() {
 	*x = ContainerStatus{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[17]
+	mi := &file_swarm_v1_rows_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1620,7 +2297,7 @@ func (x *ContainerStatus) String() string {
 func (*ContainerStatus) ProtoMessage() {}
 
 func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[17]
+	mi := &file_swarm_v1_rows_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1633,7 +2310,7 @@ func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStatus.ProtoReflect.Descriptor instead.
 func (*ContainerStatus) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{17}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ContainerStatus) GetContainerId() string {
@@ -1699,6 +2376,95 @@ func (x *ContainerStatus) GetLocalExitCodes() []int32 {
 	return nil
 }
 
+// HealthStatus is what probes say. It is reported when a state changes, not with every probe.
+type HealthStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	State HealthState            `protobuf:"varint,1,opt,name=state,proto3,enum=swarm.v1.HealthState" json:"state,omitempty"`
+	// It is not to get new connections, and does not count as up.
+	NotReady bool `protobuf:"varint,2,opt,name=not_ready,json=notReady,proto3" json:"not_ready,omitempty"`
+	// Failures in a row of the liveness probe, and of the readiness probe, when this was reported.
+	Failing         uint32 `protobuf:"varint,3,opt,name=failing,proto3" json:"failing,omitempty"`
+	NotReadyFailing uint32 `protobuf:"varint,4,opt,name=not_ready_failing,json=notReadyFailing,proto3" json:"not_ready_failing,omitempty"`
+	// What the probe that changed the state said, at most 1 KiB.
+	Output string `protobuf:"bytes,5,opt,name=output,proto3" json:"output,omitempty"`
+	// When that was, by the worker's clock. The newest report counts.
+	At            int64 `protobuf:"varint,6,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthStatus) Reset() {
+	*x = HealthStatus{}
+	mi := &file_swarm_v1_rows_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthStatus) ProtoMessage() {}
+
+func (x *HealthStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_rows_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthStatus.ProtoReflect.Descriptor instead.
+func (*HealthStatus) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *HealthStatus) GetState() HealthState {
+	if x != nil {
+		return x.State
+	}
+	return HealthState_HEALTH_STATE_UNSPECIFIED
+}
+
+func (x *HealthStatus) GetNotReady() bool {
+	if x != nil {
+		return x.NotReady
+	}
+	return false
+}
+
+func (x *HealthStatus) GetFailing() uint32 {
+	if x != nil {
+		return x.Failing
+	}
+	return 0
+}
+
+func (x *HealthStatus) GetNotReadyFailing() uint32 {
+	if x != nil {
+		return x.NotReadyFailing
+	}
+	return 0
+}
+
+func (x *HealthStatus) GetOutput() string {
+	if x != nil {
+		return x.Output
+	}
+	return ""
+}
+
+func (x *HealthStatus) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
 // TaskStatus is what the worker saw. Writer: dispatcher; merged so that state never goes back.
 type TaskStatus struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -1716,14 +2482,16 @@ type TaskStatus struct {
 	HostPorts []*PortConfig `protobuf:"bytes,9,rep,name=host_ports,json=hostPorts,proto3" json:"host_ports,omitempty"`
 	// When every node with a live lease had stopped sending new connections to it, by the leader's clock. The leader's
 	// own (Write.set_drained): a status that a worker sends does not change it.
-	DrainedAt     int64 `protobuf:"varint,10,opt,name=drained_at,json=drainedAt,proto3" json:"drained_at,omitempty"`
+	DrainedAt int64 `protobuf:"varint,10,opt,name=drained_at,json=drainedAt,proto3" json:"drained_at,omitempty"`
+	// Unset without probes. Within RUNNING it may change either way.
+	Health        *HealthStatus `protobuf:"bytes,11,opt,name=health,proto3" json:"health,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TaskStatus) Reset() {
 	*x = TaskStatus{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[18]
+	mi := &file_swarm_v1_rows_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1735,7 +2503,7 @@ func (x *TaskStatus) String() string {
 func (*TaskStatus) ProtoMessage() {}
 
 func (x *TaskStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[18]
+	mi := &file_swarm_v1_rows_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1748,7 +2516,7 @@ func (x *TaskStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskStatus.ProtoReflect.Descriptor instead.
 func (*TaskStatus) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{18}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TaskStatus) GetTaskId() string {
@@ -1821,6 +2589,13 @@ func (x *TaskStatus) GetDrainedAt() int64 {
 	return 0
 }
 
+func (x *TaskStatus) GetHealth() *HealthStatus {
+	if x != nil {
+		return x.Health
+	}
+	return nil
+}
+
 // Allocation is (pool, address) with its one owner. Writer: allocator.
 type Allocation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1839,7 +2614,7 @@ type Allocation struct {
 
 func (x *Allocation) Reset() {
 	*x = Allocation{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[19]
+	mi := &file_swarm_v1_rows_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1851,7 +2626,7 @@ func (x *Allocation) String() string {
 func (*Allocation) ProtoMessage() {}
 
 func (x *Allocation) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[19]
+	mi := &file_swarm_v1_rows_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1864,7 +2639,7 @@ func (x *Allocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Allocation.ProtoReflect.Descriptor instead.
 func (*Allocation) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{19}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Allocation) GetPool() string {
@@ -1918,7 +2693,7 @@ type Alarm struct {
 
 func (x *Alarm) Reset() {
 	*x = Alarm{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[20]
+	mi := &file_swarm_v1_rows_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1930,7 +2705,7 @@ func (x *Alarm) String() string {
 func (*Alarm) ProtoMessage() {}
 
 func (x *Alarm) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[20]
+	mi := &file_swarm_v1_rows_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1943,7 +2718,7 @@ func (x *Alarm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alarm.ProtoReflect.Descriptor instead.
 func (*Alarm) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{20}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Alarm) GetKind() string {
@@ -2024,7 +2799,7 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\aaddress\x18\x05 \x01(\tR\aaddress\x12;\n" +
 	"\vdescription\x18\x06 \x01(\v2\x19.swarm.v1.NodeDescriptionR\vdescription\x12\x14\n" +
 	"\x05since\x18\a \x01(\x03R\x05since\x12'\n" +
-	"\x0fmanager_address\x18\b \x01(\tR\x0emanagerAddress\"\xb2\x03\n" +
+	"\x0fmanager_address\x18\b \x01(\tR\x0emanagerAddress\"\x82\x04\n" +
 	"\aService\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\"\n" +
 	"\x04meta\x18\x02 \x01(\v2\x0e.swarm.v1.MetaR\x04meta\x12)\n" +
@@ -2034,14 +2809,38 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\x19previous_template_version\x18\x06 \x01(\x04R\x17previousTemplateVersion\x12\x1a\n" +
 	"\bremoving\x18\a \x01(\bR\bremoving\x12;\n" +
 	"\rregistry_auth\x18\b \x01(\v2\x16.swarm.v1.RegistryAuthR\fregistryAuth\x12L\n" +
-	"\x16previous_registry_auth\x18\t \x01(\v2\x16.swarm.v1.RegistryAuthR\x14previousRegistryAuth\"\xa0\x01\n" +
+	"\x16previous_registry_auth\x18\t \x01(\v2\x16.swarm.v1.RegistryAuthR\x14previousRegistryAuth\x12\x1a\n" +
+	"\brevision\x18\n" +
+	" \x01(\x04R\brevision\x122\n" +
+	"\acommand\x18\v \x01(\v2\x18.swarm.v1.RolloutCommandR\acommand\"\xb0\x01\n" +
+	"\x0eRolloutCommand\x12/\n" +
+	"\x06action\x18\x01 \x01(\x0e2\x17.swarm.v1.RolloutActionR\x06action\x12\x1a\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12)\n" +
+	"\x10template_version\x18\x03 \x01(\x04R\x0ftemplateVersion\x12\x0e\n" +
+	"\x02at\x18\x04 \x01(\x03R\x02at\x12\x16\n" +
+	"\x06author\x18\x05 \x01(\tR\x06author\"\x9d\x02\n" +
+	"\x0fServiceRevision\x12\x1d\n" +
+	"\n" +
+	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12)\n" +
+	"\x04spec\x18\x03 \x01(\v2\x15.swarm.v1.ServiceSpecR\x04spec\x12)\n" +
+	"\x10template_version\x18\x04 \x01(\x04R\x0ftemplateVersion\x12\x0e\n" +
+	"\x02at\x18\x05 \x01(\x03R\x02at\x12\x16\n" +
+	"\x06author\x18\x06 \x01(\tR\x06author\x12\x14\n" +
+	"\x05cause\x18\a \x01(\tR\x05cause\x12;\n" +
+	"\rregistry_auth\x18\b \x01(\v2\x16.swarm.v1.RegistryAuthR\fregistryAuth\"\x84\x01\n" +
+	"\x0fRevisionOutcome\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x12+\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x15.swarm.v1.UpdateStateR\x05state\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\x12\x0e\n" +
+	"\x02at\x18\x04 \x01(\x03R\x02at\"\xa0\x01\n" +
 	"\bTemplate\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12&\n" +
 	"\x04spec\x18\x03 \x01(\v2\x12.swarm.v1.TaskSpecR\x04spec\x123\n" +
 	"\n" +
-	"host_ports\x18\x04 \x03(\v2\x14.swarm.v1.PortConfigR\thostPorts\"\xc9\x02\n" +
+	"host_ports\x18\x04 \x03(\v2\x14.swarm.v1.PortConfigR\thostPorts\"\xe2\x05\n" +
 	"\fUpdateStatus\x12+\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x15.swarm.v1.UpdateStateR\x05state\x12\x1d\n" +
 	"\n" +
@@ -2051,13 +2850,37 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\x10template_version\x18\x05 \x01(\x04R\x0ftemplateVersion\x126\n" +
 	"\x17failed_template_version\x18\x06 \x01(\x04R\x15failedTemplateVersion\x12!\n" +
 	"\fsettled_slot\x18\a \x01(\x04R\vsettledSlot\x12*\n" +
-	"\x11paused_at_version\x18\b \x01(\x04R\x0fpausedAtVersion\"\x9e\x01\n" +
+	"\x11paused_at_version\x18\b \x01(\x04R\x0fpausedAtVersion\x124\n" +
+	"\bstrategy\x18\t \x01(\x0e2\x18.swarm.v1.UpdateStrategyR\bstrategy\x12,\n" +
+	"\x05phase\x18\n" +
+	" \x01(\x0e2\x16.swarm.v1.RolloutPhaseR\x05phase\x126\n" +
+	"\x17stable_template_version\x18\v \x01(\x04R\x15stableTemplateVersion\x12\x14\n" +
+	"\x05share\x18\f \x01(\rR\x05share\x12#\n" +
+	"\rreplica_share\x18\r \x01(\rR\freplicaShare\x12\x12\n" +
+	"\x04step\x18\x0e \x01(\rR\x04step\x12\x1f\n" +
+	"\vphase_since\x18\x0f \x01(\x03R\n" +
+	"phaseSince\x12\x1f\n" +
+	"\vstable_ends\x18\x10 \x01(\bR\n" +
+	"stableEnds\x12)\n" +
+	"\x10command_sequence\x18\x11 \x01(\x04R\x0fcommandSequence\x12#\n" +
+	"\rprogressed_at\x18\x12 \x01(\x03R\fprogressedAt\x12\x1a\n" +
+	"\brevision\x18\x13 \x01(\x04R\brevision\"\xd5\x01\n" +
 	"\x0fServiceProgress\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\"\n" +
 	"\x04meta\x18\x02 \x01(\v2\x0e.swarm.v1.MetaR\x04meta\x12\x18\n" +
 	"\aattempt\x18\x03 \x01(\x04R\aattempt\x12.\n" +
-	"\x06update\x18\x04 \x01(\v2\x16.swarm.v1.UpdateStatusR\x06update\"\xf2\x02\n" +
+	"\x06update\x18\x04 \x01(\v2\x16.swarm.v1.UpdateStatusR\x06update\x125\n" +
+	"\boutcomes\x18\x05 \x03(\v2\x19.swarm.v1.RevisionOutcomeR\boutcomes\"\xcd\x01\n" +
+	"\rServiceMetric\x12\x1d\n" +
+	"\n" +
+	"service_id\x18\x01 \x01(\tR\tserviceId\x12\"\n" +
+	"\x04meta\x18\x02 \x01(\v2\x0e.swarm.v1.MetaR\x04meta\x12\x16\n" +
+	"\x06update\x18\x03 \x01(\x03R\x06update\x12!\n" +
+	"\ffailed_since\x18\x04 \x01(\x03R\vfailedSince\x12\x14\n" +
+	"\x05value\x18\x05 \x01(\x01R\x05value\x12\x18\n" +
+	"\amessage\x18\x06 \x01(\tR\amessage\x12\x0e\n" +
+	"\x02at\x18\a \x01(\x03R\x02at\"\xf2\x02\n" +
 	"\fSlotProgress\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x12\n" +
@@ -2073,7 +2896,7 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\n" +
 	"not_before\x18\n" +
 	" \x01(\x03R\tnotBefore\x12#\n" +
-	"\rfailed_update\x18\v \x01(\x03R\ffailedUpdate\"\xff\x02\n" +
+	"\rfailed_update\x18\v \x01(\x03R\ffailedUpdate\"\x9c\x03\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\"\n" +
 	"\x04meta\x18\x02 \x01(\v2\x0e.swarm.v1.MetaR\x04meta\x12\x1d\n" +
@@ -2088,7 +2911,8 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\x10start_not_before\x18\n" +
 	" \x01(\x03R\x0estartNotBefore\x12\x1a\n" +
 	"\bdraining\x18\v \x01(\bR\bdraining\x12\x16\n" +
-	"\x06beside\x18\f \x01(\bR\x06beside\"\x85\x01\n" +
+	"\x06beside\x18\f \x01(\bR\x06beside\x12\x1b\n" +
+	"\tsame_node\x18\r \x01(\bR\bsameNode\"\x85\x01\n" +
 	"\rTaskPlacement\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x17\n" +
@@ -2120,7 +2944,7 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\bip_range\x18\x06 \x01(\tR\aipRange\x12\x18\n" +
 	"\asubnet6\x18\a \x01(\tR\asubnet6\x12\x1a\n" +
 	"\bgateway6\x18\b \x01(\tR\bgateway6\x12\x18\n" +
-	"\amessage\x18\t \x01(\tR\amessage\"\xf1\x01\n" +
+	"\amessage\x18\t \x01(\tR\amessage\"\xac\x02\n" +
 	"\x0fServiceEndpoint\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\"\n" +
@@ -2128,7 +2952,8 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\x05ports\x18\x03 \x03(\v2\x14.swarm.v1.PortConfigR\x05ports\x12,\n" +
 	"\x04vips\x18\x04 \x03(\v2\x18.swarm.v1.NetworkAddressR\x04vips\x12\x18\n" +
 	"\amessage\x18\x05 \x01(\tR\amessage\x12'\n" +
-	"\x0fservice_version\x18\x06 \x01(\x04R\x0eserviceVersion\"\xb6\x02\n" +
+	"\x0fservice_version\x18\x06 \x01(\x04R\x0eserviceVersion\x129\n" +
+	"\rpreview_ports\x18\a \x03(\v2\x14.swarm.v1.PortConfigR\fpreviewPorts\"\xb6\x02\n" +
 	"\x0fContainerStatus\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\x1b\n" +
@@ -2141,7 +2966,14 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"finishedAt\x12%\n" +
 	"\x0elocal_restarts\x18\a \x01(\rR\rlocalRestarts\x12!\n" +
 	"\fimage_digest\x18\b \x01(\tR\vimageDigest\x12(\n" +
-	"\x10local_exit_codes\x18\t \x03(\x05R\x0elocalExitCodes\"\xd1\x02\n" +
+	"\x10local_exit_codes\x18\t \x03(\x05R\x0elocalExitCodes\"\xc6\x01\n" +
+	"\fHealthStatus\x12+\n" +
+	"\x05state\x18\x01 \x01(\x0e2\x15.swarm.v1.HealthStateR\x05state\x12\x1b\n" +
+	"\tnot_ready\x18\x02 \x01(\bR\bnotReady\x12\x18\n" +
+	"\afailing\x18\x03 \x01(\rR\afailing\x12*\n" +
+	"\x11not_ready_failing\x18\x04 \x01(\rR\x0fnotReadyFailing\x12\x16\n" +
+	"\x06output\x18\x05 \x01(\tR\x06output\x12\x0e\n" +
+	"\x02at\x18\x06 \x01(\x03R\x02at\"\x81\x03\n" +
 	"\n" +
 	"TaskStatus\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x18\n" +
@@ -2156,7 +2988,8 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"host_ports\x18\t \x03(\v2\x14.swarm.v1.PortConfigR\thostPorts\x12\x1d\n" +
 	"\n" +
 	"drained_at\x18\n" +
-	" \x01(\x03R\tdrainedAt\"\x8b\x01\n" +
+	" \x01(\x03R\tdrainedAt\x12.\n" +
+	"\x06health\x18\v \x01(\v2\x16.swarm.v1.HealthStatusR\x06health\"\x8b\x01\n" +
 	"\n" +
 	"Allocation\x12\x12\n" +
 	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x18\n" +
@@ -2171,7 +3004,13 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\aversion\x18\x03 \x01(\x04R\aversion\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12\x14\n" +
 	"\x05since\x18\x05 \x01(\x03R\x05since\x12\x14\n" +
-	"\x05count\x18\x06 \x01(\x04R\x05count*\xe5\x01\n" +
+	"\x05count\x18\x06 \x01(\x04R\x05count*\xa2\x01\n" +
+	"\rRolloutAction\x12\x1e\n" +
+	"\x1aROLLOUT_ACTION_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14ROLLOUT_ACTION_PAUSE\x10\x01\x12\x19\n" +
+	"\x15ROLLOUT_ACTION_RESUME\x10\x02\x12\x1a\n" +
+	"\x16ROLLOUT_ACTION_PROMOTE\x10\x03\x12 \n" +
+	"\x1cROLLOUT_ACTION_PROMOTE_FULLY\x10\x04*\xe5\x01\n" +
 	"\vUpdateState\x12\x1c\n" +
 	"\x18UPDATE_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15UPDATE_STATE_UPDATING\x10\x01\x12\x17\n" +
@@ -2179,7 +3018,21 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\x16UPDATE_STATE_COMPLETED\x10\x03\x12!\n" +
 	"\x1dUPDATE_STATE_ROLLBACK_STARTED\x10\x04\x12 \n" +
 	"\x1cUPDATE_STATE_ROLLBACK_PAUSED\x10\x05\x12#\n" +
-	"\x1fUPDATE_STATE_ROLLBACK_COMPLETED\x10\x06B1Z/github.com/swarmd/swarmd/proto/swarm/v1;swarmpbb\x06proto3"
+	"\x1fUPDATE_STATE_ROLLBACK_COMPLETED\x10\x06*\xed\x01\n" +
+	"\fRolloutPhase\x12\x1d\n" +
+	"\x19ROLLOUT_PHASE_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17ROLLOUT_PHASE_PREPARING\x10\x01\x12\x1a\n" +
+	"\x16ROLLOUT_PHASE_STARTING\x10\x02\x12\x1a\n" +
+	"\x16ROLLOUT_PHASE_WATCHING\x10\x03\x12\x19\n" +
+	"\x15ROLLOUT_PHASE_WAITING\x10\x04\x12\x17\n" +
+	"\x13ROLLOUT_PHASE_GRACE\x10\x05\x12\x18\n" +
+	"\x14ROLLOUT_PHASE_ENDING\x10\x06\x12\x1b\n" +
+	"\x17ROLLOUT_PHASE_RETURNING\x10\a*|\n" +
+	"\vHealthState\x12\x1c\n" +
+	"\x18HEALTH_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15HEALTH_STATE_STARTING\x10\x01\x12\x18\n" +
+	"\x14HEALTH_STATE_HEALTHY\x10\x02\x12\x1a\n" +
+	"\x16HEALTH_STATE_UNHEALTHY\x10\x03B1Z/github.com/swarmd/swarmd/proto/swarm/v1;swarmpbb\x06proto3"
 
 var (
 	file_swarm_v1_rows_proto_rawDescOnce sync.Once
@@ -2193,85 +3046,106 @@ func file_swarm_v1_rows_proto_rawDescGZIP() []byte {
 	return file_swarm_v1_rows_proto_rawDescData
 }
 
-var file_swarm_v1_rows_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_swarm_v1_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_swarm_v1_rows_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_swarm_v1_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_swarm_v1_rows_proto_goTypes = []any{
-	(UpdateState)(0),        // 0: swarm.v1.UpdateState
-	(*Cluster)(nil),         // 1: swarm.v1.Cluster
-	(*GossipKey)(nil),       // 2: swarm.v1.GossipKey
-	(*RootCA)(nil),          // 3: swarm.v1.RootCA
-	(*Node)(nil),            // 4: swarm.v1.Node
-	(*NodeStatus)(nil),      // 5: swarm.v1.NodeStatus
-	(*Service)(nil),         // 6: swarm.v1.Service
-	(*Template)(nil),        // 7: swarm.v1.Template
-	(*UpdateStatus)(nil),    // 8: swarm.v1.UpdateStatus
-	(*ServiceProgress)(nil), // 9: swarm.v1.ServiceProgress
-	(*SlotProgress)(nil),    // 10: swarm.v1.SlotProgress
-	(*Task)(nil),            // 11: swarm.v1.Task
-	(*TaskPlacement)(nil),   // 12: swarm.v1.TaskPlacement
-	(*TaskAddresses)(nil),   // 13: swarm.v1.TaskAddresses
-	(*NetworkAddress)(nil),  // 14: swarm.v1.NetworkAddress
-	(*Network)(nil),         // 15: swarm.v1.Network
-	(*NetworkProgress)(nil), // 16: swarm.v1.NetworkProgress
-	(*ServiceEndpoint)(nil), // 17: swarm.v1.ServiceEndpoint
-	(*ContainerStatus)(nil), // 18: swarm.v1.ContainerStatus
-	(*TaskStatus)(nil),      // 19: swarm.v1.TaskStatus
-	(*Allocation)(nil),      // 20: swarm.v1.Allocation
-	(*Alarm)(nil),           // 21: swarm.v1.Alarm
-	(*Meta)(nil),            // 22: swarm.v1.Meta
-	(*ClusterSpec)(nil),     // 23: swarm.v1.ClusterSpec
-	(*JoinTokens)(nil),      // 24: swarm.v1.JoinTokens
-	(*NodeSpec)(nil),        // 25: swarm.v1.NodeSpec
-	(NodeRole)(0),           // 26: swarm.v1.NodeRole
-	(NodeState)(0),          // 27: swarm.v1.NodeState
-	(*NodeDescription)(nil), // 28: swarm.v1.NodeDescription
-	(*ServiceSpec)(nil),     // 29: swarm.v1.ServiceSpec
-	(*RegistryAuth)(nil),    // 30: swarm.v1.RegistryAuth
-	(*TaskSpec)(nil),        // 31: swarm.v1.TaskSpec
-	(*PortConfig)(nil),      // 32: swarm.v1.PortConfig
-	(TaskState)(0),          // 33: swarm.v1.TaskState
-	(*NetworkSpec)(nil),     // 34: swarm.v1.NetworkSpec
+	(RolloutAction)(0),      // 0: swarm.v1.RolloutAction
+	(UpdateState)(0),        // 1: swarm.v1.UpdateState
+	(RolloutPhase)(0),       // 2: swarm.v1.RolloutPhase
+	(HealthState)(0),        // 3: swarm.v1.HealthState
+	(*Cluster)(nil),         // 4: swarm.v1.Cluster
+	(*GossipKey)(nil),       // 5: swarm.v1.GossipKey
+	(*RootCA)(nil),          // 6: swarm.v1.RootCA
+	(*Node)(nil),            // 7: swarm.v1.Node
+	(*NodeStatus)(nil),      // 8: swarm.v1.NodeStatus
+	(*Service)(nil),         // 9: swarm.v1.Service
+	(*RolloutCommand)(nil),  // 10: swarm.v1.RolloutCommand
+	(*ServiceRevision)(nil), // 11: swarm.v1.ServiceRevision
+	(*RevisionOutcome)(nil), // 12: swarm.v1.RevisionOutcome
+	(*Template)(nil),        // 13: swarm.v1.Template
+	(*UpdateStatus)(nil),    // 14: swarm.v1.UpdateStatus
+	(*ServiceProgress)(nil), // 15: swarm.v1.ServiceProgress
+	(*ServiceMetric)(nil),   // 16: swarm.v1.ServiceMetric
+	(*SlotProgress)(nil),    // 17: swarm.v1.SlotProgress
+	(*Task)(nil),            // 18: swarm.v1.Task
+	(*TaskPlacement)(nil),   // 19: swarm.v1.TaskPlacement
+	(*TaskAddresses)(nil),   // 20: swarm.v1.TaskAddresses
+	(*NetworkAddress)(nil),  // 21: swarm.v1.NetworkAddress
+	(*Network)(nil),         // 22: swarm.v1.Network
+	(*NetworkProgress)(nil), // 23: swarm.v1.NetworkProgress
+	(*ServiceEndpoint)(nil), // 24: swarm.v1.ServiceEndpoint
+	(*ContainerStatus)(nil), // 25: swarm.v1.ContainerStatus
+	(*HealthStatus)(nil),    // 26: swarm.v1.HealthStatus
+	(*TaskStatus)(nil),      // 27: swarm.v1.TaskStatus
+	(*Allocation)(nil),      // 28: swarm.v1.Allocation
+	(*Alarm)(nil),           // 29: swarm.v1.Alarm
+	(*Meta)(nil),            // 30: swarm.v1.Meta
+	(*ClusterSpec)(nil),     // 31: swarm.v1.ClusterSpec
+	(*JoinTokens)(nil),      // 32: swarm.v1.JoinTokens
+	(*NodeSpec)(nil),        // 33: swarm.v1.NodeSpec
+	(NodeRole)(0),           // 34: swarm.v1.NodeRole
+	(NodeState)(0),          // 35: swarm.v1.NodeState
+	(*NodeDescription)(nil), // 36: swarm.v1.NodeDescription
+	(*ServiceSpec)(nil),     // 37: swarm.v1.ServiceSpec
+	(*RegistryAuth)(nil),    // 38: swarm.v1.RegistryAuth
+	(*TaskSpec)(nil),        // 39: swarm.v1.TaskSpec
+	(*PortConfig)(nil),      // 40: swarm.v1.PortConfig
+	(UpdateStrategy)(0),     // 41: swarm.v1.UpdateStrategy
+	(TaskState)(0),          // 42: swarm.v1.TaskState
+	(*NetworkSpec)(nil),     // 43: swarm.v1.NetworkSpec
 }
 var file_swarm_v1_rows_proto_depIdxs = []int32{
-	22, // 0: swarm.v1.Cluster.meta:type_name -> swarm.v1.Meta
-	23, // 1: swarm.v1.Cluster.spec:type_name -> swarm.v1.ClusterSpec
-	3,  // 2: swarm.v1.Cluster.root_ca:type_name -> swarm.v1.RootCA
-	24, // 3: swarm.v1.Cluster.join_tokens:type_name -> swarm.v1.JoinTokens
-	2,  // 4: swarm.v1.Cluster.gossip_keys:type_name -> swarm.v1.GossipKey
-	22, // 5: swarm.v1.Node.meta:type_name -> swarm.v1.Meta
-	25, // 6: swarm.v1.Node.spec:type_name -> swarm.v1.NodeSpec
-	26, // 7: swarm.v1.Node.role:type_name -> swarm.v1.NodeRole
-	22, // 8: swarm.v1.NodeStatus.meta:type_name -> swarm.v1.Meta
-	27, // 9: swarm.v1.NodeStatus.state:type_name -> swarm.v1.NodeState
-	28, // 10: swarm.v1.NodeStatus.description:type_name -> swarm.v1.NodeDescription
-	22, // 11: swarm.v1.Service.meta:type_name -> swarm.v1.Meta
-	29, // 12: swarm.v1.Service.spec:type_name -> swarm.v1.ServiceSpec
-	29, // 13: swarm.v1.Service.previous_spec:type_name -> swarm.v1.ServiceSpec
-	30, // 14: swarm.v1.Service.registry_auth:type_name -> swarm.v1.RegistryAuth
-	30, // 15: swarm.v1.Service.previous_registry_auth:type_name -> swarm.v1.RegistryAuth
-	31, // 16: swarm.v1.Template.spec:type_name -> swarm.v1.TaskSpec
-	32, // 17: swarm.v1.Template.host_ports:type_name -> swarm.v1.PortConfig
-	0,  // 18: swarm.v1.UpdateStatus.state:type_name -> swarm.v1.UpdateState
-	22, // 19: swarm.v1.ServiceProgress.meta:type_name -> swarm.v1.Meta
-	8,  // 20: swarm.v1.ServiceProgress.update:type_name -> swarm.v1.UpdateStatus
-	22, // 21: swarm.v1.SlotProgress.meta:type_name -> swarm.v1.Meta
-	22, // 22: swarm.v1.Task.meta:type_name -> swarm.v1.Meta
-	33, // 23: swarm.v1.Task.desired_state:type_name -> swarm.v1.TaskState
-	14, // 24: swarm.v1.TaskAddresses.networks:type_name -> swarm.v1.NetworkAddress
-	22, // 25: swarm.v1.Network.meta:type_name -> swarm.v1.Meta
-	34, // 26: swarm.v1.Network.spec:type_name -> swarm.v1.NetworkSpec
-	22, // 27: swarm.v1.NetworkProgress.meta:type_name -> swarm.v1.Meta
-	22, // 28: swarm.v1.ServiceEndpoint.meta:type_name -> swarm.v1.Meta
-	32, // 29: swarm.v1.ServiceEndpoint.ports:type_name -> swarm.v1.PortConfig
-	14, // 30: swarm.v1.ServiceEndpoint.vips:type_name -> swarm.v1.NetworkAddress
-	33, // 31: swarm.v1.TaskStatus.state:type_name -> swarm.v1.TaskState
-	18, // 32: swarm.v1.TaskStatus.container:type_name -> swarm.v1.ContainerStatus
-	32, // 33: swarm.v1.TaskStatus.host_ports:type_name -> swarm.v1.PortConfig
-	34, // [34:34] is the sub-list for method output_type
-	34, // [34:34] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	30, // 0: swarm.v1.Cluster.meta:type_name -> swarm.v1.Meta
+	31, // 1: swarm.v1.Cluster.spec:type_name -> swarm.v1.ClusterSpec
+	6,  // 2: swarm.v1.Cluster.root_ca:type_name -> swarm.v1.RootCA
+	32, // 3: swarm.v1.Cluster.join_tokens:type_name -> swarm.v1.JoinTokens
+	5,  // 4: swarm.v1.Cluster.gossip_keys:type_name -> swarm.v1.GossipKey
+	30, // 5: swarm.v1.Node.meta:type_name -> swarm.v1.Meta
+	33, // 6: swarm.v1.Node.spec:type_name -> swarm.v1.NodeSpec
+	34, // 7: swarm.v1.Node.role:type_name -> swarm.v1.NodeRole
+	30, // 8: swarm.v1.NodeStatus.meta:type_name -> swarm.v1.Meta
+	35, // 9: swarm.v1.NodeStatus.state:type_name -> swarm.v1.NodeState
+	36, // 10: swarm.v1.NodeStatus.description:type_name -> swarm.v1.NodeDescription
+	30, // 11: swarm.v1.Service.meta:type_name -> swarm.v1.Meta
+	37, // 12: swarm.v1.Service.spec:type_name -> swarm.v1.ServiceSpec
+	37, // 13: swarm.v1.Service.previous_spec:type_name -> swarm.v1.ServiceSpec
+	38, // 14: swarm.v1.Service.registry_auth:type_name -> swarm.v1.RegistryAuth
+	38, // 15: swarm.v1.Service.previous_registry_auth:type_name -> swarm.v1.RegistryAuth
+	10, // 16: swarm.v1.Service.command:type_name -> swarm.v1.RolloutCommand
+	0,  // 17: swarm.v1.RolloutCommand.action:type_name -> swarm.v1.RolloutAction
+	37, // 18: swarm.v1.ServiceRevision.spec:type_name -> swarm.v1.ServiceSpec
+	38, // 19: swarm.v1.ServiceRevision.registry_auth:type_name -> swarm.v1.RegistryAuth
+	1,  // 20: swarm.v1.RevisionOutcome.state:type_name -> swarm.v1.UpdateState
+	39, // 21: swarm.v1.Template.spec:type_name -> swarm.v1.TaskSpec
+	40, // 22: swarm.v1.Template.host_ports:type_name -> swarm.v1.PortConfig
+	1,  // 23: swarm.v1.UpdateStatus.state:type_name -> swarm.v1.UpdateState
+	41, // 24: swarm.v1.UpdateStatus.strategy:type_name -> swarm.v1.UpdateStrategy
+	2,  // 25: swarm.v1.UpdateStatus.phase:type_name -> swarm.v1.RolloutPhase
+	30, // 26: swarm.v1.ServiceProgress.meta:type_name -> swarm.v1.Meta
+	14, // 27: swarm.v1.ServiceProgress.update:type_name -> swarm.v1.UpdateStatus
+	12, // 28: swarm.v1.ServiceProgress.outcomes:type_name -> swarm.v1.RevisionOutcome
+	30, // 29: swarm.v1.ServiceMetric.meta:type_name -> swarm.v1.Meta
+	30, // 30: swarm.v1.SlotProgress.meta:type_name -> swarm.v1.Meta
+	30, // 31: swarm.v1.Task.meta:type_name -> swarm.v1.Meta
+	42, // 32: swarm.v1.Task.desired_state:type_name -> swarm.v1.TaskState
+	21, // 33: swarm.v1.TaskAddresses.networks:type_name -> swarm.v1.NetworkAddress
+	30, // 34: swarm.v1.Network.meta:type_name -> swarm.v1.Meta
+	43, // 35: swarm.v1.Network.spec:type_name -> swarm.v1.NetworkSpec
+	30, // 36: swarm.v1.NetworkProgress.meta:type_name -> swarm.v1.Meta
+	30, // 37: swarm.v1.ServiceEndpoint.meta:type_name -> swarm.v1.Meta
+	40, // 38: swarm.v1.ServiceEndpoint.ports:type_name -> swarm.v1.PortConfig
+	21, // 39: swarm.v1.ServiceEndpoint.vips:type_name -> swarm.v1.NetworkAddress
+	40, // 40: swarm.v1.ServiceEndpoint.preview_ports:type_name -> swarm.v1.PortConfig
+	3,  // 41: swarm.v1.HealthStatus.state:type_name -> swarm.v1.HealthState
+	42, // 42: swarm.v1.TaskStatus.state:type_name -> swarm.v1.TaskState
+	25, // 43: swarm.v1.TaskStatus.container:type_name -> swarm.v1.ContainerStatus
+	40, // 44: swarm.v1.TaskStatus.host_ports:type_name -> swarm.v1.PortConfig
+	26, // 45: swarm.v1.TaskStatus.health:type_name -> swarm.v1.HealthStatus
+	46, // [46:46] is the sub-list for method output_type
+	46, // [46:46] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_rows_proto_init() }
@@ -2285,8 +3159,8 @@ func file_swarm_v1_rows_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_rows_proto_rawDesc), len(file_swarm_v1_rows_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   21,
+			NumEnums:      4,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

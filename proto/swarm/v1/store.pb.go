@@ -44,6 +44,8 @@ const (
 	Table_TABLE_NETWORK          Table = 15
 	Table_TABLE_NETWORK_PROGRESS Table = 16
 	Table_TABLE_SERVICE_ENDPOINT Table = 17
+	Table_TABLE_SERVICE_REVISION Table = 18
+	Table_TABLE_SERVICE_METRIC   Table = 19
 )
 
 // Enum value maps for Table.
@@ -67,6 +69,8 @@ var (
 		15: "TABLE_NETWORK",
 		16: "TABLE_NETWORK_PROGRESS",
 		17: "TABLE_SERVICE_ENDPOINT",
+		18: "TABLE_SERVICE_REVISION",
+		19: "TABLE_SERVICE_METRIC",
 	}
 	Table_value = map[string]int32{
 		"TABLE_UNSPECIFIED":      0,
@@ -87,6 +91,8 @@ var (
 		"TABLE_NETWORK":          15,
 		"TABLE_NETWORK_PROGRESS": 16,
 		"TABLE_SERVICE_ENDPOINT": 17,
+		"TABLE_SERVICE_REVISION": 18,
+		"TABLE_SERVICE_METRIC":   19,
 	}
 )
 
@@ -182,7 +188,7 @@ type RowKey struct {
 	// The object's ID; the service's for templates and slots; the task's for its rows; the pool for
 	// allocations; the kind for alarms.
 	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
-	// Template version or slot.
+	// Template version, slot or revision.
 	Number uint64 `protobuf:"varint,3,opt,name=number,proto3" json:"number,omitempty"`
 	// Address for allocations; object for alarms.
 	Name          string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
@@ -269,6 +275,8 @@ type Row struct {
 	//	*Row_Network
 	//	*Row_NetworkProgress
 	//	*Row_ServiceEndpoint
+	//	*Row_ServiceRevision
+	//	*Row_ServiceMetric
 	Row           isRow_Row `protobuf_oneof:"row"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -464,6 +472,24 @@ func (x *Row) GetServiceEndpoint() *ServiceEndpoint {
 	return nil
 }
 
+func (x *Row) GetServiceRevision() *ServiceRevision {
+	if x != nil {
+		if x, ok := x.Row.(*Row_ServiceRevision); ok {
+			return x.ServiceRevision
+		}
+	}
+	return nil
+}
+
+func (x *Row) GetServiceMetric() *ServiceMetric {
+	if x != nil {
+		if x, ok := x.Row.(*Row_ServiceMetric); ok {
+			return x.ServiceMetric
+		}
+	}
+	return nil
+}
+
 type isRow_Row interface {
 	isRow_Row()
 }
@@ -537,6 +563,14 @@ type Row_ServiceEndpoint struct {
 	ServiceEndpoint *ServiceEndpoint `protobuf:"bytes,17,opt,name=service_endpoint,json=serviceEndpoint,proto3,oneof"`
 }
 
+type Row_ServiceRevision struct {
+	ServiceRevision *ServiceRevision `protobuf:"bytes,18,opt,name=service_revision,json=serviceRevision,proto3,oneof"`
+}
+
+type Row_ServiceMetric struct {
+	ServiceMetric *ServiceMetric `protobuf:"bytes,19,opt,name=service_metric,json=serviceMetric,proto3,oneof"`
+}
+
 func (*Row_Cluster) isRow_Row() {}
 
 func (*Row_Node) isRow_Row() {}
@@ -570,6 +604,10 @@ func (*Row_Network) isRow_Row() {}
 func (*Row_NetworkProgress) isRow_Row() {}
 
 func (*Row_ServiceEndpoint) isRow_Row() {}
+
+func (*Row_ServiceRevision) isRow_Row() {}
+
+func (*Row_ServiceMetric) isRow_Row() {}
 
 // Guard: the row must have exactly this version; 0 = it must not exist.
 type Guard struct {
@@ -1346,7 +1384,7 @@ const file_swarm_v1_store_proto_rawDesc = "" +
 	"\x05table\x18\x01 \x01(\x0e2\x0f.swarm.v1.TableR\x05table\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x16\n" +
 	"\x06number\x18\x03 \x01(\x04R\x06number\x12\x12\n" +
-	"\x04name\x18\x04 \x01(\tR\x04name\"\xb4\a\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\"\xbe\b\n" +
 	"\x03Row\x12-\n" +
 	"\acluster\x18\x01 \x01(\v2\x11.swarm.v1.ClusterH\x00R\acluster\x12$\n" +
 	"\x04node\x18\x02 \x01(\v2\x0e.swarm.v1.NodeH\x00R\x04node\x127\n" +
@@ -1369,7 +1407,9 @@ const file_swarm_v1_store_proto_rawDesc = "" +
 	"\arequest\x18\x0e \x01(\v2\x11.swarm.v1.RequestH\x00R\arequest\x12-\n" +
 	"\anetwork\x18\x0f \x01(\v2\x11.swarm.v1.NetworkH\x00R\anetwork\x12F\n" +
 	"\x10network_progress\x18\x10 \x01(\v2\x19.swarm.v1.NetworkProgressH\x00R\x0fnetworkProgress\x12F\n" +
-	"\x10service_endpoint\x18\x11 \x01(\v2\x19.swarm.v1.ServiceEndpointH\x00R\x0fserviceEndpointB\x05\n" +
+	"\x10service_endpoint\x18\x11 \x01(\v2\x19.swarm.v1.ServiceEndpointH\x00R\x0fserviceEndpoint\x12F\n" +
+	"\x10service_revision\x18\x12 \x01(\v2\x19.swarm.v1.ServiceRevisionH\x00R\x0fserviceRevision\x12@\n" +
+	"\x0eservice_metric\x18\x13 \x01(\v2\x17.swarm.v1.ServiceMetricH\x00R\rserviceMetricB\x05\n" +
 	"\x03row\"E\n" +
 	"\x05Guard\x12\"\n" +
 	"\x03key\x18\x01 \x01(\v2\x10.swarm.v1.RowKeyR\x03key\x12\x18\n" +
@@ -1423,7 +1463,7 @@ const file_swarm_v1_store_proto_rawDesc = "" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04term\x18\x03 \x01(\x04R\x04term\x12\x12\n" +
-	"\x04rows\x18\x04 \x01(\x04R\x04rows*\x94\x03\n" +
+	"\x04rows\x18\x04 \x01(\x04R\x04rows*\xca\x03\n" +
 	"\x05Table\x12\x15\n" +
 	"\x11TABLE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rTABLE_CLUSTER\x10\x01\x12\x0e\n" +
@@ -1445,7 +1485,9 @@ const file_swarm_v1_store_proto_rawDesc = "" +
 	"\rTABLE_REQUEST\x10\x0e\x12\x11\n" +
 	"\rTABLE_NETWORK\x10\x0f\x12\x1a\n" +
 	"\x16TABLE_NETWORK_PROGRESS\x10\x10\x12\x1a\n" +
-	"\x16TABLE_SERVICE_ENDPOINT\x10\x11*z\n" +
+	"\x16TABLE_SERVICE_ENDPOINT\x10\x11\x12\x1a\n" +
+	"\x16TABLE_SERVICE_REVISION\x10\x12\x12\x18\n" +
+	"\x14TABLE_SERVICE_METRIC\x10\x13*z\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fOUTCOME_APPLIED\x10\x01\x12\x14\n" +
@@ -1499,7 +1541,9 @@ var file_swarm_v1_store_proto_goTypes = []any{
 	(*Network)(nil),         // 28: swarm.v1.Network
 	(*NetworkProgress)(nil), // 29: swarm.v1.NetworkProgress
 	(*ServiceEndpoint)(nil), // 30: swarm.v1.ServiceEndpoint
-	(TaskState)(0),          // 31: swarm.v1.TaskState
+	(*ServiceRevision)(nil), // 31: swarm.v1.ServiceRevision
+	(*ServiceMetric)(nil),   // 32: swarm.v1.ServiceMetric
+	(TaskState)(0),          // 33: swarm.v1.TaskState
 }
 var file_swarm_v1_store_proto_depIdxs = []int32{
 	0,  // 0: swarm.v1.RowKey.table:type_name -> swarm.v1.Table
@@ -1520,26 +1564,28 @@ var file_swarm_v1_store_proto_depIdxs = []int32{
 	28, // 15: swarm.v1.Row.network:type_name -> swarm.v1.Network
 	29, // 16: swarm.v1.Row.network_progress:type_name -> swarm.v1.NetworkProgress
 	30, // 17: swarm.v1.Row.service_endpoint:type_name -> swarm.v1.ServiceEndpoint
-	2,  // 18: swarm.v1.Guard.key:type_name -> swarm.v1.RowKey
-	31, // 19: swarm.v1.SetTaskState.desired_state:type_name -> swarm.v1.TaskState
-	3,  // 20: swarm.v1.Write.put:type_name -> swarm.v1.Row
-	2,  // 21: swarm.v1.Write.delete:type_name -> swarm.v1.RowKey
-	25, // 22: swarm.v1.Write.merge_status:type_name -> swarm.v1.TaskStatus
-	5,  // 23: swarm.v1.Write.set_task_state:type_name -> swarm.v1.SetTaskState
-	6,  // 24: swarm.v1.Write.advance_attempt:type_name -> swarm.v1.AdvanceAttempt
-	7,  // 25: swarm.v1.Write.raise_alarm:type_name -> swarm.v1.RaiseAlarm
-	9,  // 26: swarm.v1.Write.set_drained:type_name -> swarm.v1.SetDrained
-	4,  // 27: swarm.v1.Proposal.guards:type_name -> swarm.v1.Guard
-	8,  // 28: swarm.v1.Proposal.writes:type_name -> swarm.v1.Write
-	10, // 29: swarm.v1.Entry.proposals:type_name -> swarm.v1.Proposal
-	1,  // 30: swarm.v1.Result.outcome:type_name -> swarm.v1.Outcome
-	2,  // 31: swarm.v1.Result.conflict:type_name -> swarm.v1.RowKey
-	12, // 32: swarm.v1.Request.result:type_name -> swarm.v1.Result
-	33, // [33:33] is the sub-list for method output_type
-	33, // [33:33] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	31, // 18: swarm.v1.Row.service_revision:type_name -> swarm.v1.ServiceRevision
+	32, // 19: swarm.v1.Row.service_metric:type_name -> swarm.v1.ServiceMetric
+	2,  // 20: swarm.v1.Guard.key:type_name -> swarm.v1.RowKey
+	33, // 21: swarm.v1.SetTaskState.desired_state:type_name -> swarm.v1.TaskState
+	3,  // 22: swarm.v1.Write.put:type_name -> swarm.v1.Row
+	2,  // 23: swarm.v1.Write.delete:type_name -> swarm.v1.RowKey
+	25, // 24: swarm.v1.Write.merge_status:type_name -> swarm.v1.TaskStatus
+	5,  // 25: swarm.v1.Write.set_task_state:type_name -> swarm.v1.SetTaskState
+	6,  // 26: swarm.v1.Write.advance_attempt:type_name -> swarm.v1.AdvanceAttempt
+	7,  // 27: swarm.v1.Write.raise_alarm:type_name -> swarm.v1.RaiseAlarm
+	9,  // 28: swarm.v1.Write.set_drained:type_name -> swarm.v1.SetDrained
+	4,  // 29: swarm.v1.Proposal.guards:type_name -> swarm.v1.Guard
+	8,  // 30: swarm.v1.Proposal.writes:type_name -> swarm.v1.Write
+	10, // 31: swarm.v1.Entry.proposals:type_name -> swarm.v1.Proposal
+	1,  // 32: swarm.v1.Result.outcome:type_name -> swarm.v1.Outcome
+	2,  // 33: swarm.v1.Result.conflict:type_name -> swarm.v1.RowKey
+	12, // 34: swarm.v1.Request.result:type_name -> swarm.v1.Result
+	35, // [35:35] is the sub-list for method output_type
+	35, // [35:35] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_store_proto_init() }
@@ -1567,6 +1613,8 @@ func file_swarm_v1_store_proto_init() {
 		(*Row_Network)(nil),
 		(*Row_NetworkProgress)(nil),
 		(*Row_ServiceEndpoint)(nil),
+		(*Row_ServiceRevision)(nil),
+		(*Row_ServiceMetric)(nil),
 	}
 	file_swarm_v1_store_proto_msgTypes[6].OneofWrappers = []any{
 		(*Write_Put)(nil),

@@ -786,6 +786,70 @@ func (FailureAction) EnumDescriptor() ([]byte, []int) {
 	return file_swarm_v1_types_proto_rawDescGZIP(), []int{13}
 }
 
+// UpdateStrategy is how a service gets from one version to another; docs/design-rollout.md.
+type UpdateStrategy int32
+
+const (
+	UpdateStrategy_UPDATE_STRATEGY_UNSPECIFIED UpdateStrategy = 0
+	// A few at a time, in either order.
+	UpdateStrategy_UPDATE_STRATEGY_ROLLING UpdateStrategy = 1
+	// A few at a time: the old task stops, the new one starts on the same node, with the same volumes.
+	UpdateStrategy_UPDATE_STRATEGY_IN_PLACE UpdateStrategy = 2
+	// All old tasks stop, then all new ones start.
+	UpdateStrategy_UPDATE_STRATEGY_RECREATE UpdateStrategy = 3
+	// A whole new set beside the old one, without traffic until it is promoted.
+	UpdateStrategy_UPDATE_STRATEGY_BLUE_GREEN UpdateStrategy = 4
+	// A share of the traffic, and of new tasks beside the old set, that grows in steps.
+	UpdateStrategy_UPDATE_STRATEGY_CANARY UpdateStrategy = 5
+)
+
+// Enum value maps for UpdateStrategy.
+var (
+	UpdateStrategy_name = map[int32]string{
+		0: "UPDATE_STRATEGY_UNSPECIFIED",
+		1: "UPDATE_STRATEGY_ROLLING",
+		2: "UPDATE_STRATEGY_IN_PLACE",
+		3: "UPDATE_STRATEGY_RECREATE",
+		4: "UPDATE_STRATEGY_BLUE_GREEN",
+		5: "UPDATE_STRATEGY_CANARY",
+	}
+	UpdateStrategy_value = map[string]int32{
+		"UPDATE_STRATEGY_UNSPECIFIED": 0,
+		"UPDATE_STRATEGY_ROLLING":     1,
+		"UPDATE_STRATEGY_IN_PLACE":    2,
+		"UPDATE_STRATEGY_RECREATE":    3,
+		"UPDATE_STRATEGY_BLUE_GREEN":  4,
+		"UPDATE_STRATEGY_CANARY":      5,
+	}
+)
+
+func (x UpdateStrategy) Enum() *UpdateStrategy {
+	p := new(UpdateStrategy)
+	*p = x
+	return p
+}
+
+func (x UpdateStrategy) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (UpdateStrategy) Descriptor() protoreflect.EnumDescriptor {
+	return file_swarm_v1_types_proto_enumTypes[14].Descriptor()
+}
+
+func (UpdateStrategy) Type() protoreflect.EnumType {
+	return &file_swarm_v1_types_proto_enumTypes[14]
+}
+
+func (x UpdateStrategy) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use UpdateStrategy.Descriptor instead.
+func (UpdateStrategy) EnumDescriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{14}
+}
+
 // Meta is carried by every object. Only the store writes it.
 type Meta struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1653,7 +1717,19 @@ type ContainerSpec struct {
 	PullPolicy PullPolicy `protobuf:"varint,18,opt,name=pull_policy,json=pullPolicy,proto3,enum=swarm.v1.PullPolicy" json:"pull_policy,omitempty"`
 	Dns        *DNSConfig `protobuf:"bytes,19,opt,name=dns,proto3" json:"dns,omitempty"`
 	// Lines of /etc/hosts: "ADDRESS NAME [NAME...]".
-	Hosts         []string `protobuf:"bytes,20,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	Hosts []string `protobuf:"bytes,20,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	// Liveness: a task whose probe fails is replaced. Unset: the image's own HEALTHCHECK, if it has one.
+	Health *Probe `protobuf:"bytes,21,opt,name=health,proto3" json:"health,omitempty"`
+	// Readiness: a task whose probe fails gets no new connections and does not count as up. Unset: as health says.
+	Ready *Probe `protobuf:"bytes,22,opt,name=ready,proto3" json:"ready,omitempty"`
+	// Neither the spec's probes nor the image's.
+	NoHealthcheck bool `protobuf:"varint,23,opt,name=no_healthcheck,json=noHealthcheck,proto3" json:"no_healthcheck,omitempty"`
+	// Run in the container once it gets no new connections any more, before the stop signal. Arguments as for exec.
+	PreStop []string `protobuf:"bytes,24,rep,name=pre_stop,json=preStop,proto3" json:"pre_stop,omitempty"`
+	// How long pre_stop may take; unset = the stop grace period.
+	PreStopTimeout *durationpb.Duration `protobuf:"bytes,25,opt,name=pre_stop_timeout,json=preStopTimeout,proto3" json:"pre_stop_timeout,omitempty"`
+	// How long established connections are left before the stop signal; unset = the stop grace period.
+	DrainTimeout  *durationpb.Duration `protobuf:"bytes,26,opt,name=drain_timeout,json=drainTimeout,proto3" json:"drain_timeout,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1828,6 +1904,441 @@ func (x *ContainerSpec) GetHosts() []string {
 	return nil
 }
 
+func (x *ContainerSpec) GetHealth() *Probe {
+	if x != nil {
+		return x.Health
+	}
+	return nil
+}
+
+func (x *ContainerSpec) GetReady() *Probe {
+	if x != nil {
+		return x.Ready
+	}
+	return nil
+}
+
+func (x *ContainerSpec) GetNoHealthcheck() bool {
+	if x != nil {
+		return x.NoHealthcheck
+	}
+	return false
+}
+
+func (x *ContainerSpec) GetPreStop() []string {
+	if x != nil {
+		return x.PreStop
+	}
+	return nil
+}
+
+func (x *ContainerSpec) GetPreStopTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.PreStopTimeout
+	}
+	return nil
+}
+
+func (x *ContainerSpec) GetDrainTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.DrainTimeout
+	}
+	return nil
+}
+
+// Probe asks a task how it is, again and again. Exactly one of the kinds is set.
+type Probe struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*Probe_Exec
+	//	*Probe_Http
+	//	*Probe_Tcp
+	//	*Probe_Grpc
+	Kind isProbe_Kind `protobuf_oneof:"kind"`
+	// Pause between the end of a probe and the next; unset = 30 s.
+	Interval *durationpb.Duration `protobuf:"bytes,5,opt,name=interval,proto3" json:"interval,omitempty"`
+	// A probe that takes longer has failed; unset = 30 s.
+	Timeout *durationpb.Duration `protobuf:"bytes,6,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// So many failures in a row make it unhealthy, or not ready; 0 = 3.
+	Retries uint32 `protobuf:"varint,7,opt,name=retries,proto3" json:"retries,omitempty"`
+	// From the container's start on, failures do not count for so long, until one probe has succeeded; unset = 0.
+	StartPeriod *durationpb.Duration `protobuf:"bytes,8,opt,name=start_period,json=startPeriod,proto3" json:"start_period,omitempty"`
+	// Interval within the start period, and until the first success; unset = 5 s, or the interval if that is shorter.
+	StartInterval *durationpb.Duration `protobuf:"bytes,9,opt,name=start_interval,json=startInterval,proto3" json:"start_interval,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Probe) Reset() {
+	*x = Probe{}
+	mi := &file_swarm_v1_types_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Probe) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Probe) ProtoMessage() {}
+
+func (x *Probe) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_types_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Probe.ProtoReflect.Descriptor instead.
+func (*Probe) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Probe) GetKind() isProbe_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *Probe) GetExec() *ExecProbe {
+	if x != nil {
+		if x, ok := x.Kind.(*Probe_Exec); ok {
+			return x.Exec
+		}
+	}
+	return nil
+}
+
+func (x *Probe) GetHttp() *HTTPProbe {
+	if x != nil {
+		if x, ok := x.Kind.(*Probe_Http); ok {
+			return x.Http
+		}
+	}
+	return nil
+}
+
+func (x *Probe) GetTcp() *TCPProbe {
+	if x != nil {
+		if x, ok := x.Kind.(*Probe_Tcp); ok {
+			return x.Tcp
+		}
+	}
+	return nil
+}
+
+func (x *Probe) GetGrpc() *GRPCProbe {
+	if x != nil {
+		if x, ok := x.Kind.(*Probe_Grpc); ok {
+			return x.Grpc
+		}
+	}
+	return nil
+}
+
+func (x *Probe) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+func (x *Probe) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *Probe) GetRetries() uint32 {
+	if x != nil {
+		return x.Retries
+	}
+	return 0
+}
+
+func (x *Probe) GetStartPeriod() *durationpb.Duration {
+	if x != nil {
+		return x.StartPeriod
+	}
+	return nil
+}
+
+func (x *Probe) GetStartInterval() *durationpb.Duration {
+	if x != nil {
+		return x.StartInterval
+	}
+	return nil
+}
+
+type isProbe_Kind interface {
+	isProbe_Kind()
+}
+
+type Probe_Exec struct {
+	Exec *ExecProbe `protobuf:"bytes,1,opt,name=exec,proto3,oneof"`
+}
+
+type Probe_Http struct {
+	Http *HTTPProbe `protobuf:"bytes,2,opt,name=http,proto3,oneof"`
+}
+
+type Probe_Tcp struct {
+	Tcp *TCPProbe `protobuf:"bytes,3,opt,name=tcp,proto3,oneof"`
+}
+
+type Probe_Grpc struct {
+	Grpc *GRPCProbe `protobuf:"bytes,4,opt,name=grpc,proto3,oneof"`
+}
+
+func (*Probe_Exec) isProbe_Kind() {}
+
+func (*Probe_Http) isProbe_Kind() {}
+
+func (*Probe_Tcp) isProbe_Kind() {}
+
+func (*Probe_Grpc) isProbe_Kind() {}
+
+// ExecProbe runs a command in the container; exit code 0 is success.
+type ExecProbe struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Command []string               `protobuf:"bytes,1,rep,name=command,proto3" json:"command,omitempty"`
+	// command is one line for the container's /bin/sh -c.
+	Shell         bool `protobuf:"varint,2,opt,name=shell,proto3" json:"shell,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecProbe) Reset() {
+	*x = ExecProbe{}
+	mi := &file_swarm_v1_types_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecProbe) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecProbe) ProtoMessage() {}
+
+func (x *ExecProbe) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_types_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecProbe.ProtoReflect.Descriptor instead.
+func (*ExecProbe) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ExecProbe) GetCommand() []string {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+func (x *ExecProbe) GetShell() bool {
+	if x != nil {
+		return x.Shell
+	}
+	return false
+}
+
+// HTTPProbe sends a GET from inside the task's network namespace; a status of 200 to 399 is success.
+type HTTPProbe struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Port  uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	// Begins with /; empty = /.
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// Without verification of the certificate.
+	Https bool `protobuf:"varint,3,opt,name=https,proto3" json:"https,omitempty"`
+	// Host header; empty = localhost.
+	Host          string `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HTTPProbe) Reset() {
+	*x = HTTPProbe{}
+	mi := &file_swarm_v1_types_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HTTPProbe) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HTTPProbe) ProtoMessage() {}
+
+func (x *HTTPProbe) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_types_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HTTPProbe.ProtoReflect.Descriptor instead.
+func (*HTTPProbe) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *HTTPProbe) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *HTTPProbe) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *HTTPProbe) GetHttps() bool {
+	if x != nil {
+		return x.Https
+	}
+	return false
+}
+
+func (x *HTTPProbe) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+// TCPProbe connects from inside the task's network namespace.
+type TCPProbe struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Port          uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TCPProbe) Reset() {
+	*x = TCPProbe{}
+	mi := &file_swarm_v1_types_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TCPProbe) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TCPProbe) ProtoMessage() {}
+
+func (x *TCPProbe) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_types_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TCPProbe.ProtoReflect.Descriptor instead.
+func (*TCPProbe) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *TCPProbe) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+// GRPCProbe calls grpc.health.v1.Health/Check from inside the task's network namespace; SERVING is success.
+type GRPCProbe struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Port  uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	// Empty = the server as a whole.
+	Service       string `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
+	Tls           bool   `protobuf:"varint,3,opt,name=tls,proto3" json:"tls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GRPCProbe) Reset() {
+	*x = GRPCProbe{}
+	mi := &file_swarm_v1_types_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GRPCProbe) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GRPCProbe) ProtoMessage() {}
+
+func (x *GRPCProbe) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_types_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GRPCProbe.ProtoReflect.Descriptor instead.
+func (*GRPCProbe) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *GRPCProbe) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *GRPCProbe) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *GRPCProbe) GetTls() bool {
+	if x != nil {
+		return x.Tls
+	}
+	return false
+}
+
 type SpreadOver struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// For example node.labels.zone.
@@ -1838,7 +2349,7 @@ type SpreadOver struct {
 
 func (x *SpreadOver) Reset() {
 	*x = SpreadOver{}
-	mi := &file_swarm_v1_types_proto_msgTypes[12]
+	mi := &file_swarm_v1_types_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1850,7 +2361,7 @@ func (x *SpreadOver) String() string {
 func (*SpreadOver) ProtoMessage() {}
 
 func (x *SpreadOver) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[12]
+	mi := &file_swarm_v1_types_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1863,7 +2374,7 @@ func (x *SpreadOver) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpreadOver.ProtoReflect.Descriptor instead.
 func (*SpreadOver) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{12}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SpreadOver) GetDescriptor_() string {
@@ -1882,7 +2393,7 @@ type PlacementPreference struct {
 
 func (x *PlacementPreference) Reset() {
 	*x = PlacementPreference{}
-	mi := &file_swarm_v1_types_proto_msgTypes[13]
+	mi := &file_swarm_v1_types_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1894,7 +2405,7 @@ func (x *PlacementPreference) String() string {
 func (*PlacementPreference) ProtoMessage() {}
 
 func (x *PlacementPreference) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[13]
+	mi := &file_swarm_v1_types_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1907,7 +2418,7 @@ func (x *PlacementPreference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlacementPreference.ProtoReflect.Descriptor instead.
 func (*PlacementPreference) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{13}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PlacementPreference) GetSpread() *SpreadOver {
@@ -1929,7 +2440,7 @@ type Placement struct {
 
 func (x *Placement) Reset() {
 	*x = Placement{}
-	mi := &file_swarm_v1_types_proto_msgTypes[14]
+	mi := &file_swarm_v1_types_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1941,7 +2452,7 @@ func (x *Placement) String() string {
 func (*Placement) ProtoMessage() {}
 
 func (x *Placement) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[14]
+	mi := &file_swarm_v1_types_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1954,7 +2465,7 @@ func (x *Placement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Placement.ProtoReflect.Descriptor instead.
 func (*Placement) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{14}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Placement) GetConstraints() []string {
@@ -1998,7 +2509,7 @@ type TaskSpec struct {
 
 func (x *TaskSpec) Reset() {
 	*x = TaskSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[15]
+	mi := &file_swarm_v1_types_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2010,7 +2521,7 @@ func (x *TaskSpec) String() string {
 func (*TaskSpec) ProtoMessage() {}
 
 func (x *TaskSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[15]
+	mi := &file_swarm_v1_types_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2023,7 +2534,7 @@ func (x *TaskSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskSpec.ProtoReflect.Descriptor instead.
 func (*TaskSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{15}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TaskSpec) GetContainer() *ContainerSpec {
@@ -2084,7 +2595,7 @@ type ReplicatedMode struct {
 
 func (x *ReplicatedMode) Reset() {
 	*x = ReplicatedMode{}
-	mi := &file_swarm_v1_types_proto_msgTypes[16]
+	mi := &file_swarm_v1_types_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2096,7 +2607,7 @@ func (x *ReplicatedMode) String() string {
 func (*ReplicatedMode) ProtoMessage() {}
 
 func (x *ReplicatedMode) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[16]
+	mi := &file_swarm_v1_types_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2109,7 +2620,7 @@ func (x *ReplicatedMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicatedMode.ProtoReflect.Descriptor instead.
 func (*ReplicatedMode) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{16}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ReplicatedMode) GetReplicas() uint64 {
@@ -2127,7 +2638,7 @@ type GlobalMode struct {
 
 func (x *GlobalMode) Reset() {
 	*x = GlobalMode{}
-	mi := &file_swarm_v1_types_proto_msgTypes[17]
+	mi := &file_swarm_v1_types_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2139,7 +2650,7 @@ func (x *GlobalMode) String() string {
 func (*GlobalMode) ProtoMessage() {}
 
 func (x *GlobalMode) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[17]
+	mi := &file_swarm_v1_types_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2152,7 +2663,7 @@ func (x *GlobalMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GlobalMode.ProtoReflect.Descriptor instead.
 func (*GlobalMode) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{17}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{22}
 }
 
 type ServiceMode struct {
@@ -2168,7 +2679,7 @@ type ServiceMode struct {
 
 func (x *ServiceMode) Reset() {
 	*x = ServiceMode{}
-	mi := &file_swarm_v1_types_proto_msgTypes[18]
+	mi := &file_swarm_v1_types_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2180,7 +2691,7 @@ func (x *ServiceMode) String() string {
 func (*ServiceMode) ProtoMessage() {}
 
 func (x *ServiceMode) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[18]
+	mi := &file_swarm_v1_types_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2193,7 +2704,7 @@ func (x *ServiceMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceMode.ProtoReflect.Descriptor instead.
 func (*ServiceMode) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{18}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ServiceMode) GetMode() isServiceMode_Mode {
@@ -2247,13 +2758,25 @@ type UpdateConfig struct {
 	Monitor         *durationpb.Duration `protobuf:"bytes,4,opt,name=monitor,proto3" json:"monitor,omitempty"`
 	MaxFailureRatio float64              `protobuf:"fixed64,5,opt,name=max_failure_ratio,json=maxFailureRatio,proto3" json:"max_failure_ratio,omitempty"`
 	Order           UpdateOrder          `protobuf:"varint,6,opt,name=order,proto3,enum=swarm.v1.UpdateOrder" json:"order,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Unspecified means rolling. Of a rollback configuration: rolling, in-place or recreate.
+	Strategy UpdateStrategy `protobuf:"varint,7,opt,name=strategy,proto3,enum=swarm.v1.UpdateStrategy" json:"strategy,omitempty"`
+	// canary: in order, shares ascending; none = 10% for 1 min, 50% for 1 min. After the last one, all.
+	CanarySteps []*CanaryStep `protobuf:"bytes,8,rep,name=canary_steps,json=canarySteps,proto3" json:"canary_steps,omitempty"`
+	// canary: asked all the while; a value outside of its bounds fails the step.
+	CanaryMetric *CanaryMetric `protobuf:"bytes,9,opt,name=canary_metric,json=canaryMetric,proto3" json:"canary_metric,omitempty"`
+	// blue-green: ports that lead to the new set alone, from before it is promoted until the update has ended.
+	PreviewPorts []*PortConfig `protobuf:"bytes,10,rep,name=preview_ports,json=previewPorts,proto3" json:"preview_ports,omitempty"`
+	// blue-green, canary: how long the old set stays, without traffic, after the new one has got all; unset = 1 min.
+	PromoteGrace *durationpb.Duration `protobuf:"bytes,11,opt,name=promote_grace,json=promoteGrace,proto3" json:"promote_grace,omitempty"`
+	// Without any progress for this long the update has failed; unset = 10 min, 0 = never.
+	ProgressDeadline *durationpb.Duration `protobuf:"bytes,12,opt,name=progress_deadline,json=progressDeadline,proto3" json:"progress_deadline,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *UpdateConfig) Reset() {
 	*x = UpdateConfig{}
-	mi := &file_swarm_v1_types_proto_msgTypes[19]
+	mi := &file_swarm_v1_types_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2265,7 +2788,7 @@ func (x *UpdateConfig) String() string {
 func (*UpdateConfig) ProtoMessage() {}
 
 func (x *UpdateConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[19]
+	mi := &file_swarm_v1_types_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2278,7 +2801,7 @@ func (x *UpdateConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateConfig.ProtoReflect.Descriptor instead.
 func (*UpdateConfig) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{19}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *UpdateConfig) GetParallelism() uint64 {
@@ -2323,6 +2846,183 @@ func (x *UpdateConfig) GetOrder() UpdateOrder {
 	return UpdateOrder_UPDATE_ORDER_UNSPECIFIED
 }
 
+func (x *UpdateConfig) GetStrategy() UpdateStrategy {
+	if x != nil {
+		return x.Strategy
+	}
+	return UpdateStrategy_UPDATE_STRATEGY_UNSPECIFIED
+}
+
+func (x *UpdateConfig) GetCanarySteps() []*CanaryStep {
+	if x != nil {
+		return x.CanarySteps
+	}
+	return nil
+}
+
+func (x *UpdateConfig) GetCanaryMetric() *CanaryMetric {
+	if x != nil {
+		return x.CanaryMetric
+	}
+	return nil
+}
+
+func (x *UpdateConfig) GetPreviewPorts() []*PortConfig {
+	if x != nil {
+		return x.PreviewPorts
+	}
+	return nil
+}
+
+func (x *UpdateConfig) GetPromoteGrace() *durationpb.Duration {
+	if x != nil {
+		return x.PromoteGrace
+	}
+	return nil
+}
+
+func (x *UpdateConfig) GetProgressDeadline() *durationpb.Duration {
+	if x != nil {
+		return x.ProgressDeadline
+	}
+	return nil
+}
+
+type CanaryStep struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Share of new connections, in hundredths of a percent, 1 to 9999; so many of the replicas, rounded up, are new.
+	Share uint32 `protobuf:"varint,1,opt,name=share,proto3" json:"share,omitempty"`
+	// How long it is watched once its tasks are up.
+	Watch *durationpb.Duration `protobuf:"bytes,2,opt,name=watch,proto3" json:"watch,omitempty"`
+	// After that it waits for `service promote`.
+	Manual        bool `protobuf:"varint,3,opt,name=manual,proto3" json:"manual,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CanaryStep) Reset() {
+	*x = CanaryStep{}
+	mi := &file_swarm_v1_types_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CanaryStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CanaryStep) ProtoMessage() {}
+
+func (x *CanaryStep) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_types_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CanaryStep.ProtoReflect.Descriptor instead.
+func (*CanaryStep) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *CanaryStep) GetShare() uint32 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
+func (x *CanaryStep) GetWatch() *durationpb.Duration {
+	if x != nil {
+		return x.Watch
+	}
+	return nil
+}
+
+func (x *CanaryStep) GetManual() bool {
+	if x != nil {
+		return x.Manual
+	}
+	return false
+}
+
+// CanaryMetric is a query to Prometheus, or to what speaks like it.
+type CanaryMetric struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Address of an instant query, as http://prometheus:9090/api/v1/query?query=...; asked by the leading manager.
+	Url string `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
+	// The first sample's value must lie within these bounds.
+	Min *float64 `protobuf:"fixed64,2,opt,name=min,proto3,oneof" json:"min,omitempty"`
+	Max *float64 `protobuf:"fixed64,3,opt,name=max,proto3,oneof" json:"max,omitempty"`
+	// Unset = 10 s.
+	Interval      *durationpb.Duration `protobuf:"bytes,4,opt,name=interval,proto3" json:"interval,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CanaryMetric) Reset() {
+	*x = CanaryMetric{}
+	mi := &file_swarm_v1_types_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CanaryMetric) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CanaryMetric) ProtoMessage() {}
+
+func (x *CanaryMetric) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_types_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CanaryMetric.ProtoReflect.Descriptor instead.
+func (*CanaryMetric) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *CanaryMetric) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *CanaryMetric) GetMin() float64 {
+	if x != nil && x.Min != nil {
+		return *x.Min
+	}
+	return 0
+}
+
+func (x *CanaryMetric) GetMax() float64 {
+	if x != nil && x.Max != nil {
+		return *x.Max
+	}
+	return 0
+}
+
+func (x *CanaryMetric) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
 type EndpointSpec struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ports         []*PortConfig          `protobuf:"bytes,1,rep,name=ports,proto3" json:"ports,omitempty"`
@@ -2333,7 +3033,7 @@ type EndpointSpec struct {
 
 func (x *EndpointSpec) Reset() {
 	*x = EndpointSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[20]
+	mi := &file_swarm_v1_types_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2345,7 +3045,7 @@ func (x *EndpointSpec) String() string {
 func (*EndpointSpec) ProtoMessage() {}
 
 func (x *EndpointSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[20]
+	mi := &file_swarm_v1_types_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2358,7 +3058,7 @@ func (x *EndpointSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointSpec.ProtoReflect.Descriptor instead.
 func (*EndpointSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{20}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *EndpointSpec) GetPorts() []*PortConfig {
@@ -2390,7 +3090,7 @@ type ServiceSpec struct {
 
 func (x *ServiceSpec) Reset() {
 	*x = ServiceSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[21]
+	mi := &file_swarm_v1_types_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2402,7 +3102,7 @@ func (x *ServiceSpec) String() string {
 func (*ServiceSpec) ProtoMessage() {}
 
 func (x *ServiceSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[21]
+	mi := &file_swarm_v1_types_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2415,7 +3115,7 @@ func (x *ServiceSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceSpec.ProtoReflect.Descriptor instead.
 func (*ServiceSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{21}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ServiceSpec) GetName() string {
@@ -2478,7 +3178,7 @@ type NodeSpec struct {
 
 func (x *NodeSpec) Reset() {
 	*x = NodeSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[22]
+	mi := &file_swarm_v1_types_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2490,7 +3190,7 @@ func (x *NodeSpec) String() string {
 func (*NodeSpec) ProtoMessage() {}
 
 func (x *NodeSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[22]
+	mi := &file_swarm_v1_types_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2503,7 +3203,7 @@ func (x *NodeSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeSpec.ProtoReflect.Descriptor instead.
 func (*NodeSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{22}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *NodeSpec) GetDesiredRole() NodeRole {
@@ -2538,7 +3238,7 @@ type Platform struct {
 
 func (x *Platform) Reset() {
 	*x = Platform{}
-	mi := &file_swarm_v1_types_proto_msgTypes[23]
+	mi := &file_swarm_v1_types_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2550,7 +3250,7 @@ func (x *Platform) String() string {
 func (*Platform) ProtoMessage() {}
 
 func (x *Platform) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[23]
+	mi := &file_swarm_v1_types_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2563,7 +3263,7 @@ func (x *Platform) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Platform.ProtoReflect.Descriptor instead.
 func (*Platform) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{23}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Platform) GetOs() string {
@@ -2592,7 +3292,7 @@ type EngineDescription struct {
 
 func (x *EngineDescription) Reset() {
 	*x = EngineDescription{}
-	mi := &file_swarm_v1_types_proto_msgTypes[24]
+	mi := &file_swarm_v1_types_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2604,7 +3304,7 @@ func (x *EngineDescription) String() string {
 func (*EngineDescription) ProtoMessage() {}
 
 func (x *EngineDescription) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[24]
+	mi := &file_swarm_v1_types_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2617,7 +3317,7 @@ func (x *EngineDescription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EngineDescription.ProtoReflect.Descriptor instead.
 func (*EngineDescription) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{24}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *EngineDescription) GetVersion() string {
@@ -2664,7 +3364,7 @@ type NodeDescription struct {
 
 func (x *NodeDescription) Reset() {
 	*x = NodeDescription{}
-	mi := &file_swarm_v1_types_proto_msgTypes[25]
+	mi := &file_swarm_v1_types_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2676,7 +3376,7 @@ func (x *NodeDescription) String() string {
 func (*NodeDescription) ProtoMessage() {}
 
 func (x *NodeDescription) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[25]
+	mi := &file_swarm_v1_types_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2689,7 +3389,7 @@ func (x *NodeDescription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeDescription.ProtoReflect.Descriptor instead.
 func (*NodeDescription) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{25}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *NodeDescription) GetHostname() string {
@@ -2755,7 +3455,7 @@ type NodeNetwork struct {
 
 func (x *NodeNetwork) Reset() {
 	*x = NodeNetwork{}
-	mi := &file_swarm_v1_types_proto_msgTypes[26]
+	mi := &file_swarm_v1_types_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2767,7 +3467,7 @@ func (x *NodeNetwork) String() string {
 func (*NodeNetwork) ProtoMessage() {}
 
 func (x *NodeNetwork) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[26]
+	mi := &file_swarm_v1_types_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2780,7 +3480,7 @@ func (x *NodeNetwork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeNetwork.ProtoReflect.Descriptor instead.
 func (*NodeNetwork) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{26}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *NodeNetwork) GetRoutes() []string {
@@ -2837,7 +3537,7 @@ type PortConflict struct {
 
 func (x *PortConflict) Reset() {
 	*x = PortConflict{}
-	mi := &file_swarm_v1_types_proto_msgTypes[27]
+	mi := &file_swarm_v1_types_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2849,7 +3549,7 @@ func (x *PortConflict) String() string {
 func (*PortConflict) ProtoMessage() {}
 
 func (x *PortConflict) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[27]
+	mi := &file_swarm_v1_types_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2862,7 +3562,7 @@ func (x *PortConflict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortConflict.ProtoReflect.Descriptor instead.
 func (*PortConflict) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{27}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PortConflict) GetProtocol() Protocol {
@@ -2908,7 +3608,7 @@ type ClusterSpec struct {
 
 func (x *ClusterSpec) Reset() {
 	*x = ClusterSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[28]
+	mi := &file_swarm_v1_types_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2920,7 +3620,7 @@ func (x *ClusterSpec) String() string {
 func (*ClusterSpec) ProtoMessage() {}
 
 func (x *ClusterSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[28]
+	mi := &file_swarm_v1_types_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2933,7 +3633,7 @@ func (x *ClusterSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterSpec.ProtoReflect.Descriptor instead.
 func (*ClusterSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{28}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ClusterSpec) GetFabricPool() string {
@@ -3002,7 +3702,7 @@ type JoinTokens struct {
 
 func (x *JoinTokens) Reset() {
 	*x = JoinTokens{}
-	mi := &file_swarm_v1_types_proto_msgTypes[29]
+	mi := &file_swarm_v1_types_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3014,7 +3714,7 @@ func (x *JoinTokens) String() string {
 func (*JoinTokens) ProtoMessage() {}
 
 func (x *JoinTokens) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[29]
+	mi := &file_swarm_v1_types_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3027,7 +3727,7 @@ func (x *JoinTokens) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinTokens.ProtoReflect.Descriptor instead.
 func (*JoinTokens) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{29}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *JoinTokens) GetWorker() string {
@@ -3123,7 +3823,7 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\busername\x18\x02 \x01(\tR\busername\x12\x1a\n" +
 	"\bpassword\x18\x03 \x01(\tR\bpassword\x12%\n" +
 	"\x0eidentity_token\x18\x04 \x01(\tR\ridentityToken\x12%\n" +
-	"\x0eregistry_token\x18\x05 \x01(\tR\rregistryToken\"\xd8\x05\n" +
+	"\x0eregistry_token\x18\x05 \x01(\tR\rregistryToken\"\xef\a\n" +
 	"\rContainerSpec\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12!\n" +
 	"\fimage_digest\x18\x02 \x01(\tR\vimageDigest\x12\x18\n" +
@@ -3147,10 +3847,41 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\vpull_policy\x18\x12 \x01(\x0e2\x14.swarm.v1.PullPolicyR\n" +
 	"pullPolicy\x12%\n" +
 	"\x03dns\x18\x13 \x01(\v2\x13.swarm.v1.DNSConfigR\x03dns\x12\x14\n" +
-	"\x05hosts\x18\x14 \x03(\tR\x05hosts\x1a9\n" +
+	"\x05hosts\x18\x14 \x03(\tR\x05hosts\x12'\n" +
+	"\x06health\x18\x15 \x01(\v2\x0f.swarm.v1.ProbeR\x06health\x12%\n" +
+	"\x05ready\x18\x16 \x01(\v2\x0f.swarm.v1.ProbeR\x05ready\x12%\n" +
+	"\x0eno_healthcheck\x18\x17 \x01(\bR\rnoHealthcheck\x12\x19\n" +
+	"\bpre_stop\x18\x18 \x03(\tR\apreStop\x12C\n" +
+	"\x10pre_stop_timeout\x18\x19 \x01(\v2\x19.google.protobuf.DurationR\x0epreStopTimeout\x12>\n" +
+	"\rdrain_timeout\x18\x1a \x01(\v2\x19.google.protobuf.DurationR\fdrainTimeout\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\",\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbe\x03\n" +
+	"\x05Probe\x12)\n" +
+	"\x04exec\x18\x01 \x01(\v2\x13.swarm.v1.ExecProbeH\x00R\x04exec\x12)\n" +
+	"\x04http\x18\x02 \x01(\v2\x13.swarm.v1.HTTPProbeH\x00R\x04http\x12&\n" +
+	"\x03tcp\x18\x03 \x01(\v2\x12.swarm.v1.TCPProbeH\x00R\x03tcp\x12)\n" +
+	"\x04grpc\x18\x04 \x01(\v2\x13.swarm.v1.GRPCProbeH\x00R\x04grpc\x125\n" +
+	"\binterval\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\binterval\x123\n" +
+	"\atimeout\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12\x18\n" +
+	"\aretries\x18\a \x01(\rR\aretries\x12<\n" +
+	"\fstart_period\x18\b \x01(\v2\x19.google.protobuf.DurationR\vstartPeriod\x12@\n" +
+	"\x0estart_interval\x18\t \x01(\v2\x19.google.protobuf.DurationR\rstartIntervalB\x06\n" +
+	"\x04kind\";\n" +
+	"\tExecProbe\x12\x18\n" +
+	"\acommand\x18\x01 \x03(\tR\acommand\x12\x14\n" +
+	"\x05shell\x18\x02 \x01(\bR\x05shell\"]\n" +
+	"\tHTTPProbe\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +
+	"\x05https\x18\x03 \x01(\bR\x05https\x12\x12\n" +
+	"\x04host\x18\x04 \x01(\tR\x04host\"\x1e\n" +
+	"\bTCPProbe\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\"K\n" +
+	"\tGRPCProbe\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\x12\x10\n" +
+	"\x03tls\x18\x03 \x01(\bR\x03tls\",\n" +
 	"\n" +
 	"SpreadOver\x12\x1e\n" +
 	"\n" +
@@ -3179,15 +3910,34 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"replicated\x18\x01 \x01(\v2\x18.swarm.v1.ReplicatedModeH\x00R\n" +
 	"replicated\x12.\n" +
 	"\x06global\x18\x02 \x01(\v2\x14.swarm.v1.GlobalModeH\x00R\x06globalB\x06\n" +
-	"\x04mode\"\xc4\x02\n" +
+	"\x04mode\"\xb3\x05\n" +
 	"\fUpdateConfig\x12%\n" +
 	"\vparallelism\x18\x01 \x01(\x04H\x00R\vparallelism\x88\x01\x01\x12/\n" +
 	"\x05delay\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05delay\x12>\n" +
 	"\x0efailure_action\x18\x03 \x01(\x0e2\x17.swarm.v1.FailureActionR\rfailureAction\x123\n" +
 	"\amonitor\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\amonitor\x12*\n" +
 	"\x11max_failure_ratio\x18\x05 \x01(\x01R\x0fmaxFailureRatio\x12+\n" +
-	"\x05order\x18\x06 \x01(\x0e2\x15.swarm.v1.UpdateOrderR\x05orderB\x0e\n" +
-	"\f_parallelism\"f\n" +
+	"\x05order\x18\x06 \x01(\x0e2\x15.swarm.v1.UpdateOrderR\x05order\x124\n" +
+	"\bstrategy\x18\a \x01(\x0e2\x18.swarm.v1.UpdateStrategyR\bstrategy\x127\n" +
+	"\fcanary_steps\x18\b \x03(\v2\x14.swarm.v1.CanaryStepR\vcanarySteps\x12;\n" +
+	"\rcanary_metric\x18\t \x01(\v2\x16.swarm.v1.CanaryMetricR\fcanaryMetric\x129\n" +
+	"\rpreview_ports\x18\n" +
+	" \x03(\v2\x14.swarm.v1.PortConfigR\fpreviewPorts\x12>\n" +
+	"\rpromote_grace\x18\v \x01(\v2\x19.google.protobuf.DurationR\fpromoteGrace\x12F\n" +
+	"\x11progress_deadline\x18\f \x01(\v2\x19.google.protobuf.DurationR\x10progressDeadlineB\x0e\n" +
+	"\f_parallelism\"k\n" +
+	"\n" +
+	"CanaryStep\x12\x14\n" +
+	"\x05share\x18\x01 \x01(\rR\x05share\x12/\n" +
+	"\x05watch\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05watch\x12\x16\n" +
+	"\x06manual\x18\x03 \x01(\bR\x06manual\"\x95\x01\n" +
+	"\fCanaryMetric\x12\x10\n" +
+	"\x03url\x18\x01 \x01(\tR\x03url\x12\x15\n" +
+	"\x03min\x18\x02 \x01(\x01H\x00R\x03min\x88\x01\x01\x12\x15\n" +
+	"\x03max\x18\x03 \x01(\x01H\x01R\x03max\x88\x01\x01\x125\n" +
+	"\binterval\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\bintervalB\x06\n" +
+	"\x04_minB\x06\n" +
+	"\x04_max\"f\n" +
 	"\fEndpointSpec\x12*\n" +
 	"\x05ports\x18\x01 \x03(\v2\x14.swarm.v1.PortConfigR\x05ports\x12*\n" +
 	"\x04mode\x18\x02 \x01(\x0e2\x16.swarm.v1.EndpointModeR\x04mode\"\x82\x03\n" +
@@ -3331,7 +4081,14 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\x1aFAILURE_ACTION_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14FAILURE_ACTION_PAUSE\x10\x01\x12\x1b\n" +
 	"\x17FAILURE_ACTION_CONTINUE\x10\x02\x12\x1b\n" +
-	"\x17FAILURE_ACTION_ROLLBACK\x10\x03B1Z/github.com/swarmd/swarmd/proto/swarm/v1;swarmpbb\x06proto3"
+	"\x17FAILURE_ACTION_ROLLBACK\x10\x03*\xc6\x01\n" +
+	"\x0eUpdateStrategy\x12\x1f\n" +
+	"\x1bUPDATE_STRATEGY_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17UPDATE_STRATEGY_ROLLING\x10\x01\x12\x1c\n" +
+	"\x18UPDATE_STRATEGY_IN_PLACE\x10\x02\x12\x1c\n" +
+	"\x18UPDATE_STRATEGY_RECREATE\x10\x03\x12\x1e\n" +
+	"\x1aUPDATE_STRATEGY_BLUE_GREEN\x10\x04\x12\x1a\n" +
+	"\x16UPDATE_STRATEGY_CANARY\x10\x05B1Z/github.com/swarmd/swarmd/proto/swarm/v1;swarmpbb\x06proto3"
 
 var (
 	file_swarm_v1_types_proto_rawDescOnce sync.Once
@@ -3345,8 +4102,8 @@ func file_swarm_v1_types_proto_rawDescGZIP() []byte {
 	return file_swarm_v1_types_proto_rawDescData
 }
 
-var file_swarm_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 14)
-var file_swarm_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_swarm_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 15)
+var file_swarm_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_swarm_v1_types_proto_goTypes = []any{
 	(TaskState)(0),               // 0: swarm.v1.TaskState
 	(NodeRole)(0),                // 1: swarm.v1.NodeRole
@@ -3362,102 +4119,130 @@ var file_swarm_v1_types_proto_goTypes = []any{
 	(PullPolicy)(0),              // 11: swarm.v1.PullPolicy
 	(UpdateOrder)(0),             // 12: swarm.v1.UpdateOrder
 	(FailureAction)(0),           // 13: swarm.v1.FailureAction
-	(*Meta)(nil),                 // 14: swarm.v1.Meta
-	(*Resources)(nil),            // 15: swarm.v1.Resources
-	(*ResourceRequirements)(nil), // 16: swarm.v1.ResourceRequirements
-	(*RestartPolicy)(nil),        // 17: swarm.v1.RestartPolicy
-	(*PortConfig)(nil),           // 18: swarm.v1.PortConfig
-	(*NetworkAttachment)(nil),    // 19: swarm.v1.NetworkAttachment
-	(*DNSConfig)(nil),            // 20: swarm.v1.DNSConfig
-	(*NetworkSubnet)(nil),        // 21: swarm.v1.NetworkSubnet
-	(*NetworkSpec)(nil),          // 22: swarm.v1.NetworkSpec
-	(*Mount)(nil),                // 23: swarm.v1.Mount
-	(*RegistryAuth)(nil),         // 24: swarm.v1.RegistryAuth
-	(*ContainerSpec)(nil),        // 25: swarm.v1.ContainerSpec
-	(*SpreadOver)(nil),           // 26: swarm.v1.SpreadOver
-	(*PlacementPreference)(nil),  // 27: swarm.v1.PlacementPreference
-	(*Placement)(nil),            // 28: swarm.v1.Placement
-	(*TaskSpec)(nil),             // 29: swarm.v1.TaskSpec
-	(*ReplicatedMode)(nil),       // 30: swarm.v1.ReplicatedMode
-	(*GlobalMode)(nil),           // 31: swarm.v1.GlobalMode
-	(*ServiceMode)(nil),          // 32: swarm.v1.ServiceMode
-	(*UpdateConfig)(nil),         // 33: swarm.v1.UpdateConfig
-	(*EndpointSpec)(nil),         // 34: swarm.v1.EndpointSpec
-	(*ServiceSpec)(nil),          // 35: swarm.v1.ServiceSpec
-	(*NodeSpec)(nil),             // 36: swarm.v1.NodeSpec
-	(*Platform)(nil),             // 37: swarm.v1.Platform
-	(*EngineDescription)(nil),    // 38: swarm.v1.EngineDescription
-	(*NodeDescription)(nil),      // 39: swarm.v1.NodeDescription
-	(*NodeNetwork)(nil),          // 40: swarm.v1.NodeNetwork
-	(*PortConflict)(nil),         // 41: swarm.v1.PortConflict
-	(*ClusterSpec)(nil),          // 42: swarm.v1.ClusterSpec
-	(*JoinTokens)(nil),           // 43: swarm.v1.JoinTokens
-	nil,                          // 44: swarm.v1.NetworkSpec.LabelsEntry
-	nil,                          // 45: swarm.v1.NetworkSpec.OptionsEntry
-	nil,                          // 46: swarm.v1.ContainerSpec.LabelsEntry
-	nil,                          // 47: swarm.v1.ServiceSpec.LabelsEntry
-	nil,                          // 48: swarm.v1.NodeSpec.LabelsEntry
-	nil,                          // 49: swarm.v1.EngineDescription.LabelsEntry
-	(*durationpb.Duration)(nil),  // 50: google.protobuf.Duration
+	(UpdateStrategy)(0),          // 14: swarm.v1.UpdateStrategy
+	(*Meta)(nil),                 // 15: swarm.v1.Meta
+	(*Resources)(nil),            // 16: swarm.v1.Resources
+	(*ResourceRequirements)(nil), // 17: swarm.v1.ResourceRequirements
+	(*RestartPolicy)(nil),        // 18: swarm.v1.RestartPolicy
+	(*PortConfig)(nil),           // 19: swarm.v1.PortConfig
+	(*NetworkAttachment)(nil),    // 20: swarm.v1.NetworkAttachment
+	(*DNSConfig)(nil),            // 21: swarm.v1.DNSConfig
+	(*NetworkSubnet)(nil),        // 22: swarm.v1.NetworkSubnet
+	(*NetworkSpec)(nil),          // 23: swarm.v1.NetworkSpec
+	(*Mount)(nil),                // 24: swarm.v1.Mount
+	(*RegistryAuth)(nil),         // 25: swarm.v1.RegistryAuth
+	(*ContainerSpec)(nil),        // 26: swarm.v1.ContainerSpec
+	(*Probe)(nil),                // 27: swarm.v1.Probe
+	(*ExecProbe)(nil),            // 28: swarm.v1.ExecProbe
+	(*HTTPProbe)(nil),            // 29: swarm.v1.HTTPProbe
+	(*TCPProbe)(nil),             // 30: swarm.v1.TCPProbe
+	(*GRPCProbe)(nil),            // 31: swarm.v1.GRPCProbe
+	(*SpreadOver)(nil),           // 32: swarm.v1.SpreadOver
+	(*PlacementPreference)(nil),  // 33: swarm.v1.PlacementPreference
+	(*Placement)(nil),            // 34: swarm.v1.Placement
+	(*TaskSpec)(nil),             // 35: swarm.v1.TaskSpec
+	(*ReplicatedMode)(nil),       // 36: swarm.v1.ReplicatedMode
+	(*GlobalMode)(nil),           // 37: swarm.v1.GlobalMode
+	(*ServiceMode)(nil),          // 38: swarm.v1.ServiceMode
+	(*UpdateConfig)(nil),         // 39: swarm.v1.UpdateConfig
+	(*CanaryStep)(nil),           // 40: swarm.v1.CanaryStep
+	(*CanaryMetric)(nil),         // 41: swarm.v1.CanaryMetric
+	(*EndpointSpec)(nil),         // 42: swarm.v1.EndpointSpec
+	(*ServiceSpec)(nil),          // 43: swarm.v1.ServiceSpec
+	(*NodeSpec)(nil),             // 44: swarm.v1.NodeSpec
+	(*Platform)(nil),             // 45: swarm.v1.Platform
+	(*EngineDescription)(nil),    // 46: swarm.v1.EngineDescription
+	(*NodeDescription)(nil),      // 47: swarm.v1.NodeDescription
+	(*NodeNetwork)(nil),          // 48: swarm.v1.NodeNetwork
+	(*PortConflict)(nil),         // 49: swarm.v1.PortConflict
+	(*ClusterSpec)(nil),          // 50: swarm.v1.ClusterSpec
+	(*JoinTokens)(nil),           // 51: swarm.v1.JoinTokens
+	nil,                          // 52: swarm.v1.NetworkSpec.LabelsEntry
+	nil,                          // 53: swarm.v1.NetworkSpec.OptionsEntry
+	nil,                          // 54: swarm.v1.ContainerSpec.LabelsEntry
+	nil,                          // 55: swarm.v1.ServiceSpec.LabelsEntry
+	nil,                          // 56: swarm.v1.NodeSpec.LabelsEntry
+	nil,                          // 57: swarm.v1.EngineDescription.LabelsEntry
+	(*durationpb.Duration)(nil),  // 58: google.protobuf.Duration
 }
 var file_swarm_v1_types_proto_depIdxs = []int32{
-	15, // 0: swarm.v1.ResourceRequirements.limits:type_name -> swarm.v1.Resources
-	15, // 1: swarm.v1.ResourceRequirements.reservations:type_name -> swarm.v1.Resources
+	16, // 0: swarm.v1.ResourceRequirements.limits:type_name -> swarm.v1.Resources
+	16, // 1: swarm.v1.ResourceRequirements.reservations:type_name -> swarm.v1.Resources
 	4,  // 2: swarm.v1.RestartPolicy.condition:type_name -> swarm.v1.RestartCondition
-	50, // 3: swarm.v1.RestartPolicy.delay:type_name -> google.protobuf.Duration
-	50, // 4: swarm.v1.RestartPolicy.window:type_name -> google.protobuf.Duration
+	58, // 3: swarm.v1.RestartPolicy.delay:type_name -> google.protobuf.Duration
+	58, // 4: swarm.v1.RestartPolicy.window:type_name -> google.protobuf.Duration
 	5,  // 5: swarm.v1.PortConfig.protocol:type_name -> swarm.v1.Protocol
 	6,  // 6: swarm.v1.PortConfig.mode:type_name -> swarm.v1.PublishMode
 	7,  // 7: swarm.v1.PortConfig.source:type_name -> swarm.v1.PublishSource
 	8,  // 8: swarm.v1.PortConfig.affinity:type_name -> swarm.v1.Affinity
-	44, // 9: swarm.v1.NetworkSpec.labels:type_name -> swarm.v1.NetworkSpec.LabelsEntry
-	45, // 10: swarm.v1.NetworkSpec.options:type_name -> swarm.v1.NetworkSpec.OptionsEntry
-	21, // 11: swarm.v1.NetworkSpec.subnets:type_name -> swarm.v1.NetworkSubnet
+	52, // 9: swarm.v1.NetworkSpec.labels:type_name -> swarm.v1.NetworkSpec.LabelsEntry
+	53, // 10: swarm.v1.NetworkSpec.options:type_name -> swarm.v1.NetworkSpec.OptionsEntry
+	22, // 11: swarm.v1.NetworkSpec.subnets:type_name -> swarm.v1.NetworkSubnet
 	10, // 12: swarm.v1.Mount.type:type_name -> swarm.v1.MountType
-	46, // 13: swarm.v1.ContainerSpec.labels:type_name -> swarm.v1.ContainerSpec.LabelsEntry
-	23, // 14: swarm.v1.ContainerSpec.mounts:type_name -> swarm.v1.Mount
-	50, // 15: swarm.v1.ContainerSpec.stop_grace_period:type_name -> google.protobuf.Duration
+	54, // 13: swarm.v1.ContainerSpec.labels:type_name -> swarm.v1.ContainerSpec.LabelsEntry
+	24, // 14: swarm.v1.ContainerSpec.mounts:type_name -> swarm.v1.Mount
+	58, // 15: swarm.v1.ContainerSpec.stop_grace_period:type_name -> google.protobuf.Duration
 	11, // 16: swarm.v1.ContainerSpec.pull_policy:type_name -> swarm.v1.PullPolicy
-	20, // 17: swarm.v1.ContainerSpec.dns:type_name -> swarm.v1.DNSConfig
-	26, // 18: swarm.v1.PlacementPreference.spread:type_name -> swarm.v1.SpreadOver
-	27, // 19: swarm.v1.Placement.preferences:type_name -> swarm.v1.PlacementPreference
-	25, // 20: swarm.v1.TaskSpec.container:type_name -> swarm.v1.ContainerSpec
-	16, // 21: swarm.v1.TaskSpec.resources:type_name -> swarm.v1.ResourceRequirements
-	17, // 22: swarm.v1.TaskSpec.restart:type_name -> swarm.v1.RestartPolicy
-	28, // 23: swarm.v1.TaskSpec.placement:type_name -> swarm.v1.Placement
-	50, // 24: swarm.v1.TaskSpec.stop_after_disconnect:type_name -> google.protobuf.Duration
-	19, // 25: swarm.v1.TaskSpec.networks:type_name -> swarm.v1.NetworkAttachment
-	30, // 26: swarm.v1.ServiceMode.replicated:type_name -> swarm.v1.ReplicatedMode
-	31, // 27: swarm.v1.ServiceMode.global:type_name -> swarm.v1.GlobalMode
-	50, // 28: swarm.v1.UpdateConfig.delay:type_name -> google.protobuf.Duration
-	13, // 29: swarm.v1.UpdateConfig.failure_action:type_name -> swarm.v1.FailureAction
-	50, // 30: swarm.v1.UpdateConfig.monitor:type_name -> google.protobuf.Duration
-	12, // 31: swarm.v1.UpdateConfig.order:type_name -> swarm.v1.UpdateOrder
-	18, // 32: swarm.v1.EndpointSpec.ports:type_name -> swarm.v1.PortConfig
-	9,  // 33: swarm.v1.EndpointSpec.mode:type_name -> swarm.v1.EndpointMode
-	47, // 34: swarm.v1.ServiceSpec.labels:type_name -> swarm.v1.ServiceSpec.LabelsEntry
-	29, // 35: swarm.v1.ServiceSpec.task:type_name -> swarm.v1.TaskSpec
-	32, // 36: swarm.v1.ServiceSpec.mode:type_name -> swarm.v1.ServiceMode
-	33, // 37: swarm.v1.ServiceSpec.update:type_name -> swarm.v1.UpdateConfig
-	33, // 38: swarm.v1.ServiceSpec.rollback:type_name -> swarm.v1.UpdateConfig
-	34, // 39: swarm.v1.ServiceSpec.endpoint:type_name -> swarm.v1.EndpointSpec
-	1,  // 40: swarm.v1.NodeSpec.desired_role:type_name -> swarm.v1.NodeRole
-	2,  // 41: swarm.v1.NodeSpec.availability:type_name -> swarm.v1.NodeAvailability
-	48, // 42: swarm.v1.NodeSpec.labels:type_name -> swarm.v1.NodeSpec.LabelsEntry
-	49, // 43: swarm.v1.EngineDescription.labels:type_name -> swarm.v1.EngineDescription.LabelsEntry
-	37, // 44: swarm.v1.NodeDescription.platform:type_name -> swarm.v1.Platform
-	15, // 45: swarm.v1.NodeDescription.resources:type_name -> swarm.v1.Resources
-	38, // 46: swarm.v1.NodeDescription.engine:type_name -> swarm.v1.EngineDescription
-	40, // 47: swarm.v1.NodeDescription.network:type_name -> swarm.v1.NodeNetwork
-	41, // 48: swarm.v1.NodeNetwork.conflicts:type_name -> swarm.v1.PortConflict
-	5,  // 49: swarm.v1.PortConflict.protocol:type_name -> swarm.v1.Protocol
-	50, // 50: swarm.v1.ClusterSpec.node_cert_expiry:type_name -> google.protobuf.Duration
-	50, // 51: swarm.v1.ClusterSpec.gossip_key_rotation:type_name -> google.protobuf.Duration
-	52, // [52:52] is the sub-list for method output_type
-	52, // [52:52] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	21, // 17: swarm.v1.ContainerSpec.dns:type_name -> swarm.v1.DNSConfig
+	27, // 18: swarm.v1.ContainerSpec.health:type_name -> swarm.v1.Probe
+	27, // 19: swarm.v1.ContainerSpec.ready:type_name -> swarm.v1.Probe
+	58, // 20: swarm.v1.ContainerSpec.pre_stop_timeout:type_name -> google.protobuf.Duration
+	58, // 21: swarm.v1.ContainerSpec.drain_timeout:type_name -> google.protobuf.Duration
+	28, // 22: swarm.v1.Probe.exec:type_name -> swarm.v1.ExecProbe
+	29, // 23: swarm.v1.Probe.http:type_name -> swarm.v1.HTTPProbe
+	30, // 24: swarm.v1.Probe.tcp:type_name -> swarm.v1.TCPProbe
+	31, // 25: swarm.v1.Probe.grpc:type_name -> swarm.v1.GRPCProbe
+	58, // 26: swarm.v1.Probe.interval:type_name -> google.protobuf.Duration
+	58, // 27: swarm.v1.Probe.timeout:type_name -> google.protobuf.Duration
+	58, // 28: swarm.v1.Probe.start_period:type_name -> google.protobuf.Duration
+	58, // 29: swarm.v1.Probe.start_interval:type_name -> google.protobuf.Duration
+	32, // 30: swarm.v1.PlacementPreference.spread:type_name -> swarm.v1.SpreadOver
+	33, // 31: swarm.v1.Placement.preferences:type_name -> swarm.v1.PlacementPreference
+	26, // 32: swarm.v1.TaskSpec.container:type_name -> swarm.v1.ContainerSpec
+	17, // 33: swarm.v1.TaskSpec.resources:type_name -> swarm.v1.ResourceRequirements
+	18, // 34: swarm.v1.TaskSpec.restart:type_name -> swarm.v1.RestartPolicy
+	34, // 35: swarm.v1.TaskSpec.placement:type_name -> swarm.v1.Placement
+	58, // 36: swarm.v1.TaskSpec.stop_after_disconnect:type_name -> google.protobuf.Duration
+	20, // 37: swarm.v1.TaskSpec.networks:type_name -> swarm.v1.NetworkAttachment
+	36, // 38: swarm.v1.ServiceMode.replicated:type_name -> swarm.v1.ReplicatedMode
+	37, // 39: swarm.v1.ServiceMode.global:type_name -> swarm.v1.GlobalMode
+	58, // 40: swarm.v1.UpdateConfig.delay:type_name -> google.protobuf.Duration
+	13, // 41: swarm.v1.UpdateConfig.failure_action:type_name -> swarm.v1.FailureAction
+	58, // 42: swarm.v1.UpdateConfig.monitor:type_name -> google.protobuf.Duration
+	12, // 43: swarm.v1.UpdateConfig.order:type_name -> swarm.v1.UpdateOrder
+	14, // 44: swarm.v1.UpdateConfig.strategy:type_name -> swarm.v1.UpdateStrategy
+	40, // 45: swarm.v1.UpdateConfig.canary_steps:type_name -> swarm.v1.CanaryStep
+	41, // 46: swarm.v1.UpdateConfig.canary_metric:type_name -> swarm.v1.CanaryMetric
+	19, // 47: swarm.v1.UpdateConfig.preview_ports:type_name -> swarm.v1.PortConfig
+	58, // 48: swarm.v1.UpdateConfig.promote_grace:type_name -> google.protobuf.Duration
+	58, // 49: swarm.v1.UpdateConfig.progress_deadline:type_name -> google.protobuf.Duration
+	58, // 50: swarm.v1.CanaryStep.watch:type_name -> google.protobuf.Duration
+	58, // 51: swarm.v1.CanaryMetric.interval:type_name -> google.protobuf.Duration
+	19, // 52: swarm.v1.EndpointSpec.ports:type_name -> swarm.v1.PortConfig
+	9,  // 53: swarm.v1.EndpointSpec.mode:type_name -> swarm.v1.EndpointMode
+	55, // 54: swarm.v1.ServiceSpec.labels:type_name -> swarm.v1.ServiceSpec.LabelsEntry
+	35, // 55: swarm.v1.ServiceSpec.task:type_name -> swarm.v1.TaskSpec
+	38, // 56: swarm.v1.ServiceSpec.mode:type_name -> swarm.v1.ServiceMode
+	39, // 57: swarm.v1.ServiceSpec.update:type_name -> swarm.v1.UpdateConfig
+	39, // 58: swarm.v1.ServiceSpec.rollback:type_name -> swarm.v1.UpdateConfig
+	42, // 59: swarm.v1.ServiceSpec.endpoint:type_name -> swarm.v1.EndpointSpec
+	1,  // 60: swarm.v1.NodeSpec.desired_role:type_name -> swarm.v1.NodeRole
+	2,  // 61: swarm.v1.NodeSpec.availability:type_name -> swarm.v1.NodeAvailability
+	56, // 62: swarm.v1.NodeSpec.labels:type_name -> swarm.v1.NodeSpec.LabelsEntry
+	57, // 63: swarm.v1.EngineDescription.labels:type_name -> swarm.v1.EngineDescription.LabelsEntry
+	45, // 64: swarm.v1.NodeDescription.platform:type_name -> swarm.v1.Platform
+	16, // 65: swarm.v1.NodeDescription.resources:type_name -> swarm.v1.Resources
+	46, // 66: swarm.v1.NodeDescription.engine:type_name -> swarm.v1.EngineDescription
+	48, // 67: swarm.v1.NodeDescription.network:type_name -> swarm.v1.NodeNetwork
+	49, // 68: swarm.v1.NodeNetwork.conflicts:type_name -> swarm.v1.PortConflict
+	5,  // 69: swarm.v1.PortConflict.protocol:type_name -> swarm.v1.Protocol
+	58, // 70: swarm.v1.ClusterSpec.node_cert_expiry:type_name -> google.protobuf.Duration
+	58, // 71: swarm.v1.ClusterSpec.gossip_key_rotation:type_name -> google.protobuf.Duration
+	72, // [72:72] is the sub-list for method output_type
+	72, // [72:72] is the sub-list for method input_type
+	72, // [72:72] is the sub-list for extension type_name
+	72, // [72:72] is the sub-list for extension extendee
+	0,  // [0:72] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_types_proto_init() }
@@ -3465,19 +4250,26 @@ func file_swarm_v1_types_proto_init() {
 	if File_swarm_v1_types_proto != nil {
 		return
 	}
-	file_swarm_v1_types_proto_msgTypes[18].OneofWrappers = []any{
+	file_swarm_v1_types_proto_msgTypes[12].OneofWrappers = []any{
+		(*Probe_Exec)(nil),
+		(*Probe_Http)(nil),
+		(*Probe_Tcp)(nil),
+		(*Probe_Grpc)(nil),
+	}
+	file_swarm_v1_types_proto_msgTypes[23].OneofWrappers = []any{
 		(*ServiceMode_Replicated)(nil),
 		(*ServiceMode_Global)(nil),
 	}
-	file_swarm_v1_types_proto_msgTypes[19].OneofWrappers = []any{}
-	file_swarm_v1_types_proto_msgTypes[28].OneofWrappers = []any{}
+	file_swarm_v1_types_proto_msgTypes[24].OneofWrappers = []any{}
+	file_swarm_v1_types_proto_msgTypes[26].OneofWrappers = []any{}
+	file_swarm_v1_types_proto_msgTypes[35].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_types_proto_rawDesc), len(file_swarm_v1_types_proto_rawDesc)),
-			NumEnums:      14,
-			NumMessages:   36,
+			NumEnums:      15,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
