@@ -25,6 +25,8 @@ type planner struct {
 	work  map[string]*work
 	// stuck are the services with tasks that no node suits; true: for want of something that tasks hold.
 	stuck map[string]bool
+	// pinned are those of them with a task that belongs on the node of the one that it replaces, by that node.
+	pinned map[string]map[string]bool
 	// successors are the services of tasks that were decided about before the task that they replace had a node, by
 	// that one. Their claims counted in full; once both have the same node they are one claim, which leaves room.
 	successors map[string]string
@@ -79,7 +81,7 @@ type decision struct {
 
 func newPlanner() *planner {
 	return &planner{
-		work: map[string]*work{}, stuck: map[string]bool{}, successors: map[string]string{}, overlay: map[string]*entry{},
+		work: map[string]*work{}, stuck: map[string]bool{}, pinned: map[string]map[string]bool{}, successors: map[string]string{}, overlay: map[string]*entry{},
 		maxWrites: store.MaxWrites,
 	}
 }
@@ -89,6 +91,7 @@ func (p *planner) waiting() bool { return len(p.queue) > 0 }
 // reset looks at everything: at the start, and when changes were missed. The overlay stays.
 func (p *planner) reset(view *store.View) {
 	maps.DeleteFunc(p.stuck, func(service string, _ bool) bool { return view.Service(service) == nil })
+	clear(p.pinned)
 	maps.DeleteFunc(p.successors, func(task, _ string) bool { return view.Task(task) == nil || view.NodeID(task) != "" })
 	last := ""
 	for t := range view.Unplaced() {
@@ -151,6 +154,9 @@ func (p *planner) observe(view *store.View, changes []store.Change) {
 			}
 		case swarmpb.Table_TABLE_NODE, swarmpb.Table_TABLE_NODE_STATUS:
 			node = node || helps(view, c)
+			if !scheduler.TakesTasks(view.Node(c.Key.ID), view.NodeStatus(c.Key.ID)) {
+				p.unpin(c.Key.ID)
+			}
 		}
 	}
 	if freed || node {
@@ -264,6 +270,22 @@ func (p *planner) withdrawn(d *decision) {
 // stick notes that a task of the service waits: crowded, for something that other tasks hold.
 func (p *planner) stick(service string, crowded bool) {
 	p.stuck[service] = p.stuck[service] || crowded
+}
+
+// pin notes that a task of the service waits for this node alone, as long as that takes tasks.
+func (p *planner) pin(service, node string) {
+	if p.pinned[node] == nil {
+		p.pinned[node] = map[string]bool{}
+	}
+	p.pinned[node][service] = true
+}
+
+// unpin gives a turn to the services that waited for a node which takes no tasks any more.
+func (p *planner) unpin(node string) {
+	for _, service := range slices.Sorted(maps.Keys(p.pinned[node])) {
+		p.enqueue(service)
+	}
+	delete(p.pinned, node)
 }
 
 // wake gives a turn to the services that are stuck: those that wait for what tasks hold, or all.

@@ -212,7 +212,7 @@ func (r *round) placeGroup(service string, version uint64, tasks []*swarmpb.Task
 	}
 	group := &scheduler.Group{Service: service, Requirements: q, OnNode: onNode, Tasks: make([]scheduler.Task, len(tasks))}
 	for i, t := range tasks {
-		group.Tasks[i] = scheduler.Task{ID: t.GetId(), Node: t.GetNodeId(), Held: r.inherits(t)}
+		group.Tasks[i] = scheduler.Task{ID: t.GetId(), Node: cmp.Or(t.GetNodeId(), r.home(t)), Held: r.inherits(t)}
 	}
 	var words scheduler.Rejections
 	message := ""
@@ -222,6 +222,9 @@ func (r *round) placeGroup(service string, version uint64, tasks []*swarmpb.Task
 				words, message = a.Rejections, a.Rejections.String()
 			}
 			r.planner.stick(service, a.Rejections.Crowded())
+			if tasks[i].GetSameNode() && group.Tasks[i].Node != "" {
+				r.planner.pin(service, group.Tasks[i].Node)
+			}
 			r.reject(tasks[i], message)
 			continue
 		}
@@ -230,6 +233,18 @@ func (r *round) placeGroup(service string, version uint64, tasks []*swarmpb.Task
 		}
 		r.assign(tasks[i], a.Node)
 	}
+}
+
+// home is the node that an in-place successor belongs on: that of the task which it replaces, while it takes tasks.
+func (r *round) home(t *swarmpb.Task) string {
+	if !t.GetSameNode() {
+		return ""
+	}
+	node := r.view.NodeID(t.GetReplaces())
+	if !scheduler.TakesTasks(r.view.Node(node), r.view.NodeStatus(node)) {
+		return ""
+	}
+	return node
 }
 
 // onNode counts the service's claims by node, with those that the view does not show. It reads whichever are

@@ -21,7 +21,7 @@ var rewrite = flag.Bool("rewrite", false, "write what the scripts in testdata pr
 // TestScripts runs testdata/*.txt: lines of commands, each block of them followed by what it printed, indented.
 //
 //	node n1 cpu=4 down pause zone=a      service web cpu=1 port=80 max=1 constraint=node.labels.zone==a
-//	tasks web 3   global web n1          replace web.1 [start-first] (as the newest template)
+//	tasks web 3   global web n1          replace web.1 [start-first|in-place] (as the newest template)
 //	down n1   up n1   pause n1   active n1   label n1 zone=b   rmnode n1
 //	network front   service web cpu=1 networks=front,back   addresses web.1 front back
 //	end web.1   stop web.1   remove web.1 (a successor is called web.1.ATTEMPT)
@@ -215,6 +215,9 @@ func (w *world) do(command string, args []string) {
 	case "replace":
 		old := w.store.View().Task(id)
 		t := &swarmpb.Task{ServiceId: old.GetServiceId(), Slot: old.GetSlot(), NodeId: old.GetNodeId(), Replaces: id}
+		if len(args) > 1 && args[1] == "in-place" {
+			t.SameNode = true
+		}
 		if len(args) > 1 && args[1] == "start-first" {
 			t.DesiredState, t.Beside = swarmpb.TaskState_TASK_STATE_RUNNING, true
 		}
