@@ -73,7 +73,7 @@ func (i *Ingress) Gone(taskID string) error {
 	i.state.gone[taskID] = true
 	leave := newLeaving()
 	if a, ok := uplinkAddress(i.state.services[id].endpoints[taskID]); ok {
-		leave.all[a] = true
+		i.state.release(a, leave)
 	}
 	return errors.Join(i.settle(i.state.claim(map[string]bool{id: true})), i.endFlows(leave))
 }

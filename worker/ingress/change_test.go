@@ -139,6 +139,48 @@ func TestEndpointRemoved_ActiveClientIsResetAtOnce_OthersGoOn(t *testing.T) {
 	}
 }
 
+// An address is given again once its task has ended; the other nodes may hear of both late.
+func TestEndpointRemoved_AnotherHasItsAddress_ThatOnesConnectionsGoOn(t *testing.T) {
+	l := newLab(t, 1)
+	h := l.hosts[0]
+	a, b := h.pod("a"), h.pod("b")
+	former := func(id string) *swarmpb.Endpoint {
+		e := a.endpoint("s", active)
+		e.TaskId = id
+		return e
+	}
+	l.tell(Update{Full: true, Services: []*swarmpb.AssignedService{publishing("s", port(tcp, 8080, 80))}, Endpoints: []*swarmpb.Endpoint{
+		a.endpoint("s", active), former("removed"), former("moved"), former("gone"), former("forgotten"),
+	}})
+	_, echo := established(t, l.client, h.at(8080))
+	moved := b.endpoint("s", draining)
+	moved.TaskId = "moved"
+	for _, c := range []struct {
+		name string
+		do   func() error
+	}{
+		{"one is removed", func() error { return h.Apply(Update{RemovedEndpoints: []string{"removed"}}) }},
+		{"one has another address", func() error { return h.Apply(Update{Endpoints: []*swarmpb.Endpoint{moved}}) }},
+		{"one's process ends", func() error { return h.Gone("gone") }},
+		{"one is not told any more", func() error {
+			return h.Apply(Update{Full: true, Services: []*swarmpb.AssignedService{publishing("s", port(tcp, 8080, 80))}, Endpoints: []*swarmpb.Endpoint{a.endpoint("s", active)}})
+		}},
+	} {
+		must(t, c.do())
+		if n := flows(t, "", leadingTo(a, unix.IPPROTO_TCP)); n == 0 {
+			t.Errorf("%s: the connection with the one that has the address is not tracked any more", c.name)
+		}
+		must(t, echo())
+	}
+	must(t, h.Apply(Update{RemovedEndpoints: []string{"a"}, Endpoints: []*swarmpb.Endpoint{former("next")}}))
+	if n := flows(t, "", leadingTo(a, unix.IPPROTO_TCP)); n > 0 {
+		t.Errorf("the last one is removed as another comes: %d of its connections are still tracked", n)
+	}
+	if n := len(h.state.held); n != 1 {
+		t.Errorf("%d addresses are held: %v; want one", n, h.state.held)
+	}
+}
+
 // What could not be ended, here for want of descriptors, is ended by the next check.
 func TestEndpointRemoved_ConnectionsCannotBeEnded_TheNextCheckEndsThem(t *testing.T) {
 	l := newLab(t, 1)

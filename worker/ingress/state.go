@@ -26,6 +26,9 @@ type state struct {
 	tasks    map[string]string // task -> service
 	// gone are tasks whose process has ended here, until the managers have taken the endpoint back.
 	gone map[string]bool
+	// held is how many endpoints have an address, but for those that are gone. An address that another one has is in use: it was given
+	// again before the managers took the former one's endpoint back.
+	held map[netip.Addr]int
 	// dead is gossip's view of the nodes that endpoints are on.
 	dead map[string]bool
 	hint func(nodeID string) bool
@@ -39,7 +42,7 @@ type state struct {
 
 func newState() *state {
 	return &state{
-		services: map[string]*service{}, tasks: map[string]string{}, gone: map[string]bool{}, dead: map[string]bool{},
+		services: map[string]*service{}, tasks: map[string]string{}, gone: map[string]bool{}, held: map[netip.Addr]int{}, dead: map[string]bool{},
 		hint: func(string) bool { return false }, claims: map[portKey]map[string]*balance{}, portsOf: map[string][]portKey{},
 	}
 }
@@ -68,11 +71,11 @@ func (s *state) take(u Update) (map[string]bool, leaving) {
 		s.service(m.GetId()).ports = m.GetPorts()
 		touched[m.GetId()] = true
 	}
+	for _, task := range u.RemovedEndpoints { // first, as one that comes may have the address of one that goes
+		s.removeEndpoint(task, touched, out)
+	}
 	for _, e := range u.Endpoints {
 		s.setEndpoint(e, touched, out)
-	}
-	for _, task := range u.RemovedEndpoints {
-		s.removeEndpoint(task, touched, out)
 	}
 	for _, id := range u.RemovedServices {
 		if v := s.services[id]; v != nil {
@@ -121,14 +124,18 @@ func (s *state) setEndpoint(e *swarmpb.Endpoint, touched map[string]bool, out le
 	s.tasks[e.GetTaskId()] = e.GetServiceId()
 	s.dead[e.GetNodeId()] = s.hint(e.GetNodeId())
 	touched[e.GetServiceId()] = true
-	if a, ok := uplinkAddress(before); ok {
-		if now, _ := uplinkAddress(e); now != a {
-			out.all[a] = true
+	now, has := uplinkAddress(e)
+	if a, had := uplinkAddress(before); (had != has || a != now) && !s.gone[e.GetTaskId()] {
+		if had {
+			s.release(a, out)
+		}
+		if has {
+			s.held[now]++
 		}
 	}
 	draining := swarmpb.EndpointState_ENDPOINT_STATE_DRAINING
-	if a, ok := uplinkAddress(e); ok && e.GetState() == draining && before.GetState() != draining && v.takesUDP() {
-		out.udp[a] = true
+	if has && e.GetState() == draining && before.GetState() != draining && v.takesUDP() {
+		out.udp[now] = true
 	}
 }
 
@@ -139,12 +146,21 @@ func (s *state) removeEndpoint(task string, touched map[string]bool, out leaving
 	}
 	v := s.services[id]
 	if a, ok := uplinkAddress(v.endpoints[task]); ok && !s.gone[task] {
-		out.all[a] = true
+		s.release(a, out)
 	}
 	delete(v.endpoints, task)
 	delete(s.tasks, task)
 	delete(s.gone, task)
 	touched[id] = true
+}
+
+// release has the connections to an address end, unless another endpoint has it.
+func (s *state) release(a netip.Addr, out leaving) {
+	if s.held[a]--; s.held[a] > 0 {
+		return
+	}
+	delete(s.held, a)
+	out.all[a] = true
 }
 
 // tidy drops services of which nothing is left to know, and what is known of nodes without endpoints.
