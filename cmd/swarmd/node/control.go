@@ -110,6 +110,14 @@ func (c controlSwitch) ListNetworks(ctx context.Context, r *swarmpb.ListNetworks
 	return call(c, ctx, r, swarmpb.ControlServer.ListNetworks)
 }
 
+func (c controlSwitch) ConnectNetwork(ctx context.Context, r *swarmpb.ConnectNetworkRequest) (*swarmpb.ConnectNetworkResponse, error) {
+	return call(c, ctx, r, swarmpb.ControlServer.ConnectNetwork)
+}
+
+func (c controlSwitch) DisconnectNetwork(ctx context.Context, r *swarmpb.DisconnectNetworkRequest) (*swarmpb.DisconnectNetworkResponse, error) {
+	return call(c, ctx, r, swarmpb.ControlServer.DisconnectNetwork)
+}
+
 func (c controlSwitch) RollbackService(ctx context.Context, r *swarmpb.RollbackServiceRequest) (*swarmpb.RollbackServiceResponse, error) {
 	return call(c, ctx, r, swarmpb.ControlServer.RollbackService)
 }

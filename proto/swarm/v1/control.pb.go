@@ -140,8 +140,10 @@ type GetClusterResponse struct {
 	Leader string `protobuf:"bytes,10,opt,name=leader,proto3" json:"leader,omitempty"`
 	// Of the managers, those that vote and whose node is ready.
 	ReachableManagers uint32 `protobuf:"varint,11,opt,name=reachable_managers,json=reachableManagers,proto3" json:"reachable_managers,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Unset while the leader's are not known here.
+	Drains        *Drains `protobuf:"bytes,30,opt,name=drains,proto3" json:"drains,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetClusterResponse) Reset() {
@@ -251,6 +253,67 @@ func (x *GetClusterResponse) GetReachableManagers() uint32 {
 	return 0
 }
 
+func (x *GetClusterResponse) GetDrains() *Drains {
+	if x != nil {
+		return x.Drains
+	}
+	return nil
+}
+
+// Drains counts tasks that were taken from all balancers before they stopped, since the leader's process began.
+type Drains struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Noted uint64                 `protobuf:"varint,1,opt,name=noted,proto3" json:"noted,omitempty"`
+	// Of those, with a node that had not said so in time.
+	Late          uint64 `protobuf:"varint,2,opt,name=late,proto3" json:"late,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drains) Reset() {
+	*x = Drains{}
+	mi := &file_swarm_v1_control_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drains) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drains) ProtoMessage() {}
+
+func (x *Drains) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drains.ProtoReflect.Descriptor instead.
+func (*Drains) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Drains) GetNoted() uint64 {
+	if x != nil {
+		return x.Noted
+	}
+	return 0
+}
+
+func (x *Drains) GetLate() uint64 {
+	if x != nil {
+		return x.Late
+	}
+	return 0
+}
+
 type GetJoinTokensRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -259,7 +322,7 @@ type GetJoinTokensRequest struct {
 
 func (x *GetJoinTokensRequest) Reset() {
 	*x = GetJoinTokensRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[2]
+	mi := &file_swarm_v1_control_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -271,7 +334,7 @@ func (x *GetJoinTokensRequest) String() string {
 func (*GetJoinTokensRequest) ProtoMessage() {}
 
 func (x *GetJoinTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[2]
+	mi := &file_swarm_v1_control_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -284,7 +347,7 @@ func (x *GetJoinTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJoinTokensRequest.ProtoReflect.Descriptor instead.
 func (*GetJoinTokensRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{2}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{3}
 }
 
 type GetJoinTokensResponse struct {
@@ -298,7 +361,7 @@ type GetJoinTokensResponse struct {
 
 func (x *GetJoinTokensResponse) Reset() {
 	*x = GetJoinTokensResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[3]
+	mi := &file_swarm_v1_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -310,7 +373,7 @@ func (x *GetJoinTokensResponse) String() string {
 func (*GetJoinTokensResponse) ProtoMessage() {}
 
 func (x *GetJoinTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[3]
+	mi := &file_swarm_v1_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -323,7 +386,7 @@ func (x *GetJoinTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJoinTokensResponse.ProtoReflect.Descriptor instead.
 func (*GetJoinTokensResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{3}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *GetJoinTokensResponse) GetTokens() *JoinTokens {
@@ -350,7 +413,7 @@ type RotateJoinTokenRequest struct {
 
 func (x *RotateJoinTokenRequest) Reset() {
 	*x = RotateJoinTokenRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[4]
+	mi := &file_swarm_v1_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -362,7 +425,7 @@ func (x *RotateJoinTokenRequest) String() string {
 func (*RotateJoinTokenRequest) ProtoMessage() {}
 
 func (x *RotateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[4]
+	mi := &file_swarm_v1_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -375,7 +438,7 @@ func (x *RotateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*RotateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{4}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RotateJoinTokenRequest) GetRole() NodeRole {
@@ -402,7 +465,7 @@ type RotateJoinTokenResponse struct {
 
 func (x *RotateJoinTokenResponse) Reset() {
 	*x = RotateJoinTokenResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[5]
+	mi := &file_swarm_v1_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -414,7 +477,7 @@ func (x *RotateJoinTokenResponse) String() string {
 func (*RotateJoinTokenResponse) ProtoMessage() {}
 
 func (x *RotateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[5]
+	mi := &file_swarm_v1_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -427,7 +490,7 @@ func (x *RotateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*RotateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{5}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RotateJoinTokenResponse) GetTokens() *JoinTokens {
@@ -462,7 +525,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_swarm_v1_control_proto_msgTypes[6]
+	mi := &file_swarm_v1_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -474,7 +537,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[6]
+	mi := &file_swarm_v1_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -487,7 +550,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{6}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *NodeInfo) GetNode() *Node {
@@ -555,7 +618,7 @@ type ManagerStatus struct {
 
 func (x *ManagerStatus) Reset() {
 	*x = ManagerStatus{}
-	mi := &file_swarm_v1_control_proto_msgTypes[7]
+	mi := &file_swarm_v1_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -567,7 +630,7 @@ func (x *ManagerStatus) String() string {
 func (*ManagerStatus) ProtoMessage() {}
 
 func (x *ManagerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[7]
+	mi := &file_swarm_v1_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -580,7 +643,7 @@ func (x *ManagerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManagerStatus.ProtoReflect.Descriptor instead.
 func (*ManagerStatus) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{7}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ManagerStatus) GetAddress() string {
@@ -619,7 +682,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[8]
+	mi := &file_swarm_v1_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -631,7 +694,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[8]
+	mi := &file_swarm_v1_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -644,7 +707,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{8}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{9}
 }
 
 type ListNodesResponse struct {
@@ -656,7 +719,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[9]
+	mi := &file_swarm_v1_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -668,7 +731,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[9]
+	mi := &file_swarm_v1_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -681,7 +744,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{9}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeInfo {
@@ -701,7 +764,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[10]
+	mi := &file_swarm_v1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -713,7 +776,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[10]
+	mi := &file_swarm_v1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -726,7 +789,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetNodeRequest) GetNode() string {
@@ -745,7 +808,7 @@ type GetNodeResponse struct {
 
 func (x *GetNodeResponse) Reset() {
 	*x = GetNodeResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[11]
+	mi := &file_swarm_v1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -757,7 +820,7 @@ func (x *GetNodeResponse) String() string {
 func (*GetNodeResponse) ProtoMessage() {}
 
 func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[11]
+	mi := &file_swarm_v1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -770,7 +833,7 @@ func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeResponse.ProtoReflect.Descriptor instead.
 func (*GetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetNodeResponse) GetNode() *NodeInfo {
@@ -793,7 +856,7 @@ type UpdateNodeRequest struct {
 
 func (x *UpdateNodeRequest) Reset() {
 	*x = UpdateNodeRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[12]
+	mi := &file_swarm_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -805,7 +868,7 @@ func (x *UpdateNodeRequest) String() string {
 func (*UpdateNodeRequest) ProtoMessage() {}
 
 func (x *UpdateNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[12]
+	mi := &file_swarm_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -818,7 +881,7 @@ func (x *UpdateNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNodeRequest.ProtoReflect.Descriptor instead.
 func (*UpdateNodeRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UpdateNodeRequest) GetNode() string {
@@ -858,7 +921,7 @@ type UpdateNodeResponse struct {
 
 func (x *UpdateNodeResponse) Reset() {
 	*x = UpdateNodeResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[13]
+	mi := &file_swarm_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -870,7 +933,7 @@ func (x *UpdateNodeResponse) String() string {
 func (*UpdateNodeResponse) ProtoMessage() {}
 
 func (x *UpdateNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[13]
+	mi := &file_swarm_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -883,7 +946,7 @@ func (x *UpdateNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNodeResponse.ProtoReflect.Descriptor instead.
 func (*UpdateNodeResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *UpdateNodeResponse) GetNode() *NodeInfo {
@@ -904,7 +967,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[14]
+	mi := &file_swarm_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -916,7 +979,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[14]
+	mi := &file_swarm_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -929,7 +992,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RemoveNodeRequest) GetNode() string {
@@ -962,7 +1025,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[15]
+	mi := &file_swarm_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -974,7 +1037,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[15]
+	mi := &file_swarm_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -987,7 +1050,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RemoveNodeResponse) GetId() string {
@@ -1013,7 +1076,7 @@ type CreateServiceRequest struct {
 
 func (x *CreateServiceRequest) Reset() {
 	*x = CreateServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[16]
+	mi := &file_swarm_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1025,7 +1088,7 @@ func (x *CreateServiceRequest) String() string {
 func (*CreateServiceRequest) ProtoMessage() {}
 
 func (x *CreateServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[16]
+	mi := &file_swarm_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1038,7 +1101,7 @@ func (x *CreateServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateServiceRequest.ProtoReflect.Descriptor instead.
 func (*CreateServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CreateServiceRequest) GetSpec() *ServiceSpec {
@@ -1086,7 +1149,7 @@ type CreateServiceResponse struct {
 
 func (x *CreateServiceResponse) Reset() {
 	*x = CreateServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[17]
+	mi := &file_swarm_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1098,7 +1161,7 @@ func (x *CreateServiceResponse) String() string {
 func (*CreateServiceResponse) ProtoMessage() {}
 
 func (x *CreateServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[17]
+	mi := &file_swarm_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1111,7 +1174,7 @@ func (x *CreateServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateServiceResponse.ProtoReflect.Descriptor instead.
 func (*CreateServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CreateServiceResponse) GetId() string {
@@ -1145,7 +1208,7 @@ type UpdateServiceRequest struct {
 
 func (x *UpdateServiceRequest) Reset() {
 	*x = UpdateServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[18]
+	mi := &file_swarm_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1157,7 +1220,7 @@ func (x *UpdateServiceRequest) String() string {
 func (*UpdateServiceRequest) ProtoMessage() {}
 
 func (x *UpdateServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[18]
+	mi := &file_swarm_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1170,7 +1233,7 @@ func (x *UpdateServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateServiceRequest.ProtoReflect.Descriptor instead.
 func (*UpdateServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *UpdateServiceRequest) GetService() string {
@@ -1234,7 +1297,7 @@ type UpdateServiceResponse struct {
 
 func (x *UpdateServiceResponse) Reset() {
 	*x = UpdateServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[19]
+	mi := &file_swarm_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1246,7 +1309,7 @@ func (x *UpdateServiceResponse) String() string {
 func (*UpdateServiceResponse) ProtoMessage() {}
 
 func (x *UpdateServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[19]
+	mi := &file_swarm_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1259,7 +1322,7 @@ func (x *UpdateServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateServiceResponse.ProtoReflect.Descriptor instead.
 func (*UpdateServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UpdateServiceResponse) GetId() string {
@@ -1298,7 +1361,7 @@ type RollbackServiceRequest struct {
 
 func (x *RollbackServiceRequest) Reset() {
 	*x = RollbackServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[20]
+	mi := &file_swarm_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1310,7 +1373,7 @@ func (x *RollbackServiceRequest) String() string {
 func (*RollbackServiceRequest) ProtoMessage() {}
 
 func (x *RollbackServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[20]
+	mi := &file_swarm_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1323,7 +1386,7 @@ func (x *RollbackServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackServiceRequest.ProtoReflect.Descriptor instead.
 func (*RollbackServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RollbackServiceRequest) GetService() string {
@@ -1372,7 +1435,7 @@ type RollbackServiceResponse struct {
 
 func (x *RollbackServiceResponse) Reset() {
 	*x = RollbackServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[21]
+	mi := &file_swarm_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1384,7 +1447,7 @@ func (x *RollbackServiceResponse) String() string {
 func (*RollbackServiceResponse) ProtoMessage() {}
 
 func (x *RollbackServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[21]
+	mi := &file_swarm_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1397,7 +1460,7 @@ func (x *RollbackServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackServiceResponse.ProtoReflect.Descriptor instead.
 func (*RollbackServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RollbackServiceResponse) GetId() string {
@@ -1435,7 +1498,7 @@ type CommandRolloutRequest struct {
 
 func (x *CommandRolloutRequest) Reset() {
 	*x = CommandRolloutRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[22]
+	mi := &file_swarm_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1447,7 +1510,7 @@ func (x *CommandRolloutRequest) String() string {
 func (*CommandRolloutRequest) ProtoMessage() {}
 
 func (x *CommandRolloutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[22]
+	mi := &file_swarm_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1460,7 +1523,7 @@ func (x *CommandRolloutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandRolloutRequest.ProtoReflect.Descriptor instead.
 func (*CommandRolloutRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CommandRolloutRequest) GetService() string {
@@ -1509,7 +1572,7 @@ type CommandRolloutResponse struct {
 
 func (x *CommandRolloutResponse) Reset() {
 	*x = CommandRolloutResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[23]
+	mi := &file_swarm_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1521,7 +1584,7 @@ func (x *CommandRolloutResponse) String() string {
 func (*CommandRolloutResponse) ProtoMessage() {}
 
 func (x *CommandRolloutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[23]
+	mi := &file_swarm_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1534,7 +1597,7 @@ func (x *CommandRolloutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandRolloutResponse.ProtoReflect.Descriptor instead.
 func (*CommandRolloutResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CommandRolloutResponse) GetId() string {
@@ -1560,7 +1623,7 @@ type GetServiceHistoryRequest struct {
 
 func (x *GetServiceHistoryRequest) Reset() {
 	*x = GetServiceHistoryRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[24]
+	mi := &file_swarm_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1572,7 +1635,7 @@ func (x *GetServiceHistoryRequest) String() string {
 func (*GetServiceHistoryRequest) ProtoMessage() {}
 
 func (x *GetServiceHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[24]
+	mi := &file_swarm_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1585,7 +1648,7 @@ func (x *GetServiceHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceHistoryRequest.ProtoReflect.Descriptor instead.
 func (*GetServiceHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetServiceHistoryRequest) GetService() string {
@@ -1604,7 +1667,7 @@ type GetServiceHistoryResponse struct {
 
 func (x *GetServiceHistoryResponse) Reset() {
 	*x = GetServiceHistoryResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[25]
+	mi := &file_swarm_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1616,7 +1679,7 @@ func (x *GetServiceHistoryResponse) String() string {
 func (*GetServiceHistoryResponse) ProtoMessage() {}
 
 func (x *GetServiceHistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[25]
+	mi := &file_swarm_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1629,7 +1692,7 @@ func (x *GetServiceHistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceHistoryResponse.ProtoReflect.Descriptor instead.
 func (*GetServiceHistoryResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetServiceHistoryResponse) GetRevisions() []*RevisionInfo {
@@ -1653,7 +1716,7 @@ type RevisionInfo struct {
 
 func (x *RevisionInfo) Reset() {
 	*x = RevisionInfo{}
-	mi := &file_swarm_v1_control_proto_msgTypes[26]
+	mi := &file_swarm_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1665,7 +1728,7 @@ func (x *RevisionInfo) String() string {
 func (*RevisionInfo) ProtoMessage() {}
 
 func (x *RevisionInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[26]
+	mi := &file_swarm_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1678,7 +1741,7 @@ func (x *RevisionInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevisionInfo.ProtoReflect.Descriptor instead.
 func (*RevisionInfo) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RevisionInfo) GetRevision() *ServiceRevision {
@@ -1716,7 +1779,7 @@ type PlanServiceRequest struct {
 
 func (x *PlanServiceRequest) Reset() {
 	*x = PlanServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[27]
+	mi := &file_swarm_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1728,7 +1791,7 @@ func (x *PlanServiceRequest) String() string {
 func (*PlanServiceRequest) ProtoMessage() {}
 
 func (x *PlanServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[27]
+	mi := &file_swarm_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1741,7 +1804,7 @@ func (x *PlanServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanServiceRequest.ProtoReflect.Descriptor instead.
 func (*PlanServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PlanServiceRequest) GetChange() isPlanServiceRequest_Change {
@@ -1824,7 +1887,7 @@ type PlanServiceResponse struct {
 
 func (x *PlanServiceResponse) Reset() {
 	*x = PlanServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[28]
+	mi := &file_swarm_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1836,7 +1899,7 @@ func (x *PlanServiceResponse) String() string {
 func (*PlanServiceResponse) ProtoMessage() {}
 
 func (x *PlanServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[28]
+	mi := &file_swarm_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1849,7 +1912,7 @@ func (x *PlanServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanServiceResponse.ProtoReflect.Descriptor instead.
 func (*PlanServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PlanServiceResponse) GetBefore() *ServiceSpec {
@@ -1950,7 +2013,7 @@ type PlanStep struct {
 
 func (x *PlanStep) Reset() {
 	*x = PlanStep{}
-	mi := &file_swarm_v1_control_proto_msgTypes[29]
+	mi := &file_swarm_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1962,7 +2025,7 @@ func (x *PlanStep) String() string {
 func (*PlanStep) ProtoMessage() {}
 
 func (x *PlanStep) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[29]
+	mi := &file_swarm_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1975,7 +2038,7 @@ func (x *PlanStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanStep.ProtoReflect.Descriptor instead.
 func (*PlanStep) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PlanStep) GetAt() int64 {
@@ -2051,7 +2114,7 @@ type RemoveServiceRequest struct {
 
 func (x *RemoveServiceRequest) Reset() {
 	*x = RemoveServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[30]
+	mi := &file_swarm_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2063,7 +2126,7 @@ func (x *RemoveServiceRequest) String() string {
 func (*RemoveServiceRequest) ProtoMessage() {}
 
 func (x *RemoveServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[30]
+	mi := &file_swarm_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2076,7 +2139,7 @@ func (x *RemoveServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServiceRequest.ProtoReflect.Descriptor instead.
 func (*RemoveServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RemoveServiceRequest) GetService() string {
@@ -2102,7 +2165,7 @@ type RemoveServiceResponse struct {
 
 func (x *RemoveServiceResponse) Reset() {
 	*x = RemoveServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[31]
+	mi := &file_swarm_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2114,7 +2177,7 @@ func (x *RemoveServiceResponse) String() string {
 func (*RemoveServiceResponse) ProtoMessage() {}
 
 func (x *RemoveServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[31]
+	mi := &file_swarm_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2127,7 +2190,7 @@ func (x *RemoveServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServiceResponse.ProtoReflect.Descriptor instead.
 func (*RemoveServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RemoveServiceResponse) GetId() string {
@@ -2161,7 +2224,7 @@ type ServiceInfo struct {
 
 func (x *ServiceInfo) Reset() {
 	*x = ServiceInfo{}
-	mi := &file_swarm_v1_control_proto_msgTypes[32]
+	mi := &file_swarm_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2173,7 +2236,7 @@ func (x *ServiceInfo) String() string {
 func (*ServiceInfo) ProtoMessage() {}
 
 func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[32]
+	mi := &file_swarm_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2186,7 +2249,7 @@ func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceInfo.ProtoReflect.Descriptor instead.
 func (*ServiceInfo) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ServiceInfo) GetService() *Service {
@@ -2278,7 +2341,7 @@ type SetInfo struct {
 
 func (x *SetInfo) Reset() {
 	*x = SetInfo{}
-	mi := &file_swarm_v1_control_proto_msgTypes[33]
+	mi := &file_swarm_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2290,7 +2353,7 @@ func (x *SetInfo) String() string {
 func (*SetInfo) ProtoMessage() {}
 
 func (x *SetInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[33]
+	mi := &file_swarm_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2303,7 +2366,7 @@ func (x *SetInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetInfo.ProtoReflect.Descriptor instead.
 func (*SetInfo) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SetInfo) GetTemplateVersion() uint64 {
@@ -2366,7 +2429,7 @@ type NodePortConflict struct {
 
 func (x *NodePortConflict) Reset() {
 	*x = NodePortConflict{}
-	mi := &file_swarm_v1_control_proto_msgTypes[34]
+	mi := &file_swarm_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2378,7 +2441,7 @@ func (x *NodePortConflict) String() string {
 func (*NodePortConflict) ProtoMessage() {}
 
 func (x *NodePortConflict) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[34]
+	mi := &file_swarm_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2391,7 +2454,7 @@ func (x *NodePortConflict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodePortConflict.ProtoReflect.Descriptor instead.
 func (*NodePortConflict) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *NodePortConflict) GetNodeId() string {
@@ -2424,7 +2487,7 @@ type GetServiceRequest struct {
 
 func (x *GetServiceRequest) Reset() {
 	*x = GetServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[35]
+	mi := &file_swarm_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2436,7 +2499,7 @@ func (x *GetServiceRequest) String() string {
 func (*GetServiceRequest) ProtoMessage() {}
 
 func (x *GetServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[35]
+	mi := &file_swarm_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2449,7 +2512,7 @@ func (x *GetServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceRequest.ProtoReflect.Descriptor instead.
 func (*GetServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetServiceRequest) GetService() string {
@@ -2468,7 +2531,7 @@ type GetServiceResponse struct {
 
 func (x *GetServiceResponse) Reset() {
 	*x = GetServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[36]
+	mi := &file_swarm_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2480,7 +2543,7 @@ func (x *GetServiceResponse) String() string {
 func (*GetServiceResponse) ProtoMessage() {}
 
 func (x *GetServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[36]
+	mi := &file_swarm_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2493,7 +2556,7 @@ func (x *GetServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceResponse.ProtoReflect.Descriptor instead.
 func (*GetServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GetServiceResponse) GetService() *ServiceInfo {
@@ -2513,7 +2576,7 @@ type CreateNetworkRequest struct {
 
 func (x *CreateNetworkRequest) Reset() {
 	*x = CreateNetworkRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[37]
+	mi := &file_swarm_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2525,7 +2588,7 @@ func (x *CreateNetworkRequest) String() string {
 func (*CreateNetworkRequest) ProtoMessage() {}
 
 func (x *CreateNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[37]
+	mi := &file_swarm_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2538,7 +2601,7 @@ func (x *CreateNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNetworkRequest.ProtoReflect.Descriptor instead.
 func (*CreateNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CreateNetworkRequest) GetSpec() *NetworkSpec {
@@ -2565,7 +2628,7 @@ type CreateNetworkResponse struct {
 
 func (x *CreateNetworkResponse) Reset() {
 	*x = CreateNetworkResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[38]
+	mi := &file_swarm_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2577,7 +2640,7 @@ func (x *CreateNetworkResponse) String() string {
 func (*CreateNetworkResponse) ProtoMessage() {}
 
 func (x *CreateNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[38]
+	mi := &file_swarm_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2590,7 +2653,7 @@ func (x *CreateNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNetworkResponse.ProtoReflect.Descriptor instead.
 func (*CreateNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CreateNetworkResponse) GetId() string {
@@ -2610,13 +2673,14 @@ func (x *CreateNetworkResponse) GetWarnings() []string {
 type RemoveNetworkRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Network       string                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	RequestId     string                 `protobuf:"bytes,30,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RemoveNetworkRequest) Reset() {
 	*x = RemoveNetworkRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[39]
+	mi := &file_swarm_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2628,7 +2692,7 @@ func (x *RemoveNetworkRequest) String() string {
 func (*RemoveNetworkRequest) ProtoMessage() {}
 
 func (x *RemoveNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[39]
+	mi := &file_swarm_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2641,12 +2705,19 @@ func (x *RemoveNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNetworkRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RemoveNetworkRequest) GetNetwork() string {
 	if x != nil {
 		return x.Network
+	}
+	return ""
+}
+
+func (x *RemoveNetworkRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
 	}
 	return ""
 }
@@ -2660,7 +2731,7 @@ type RemoveNetworkResponse struct {
 
 func (x *RemoveNetworkResponse) Reset() {
 	*x = RemoveNetworkResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[40]
+	mi := &file_swarm_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2672,7 +2743,7 @@ func (x *RemoveNetworkResponse) String() string {
 func (*RemoveNetworkResponse) ProtoMessage() {}
 
 func (x *RemoveNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[40]
+	mi := &file_swarm_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2685,7 +2756,7 @@ func (x *RemoveNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNetworkResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RemoveNetworkResponse) GetId() string {
@@ -2704,7 +2775,7 @@ type GetNetworkRequest struct {
 
 func (x *GetNetworkRequest) Reset() {
 	*x = GetNetworkRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[41]
+	mi := &file_swarm_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2716,7 +2787,7 @@ func (x *GetNetworkRequest) String() string {
 func (*GetNetworkRequest) ProtoMessage() {}
 
 func (x *GetNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[41]
+	mi := &file_swarm_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2729,7 +2800,7 @@ func (x *GetNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNetworkRequest.ProtoReflect.Descriptor instead.
 func (*GetNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetNetworkRequest) GetNetwork() string {
@@ -2748,7 +2819,7 @@ type GetNetworkResponse struct {
 
 func (x *GetNetworkResponse) Reset() {
 	*x = GetNetworkResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[42]
+	mi := &file_swarm_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2760,7 +2831,7 @@ func (x *GetNetworkResponse) String() string {
 func (*GetNetworkResponse) ProtoMessage() {}
 
 func (x *GetNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[42]
+	mi := &file_swarm_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2773,7 +2844,7 @@ func (x *GetNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNetworkResponse.ProtoReflect.Descriptor instead.
 func (*GetNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetNetworkResponse) GetNetwork() *NetworkInfo {
@@ -2781,6 +2852,386 @@ func (x *GetNetworkResponse) GetNetwork() *NetworkInfo {
 		return x.Network
 	}
 	return nil
+}
+
+type ConnectNetworkRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Network string                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	// The node of guest, by ID, hostname or prefix; "self" for the manager that answers. guest.node_id is left empty.
+	Node  string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Guest *Guest `protobuf:"bytes,3,opt,name=guest,proto3" json:"guest,omitempty"`
+	// What it is called in the network; empty = one is made up.
+	Name string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	// Further names there, which others may have too; at most 32.
+	Aliases       []string `protobuf:"bytes,5,rep,name=aliases,proto3" json:"aliases,omitempty"`
+	RequestId     string   `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConnectNetworkRequest) Reset() {
+	*x = ConnectNetworkRequest{}
+	mi := &file_swarm_v1_control_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConnectNetworkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConnectNetworkRequest) ProtoMessage() {}
+
+func (x *ConnectNetworkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConnectNetworkRequest.ProtoReflect.Descriptor instead.
+func (*ConnectNetworkRequest) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *ConnectNetworkRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *ConnectNetworkRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ConnectNetworkRequest) GetGuest() *Guest {
+	if x != nil {
+		return x.Guest
+	}
+	return nil
+}
+
+func (x *ConnectNetworkRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ConnectNetworkRequest) GetAliases() []string {
+	if x != nil {
+		return x.Aliases
+	}
+	return nil
+}
+
+func (x *ConnectNetworkRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type ConnectNetworkResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConnectNetworkResponse) Reset() {
+	*x = ConnectNetworkResponse{}
+	mi := &file_swarm_v1_control_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConnectNetworkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConnectNetworkResponse) ProtoMessage() {}
+
+func (x *ConnectNetworkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConnectNetworkResponse.ProtoReflect.Descriptor instead.
+func (*ConnectNetworkResponse) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *ConnectNetworkResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ConnectNetworkResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type DisconnectNetworkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       string                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	Attachment    string                 `protobuf:"bytes,2,opt,name=attachment,proto3" json:"attachment,omitempty"`
+	RequestId     string                 `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DisconnectNetworkRequest) Reset() {
+	*x = DisconnectNetworkRequest{}
+	mi := &file_swarm_v1_control_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DisconnectNetworkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DisconnectNetworkRequest) ProtoMessage() {}
+
+func (x *DisconnectNetworkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DisconnectNetworkRequest.ProtoReflect.Descriptor instead.
+func (*DisconnectNetworkRequest) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *DisconnectNetworkRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *DisconnectNetworkRequest) GetAttachment() string {
+	if x != nil {
+		return x.Attachment
+	}
+	return ""
+}
+
+func (x *DisconnectNetworkRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type DisconnectNetworkResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DisconnectNetworkResponse) Reset() {
+	*x = DisconnectNetworkResponse{}
+	mi := &file_swarm_v1_control_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DisconnectNetworkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DisconnectNetworkResponse) ProtoMessage() {}
+
+func (x *DisconnectNetworkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DisconnectNetworkResponse.ProtoReflect.Descriptor instead.
+func (*DisconnectNetworkResponse) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *DisconnectNetworkResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// Attachment is a container outside of services in a network.
+type Attachment struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Id           string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name         string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Aliases      []string               `protobuf:"bytes,3,rep,name=aliases,proto3" json:"aliases,omitempty"`
+	Guest        *Guest                 `protobuf:"bytes,4,opt,name=guest,proto3" json:"guest,omitempty"`
+	NodeHostname string                 `protobuf:"bytes,5,opt,name=node_hostname,json=nodeHostname,proto3" json:"node_hostname,omitempty"`
+	// Empty until it has one.
+	Address  string `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
+	Address6 string `protobuf:"bytes,7,opt,name=address6,proto3" json:"address6,omitempty"`
+	// RUNNING: it is attached.
+	State TaskState `protobuf:"varint,8,opt,name=state,proto3,enum=swarm.v1.TaskState" json:"state,omitempty"`
+	// Why it is not, or what its owner should know.
+	Error   string `protobuf:"bytes,9,opt,name=error,proto3" json:"error,omitempty"`
+	Message string `protobuf:"bytes,10,opt,name=message,proto3" json:"message,omitempty"`
+	Since   int64  `protobuf:"varint,11,opt,name=since,proto3" json:"since,omitempty"`
+	// The user has disconnected it.
+	Removing      bool `protobuf:"varint,12,opt,name=removing,proto3" json:"removing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Attachment) Reset() {
+	*x = Attachment{}
+	mi := &file_swarm_v1_control_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Attachment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Attachment) ProtoMessage() {}
+
+func (x *Attachment) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
+func (*Attachment) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *Attachment) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Attachment) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Attachment) GetAliases() []string {
+	if x != nil {
+		return x.Aliases
+	}
+	return nil
+}
+
+func (x *Attachment) GetGuest() *Guest {
+	if x != nil {
+		return x.Guest
+	}
+	return nil
+}
+
+func (x *Attachment) GetNodeHostname() string {
+	if x != nil {
+		return x.NodeHostname
+	}
+	return ""
+}
+
+func (x *Attachment) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Attachment) GetAddress6() string {
+	if x != nil {
+		return x.Address6
+	}
+	return ""
+}
+
+func (x *Attachment) GetState() TaskState {
+	if x != nil {
+		return x.State
+	}
+	return TaskState_TASK_STATE_UNSPECIFIED
+}
+
+func (x *Attachment) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *Attachment) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Attachment) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *Attachment) GetRemoving() bool {
+	if x != nil {
+		return x.Removing
+	}
+	return false
 }
 
 type ListNetworksRequest struct {
@@ -2791,7 +3242,7 @@ type ListNetworksRequest struct {
 
 func (x *ListNetworksRequest) Reset() {
 	*x = ListNetworksRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[43]
+	mi := &file_swarm_v1_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2803,7 +3254,7 @@ func (x *ListNetworksRequest) String() string {
 func (*ListNetworksRequest) ProtoMessage() {}
 
 func (x *ListNetworksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[43]
+	mi := &file_swarm_v1_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2816,7 +3267,7 @@ func (x *ListNetworksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNetworksRequest.ProtoReflect.Descriptor instead.
 func (*ListNetworksRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{49}
 }
 
 type ListNetworksResponse struct {
@@ -2828,7 +3279,7 @@ type ListNetworksResponse struct {
 
 func (x *ListNetworksResponse) Reset() {
 	*x = ListNetworksResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[44]
+	mi := &file_swarm_v1_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2840,7 +3291,7 @@ func (x *ListNetworksResponse) String() string {
 func (*ListNetworksResponse) ProtoMessage() {}
 
 func (x *ListNetworksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[44]
+	mi := &file_swarm_v1_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2853,7 +3304,7 @@ func (x *ListNetworksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNetworksResponse.ProtoReflect.Descriptor instead.
 func (*ListNetworksResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListNetworksResponse) GetNetworks() []*NetworkInfo {
@@ -2874,13 +3325,17 @@ type NetworkInfo struct {
 	// Addresses given, and the most that can be.
 	AddressesUsed  uint64 `protobuf:"varint,5,opt,name=addresses_used,json=addressesUsed,proto3" json:"addresses_used,omitempty"`
 	AddressesTotal uint64 `protobuf:"varint,6,opt,name=addresses_total,json=addressesTotal,proto3" json:"addresses_total,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Containers outside of services, by name. They are in tasks too.
+	Attachments []*Attachment `protobuf:"bytes,30,rep,name=attachments,proto3" json:"attachments,omitempty"`
+	// Routes of hosts that overlap the network's subnets, one line each, at most 20.
+	Overlaps      []string `protobuf:"bytes,31,rep,name=overlaps,proto3" json:"overlaps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NetworkInfo) Reset() {
 	*x = NetworkInfo{}
-	mi := &file_swarm_v1_control_proto_msgTypes[45]
+	mi := &file_swarm_v1_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2892,7 +3347,7 @@ func (x *NetworkInfo) String() string {
 func (*NetworkInfo) ProtoMessage() {}
 
 func (x *NetworkInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[45]
+	mi := &file_swarm_v1_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2905,7 +3360,7 @@ func (x *NetworkInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkInfo.ProtoReflect.Descriptor instead.
 func (*NetworkInfo) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *NetworkInfo) GetNetwork() *Network {
@@ -2950,6 +3405,20 @@ func (x *NetworkInfo) GetAddressesTotal() uint64 {
 	return 0
 }
 
+func (x *NetworkInfo) GetAttachments() []*Attachment {
+	if x != nil {
+		return x.Attachments
+	}
+	return nil
+}
+
+func (x *NetworkInfo) GetOverlaps() []string {
+	if x != nil {
+		return x.Overlaps
+	}
+	return nil
+}
+
 type ListServicesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2958,7 +3427,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[46]
+	mi := &file_swarm_v1_control_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2970,7 +3439,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[46]
+	mi := &file_swarm_v1_control_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2983,7 +3452,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{46}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{52}
 }
 
 type ListServicesResponse struct {
@@ -2995,7 +3464,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[47]
+	mi := &file_swarm_v1_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3007,7 +3476,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[47]
+	mi := &file_swarm_v1_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3020,7 +3489,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{47}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListServicesResponse) GetServices() []*ServiceInfo {
@@ -3058,7 +3527,7 @@ type TaskInfo struct {
 
 func (x *TaskInfo) Reset() {
 	*x = TaskInfo{}
-	mi := &file_swarm_v1_control_proto_msgTypes[48]
+	mi := &file_swarm_v1_control_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3070,7 +3539,7 @@ func (x *TaskInfo) String() string {
 func (*TaskInfo) ProtoMessage() {}
 
 func (x *TaskInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[48]
+	mi := &file_swarm_v1_control_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3083,7 +3552,7 @@ func (x *TaskInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskInfo.ProtoReflect.Descriptor instead.
 func (*TaskInfo) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{48}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *TaskInfo) GetTask() *Task {
@@ -3186,7 +3655,7 @@ type GetTaskRequest struct {
 
 func (x *GetTaskRequest) Reset() {
 	*x = GetTaskRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[49]
+	mi := &file_swarm_v1_control_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3198,7 +3667,7 @@ func (x *GetTaskRequest) String() string {
 func (*GetTaskRequest) ProtoMessage() {}
 
 func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[49]
+	mi := &file_swarm_v1_control_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3211,7 +3680,7 @@ func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskRequest.ProtoReflect.Descriptor instead.
 func (*GetTaskRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{49}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *GetTaskRequest) GetTask() string {
@@ -3233,7 +3702,7 @@ type GetTaskResponse struct {
 
 func (x *GetTaskResponse) Reset() {
 	*x = GetTaskResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[50]
+	mi := &file_swarm_v1_control_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3245,7 +3714,7 @@ func (x *GetTaskResponse) String() string {
 func (*GetTaskResponse) ProtoMessage() {}
 
 func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[50]
+	mi := &file_swarm_v1_control_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3258,7 +3727,7 @@ func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskResponse.ProtoReflect.Descriptor instead.
 func (*GetTaskResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{50}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *GetTaskResponse) GetTask() *TaskInfo {
@@ -3297,7 +3766,7 @@ type ListTasksRequest struct {
 
 func (x *ListTasksRequest) Reset() {
 	*x = ListTasksRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[51]
+	mi := &file_swarm_v1_control_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3309,7 +3778,7 @@ func (x *ListTasksRequest) String() string {
 func (*ListTasksRequest) ProtoMessage() {}
 
 func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[51]
+	mi := &file_swarm_v1_control_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3322,7 +3791,7 @@ func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
 func (*ListTasksRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{51}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListTasksRequest) GetService() string {
@@ -3363,7 +3832,7 @@ type ListTasksResponse struct {
 
 func (x *ListTasksResponse) Reset() {
 	*x = ListTasksResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[52]
+	mi := &file_swarm_v1_control_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3375,7 +3844,7 @@ func (x *ListTasksResponse) String() string {
 func (*ListTasksResponse) ProtoMessage() {}
 
 func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[52]
+	mi := &file_swarm_v1_control_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3388,7 +3857,7 @@ func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
 func (*ListTasksResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{52}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListTasksResponse) GetTasks() []*TaskInfo {
@@ -3414,7 +3883,7 @@ type WatchServiceRequest struct {
 
 func (x *WatchServiceRequest) Reset() {
 	*x = WatchServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[53]
+	mi := &file_swarm_v1_control_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3426,7 +3895,7 @@ func (x *WatchServiceRequest) String() string {
 func (*WatchServiceRequest) ProtoMessage() {}
 
 func (x *WatchServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[53]
+	mi := &file_swarm_v1_control_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3439,7 +3908,7 @@ func (x *WatchServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchServiceRequest.ProtoReflect.Descriptor instead.
 func (*WatchServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{53}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *WatchServiceRequest) GetService() string {
@@ -3465,7 +3934,7 @@ type WatchServiceResponse struct {
 
 func (x *WatchServiceResponse) Reset() {
 	*x = WatchServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[54]
+	mi := &file_swarm_v1_control_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3477,7 +3946,7 @@ func (x *WatchServiceResponse) String() string {
 func (*WatchServiceResponse) ProtoMessage() {}
 
 func (x *WatchServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[54]
+	mi := &file_swarm_v1_control_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3490,7 +3959,7 @@ func (x *WatchServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchServiceResponse.ProtoReflect.Descriptor instead.
 func (*WatchServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{54}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *WatchServiceResponse) GetService() *ServiceInfo {
@@ -3526,7 +3995,7 @@ var File_swarm_v1_control_proto protoreflect.FileDescriptor
 const file_swarm_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"\x16swarm/v1/control.proto\x12\bswarm.v1\x1a\x15swarm/v1/access.proto\x1a\x13swarm/v1/rows.proto\x1a\x14swarm/v1/types.proto\"\x13\n" +
-	"\x11GetClusterRequest\"\xe8\x02\n" +
+	"\x11GetClusterRequest\"\x92\x03\n" +
 	"\x12GetClusterResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\"\n" +
 	"\x04meta\x18\x02 \x01(\v2\x0e.swarm.v1.MetaR\x04meta\x12)\n" +
@@ -3540,7 +4009,11 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\x06alarms\x18\t \x03(\v2\x0f.swarm.v1.AlarmR\x06alarms\x12\x16\n" +
 	"\x06leader\x18\n" +
 	" \x01(\tR\x06leader\x12-\n" +
-	"\x12reachable_managers\x18\v \x01(\rR\x11reachableManagers\"\x16\n" +
+	"\x12reachable_managers\x18\v \x01(\rR\x11reachableManagers\x12(\n" +
+	"\x06drains\x18\x1e \x01(\v2\x10.swarm.v1.DrainsR\x06drains\"2\n" +
+	"\x06Drains\x12\x14\n" +
+	"\x05noted\x18\x01 \x01(\x04R\x05noted\x12\x12\n" +
+	"\x04late\x18\x02 \x01(\x04R\x04late\"\x16\n" +
 	"\x14GetJoinTokensRequest\"n\n" +
 	"\x15GetJoinTokensResponse\x12,\n" +
 	"\x06tokens\x18\x01 \x01(\v2\x14.swarm.v1.JoinTokensR\x06tokens\x12'\n" +
@@ -3710,25 +4183,64 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"request_id\x18\x02 \x01(\tR\trequestId\"C\n" +
 	"\x15CreateNetworkResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
-	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"0\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"O\n" +
 	"\x14RemoveNetworkRequest\x12\x18\n" +
-	"\anetwork\x18\x01 \x01(\tR\anetwork\"'\n" +
+	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x1e \x01(\tR\trequestId\"'\n" +
 	"\x15RemoveNetworkResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"-\n" +
 	"\x11GetNetworkRequest\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\"E\n" +
 	"\x12GetNetworkResponse\x12/\n" +
-	"\anetwork\x18\x01 \x01(\v2\x15.swarm.v1.NetworkInfoR\anetwork\"\x15\n" +
+	"\anetwork\x18\x01 \x01(\v2\x15.swarm.v1.NetworkInfoR\anetwork\"\xb9\x01\n" +
+	"\x15ConnectNetworkRequest\x12\x18\n" +
+	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12%\n" +
+	"\x05guest\x18\x03 \x01(\v2\x0f.swarm.v1.GuestR\x05guest\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x18\n" +
+	"\aaliases\x18\x05 \x03(\tR\aaliases\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x06 \x01(\tR\trequestId\"<\n" +
+	"\x16ConnectNetworkResponse\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"s\n" +
+	"\x18DisconnectNetworkRequest\x12\x18\n" +
+	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x1e\n" +
+	"\n" +
+	"attachment\x18\x02 \x01(\tR\n" +
+	"attachment\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tR\trequestId\"+\n" +
+	"\x19DisconnectNetworkResponse\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xd9\x02\n" +
+	"\n" +
+	"Attachment\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
+	"\aaliases\x18\x03 \x03(\tR\aaliases\x12%\n" +
+	"\x05guest\x18\x04 \x01(\v2\x0f.swarm.v1.GuestR\x05guest\x12#\n" +
+	"\rnode_hostname\x18\x05 \x01(\tR\fnodeHostname\x12\x18\n" +
+	"\aaddress\x18\x06 \x01(\tR\aaddress\x12\x1a\n" +
+	"\baddress6\x18\a \x01(\tR\baddress6\x12)\n" +
+	"\x05state\x18\b \x01(\x0e2\x13.swarm.v1.TaskStateR\x05state\x12\x14\n" +
+	"\x05error\x18\t \x01(\tR\x05error\x12\x18\n" +
+	"\amessage\x18\n" +
+	" \x01(\tR\amessage\x12\x14\n" +
+	"\x05since\x18\v \x01(\x03R\x05since\x12\x1a\n" +
+	"\bremoving\x18\f \x01(\bR\bremoving\"\x15\n" +
 	"\x13ListNetworksRequest\"I\n" +
 	"\x14ListNetworksResponse\x121\n" +
-	"\bnetworks\x18\x01 \x03(\v2\x15.swarm.v1.NetworkInfoR\bnetworks\"\xf3\x01\n" +
+	"\bnetworks\x18\x01 \x03(\v2\x15.swarm.v1.NetworkInfoR\bnetworks\"\xc7\x02\n" +
 	"\vNetworkInfo\x12+\n" +
 	"\anetwork\x18\x01 \x01(\v2\x11.swarm.v1.NetworkR\anetwork\x125\n" +
 	"\bprogress\x18\x02 \x01(\v2\x19.swarm.v1.NetworkProgressR\bprogress\x12\x1a\n" +
 	"\bservices\x18\x03 \x03(\tR\bservices\x12\x14\n" +
 	"\x05tasks\x18\x04 \x01(\rR\x05tasks\x12%\n" +
 	"\x0eaddresses_used\x18\x05 \x01(\x04R\raddressesUsed\x12'\n" +
-	"\x0faddresses_total\x18\x06 \x01(\x04R\x0eaddressesTotal\"\x15\n" +
+	"\x0faddresses_total\x18\x06 \x01(\x04R\x0eaddressesTotal\x126\n" +
+	"\vattachments\x18\x1e \x03(\v2\x14.swarm.v1.AttachmentR\vattachments\x12\x1a\n" +
+	"\boverlaps\x18\x1f \x03(\tR\boverlaps\"\x15\n" +
 	"\x13ListServicesRequest\"I\n" +
 	"\x14ListServicesResponse\x121\n" +
 	"\bservices\x18\x01 \x03(\v2\x15.swarm.v1.ServiceInfoR\bservices\"\xc6\x03\n" +
@@ -3780,7 +4292,7 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\x10PLAN_ACTION_STOP\x10\x03\x12\x15\n" +
 	"\x11PLAN_ACTION_SHIFT\x10\x04\x12\x14\n" +
 	"\x10PLAN_ACTION_WAIT\x10\x05\x12\x14\n" +
-	"\x10PLAN_ACTION_DONE\x10\x062\xf2\x0f\n" +
+	"\x10PLAN_ACTION_DONE\x10\x062\xb9\x11\n" +
 	"\aControl\x12Q\n" +
 	"\n" +
 	"GetCluster\x12\x1b.swarm.v1.GetClusterRequest\x1a\x1c.swarm.v1.GetClusterResponse\"\b\xea\xb9\x18\x04\n" +
@@ -3826,6 +4338,10 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"GetNetwork\x12\x1b.swarm.v1.GetNetworkRequest\x1a\x1c.swarm.v1.GetNetworkResponse\"\b\xea\xb9\x18\x04\n" +
 	"\x02\x04\x03\x12W\n" +
 	"\fListNetworks\x12\x1d.swarm.v1.ListNetworksRequest\x1a\x1e.swarm.v1.ListNetworksResponse\"\b\xea\xb9\x18\x04\n" +
+	"\x02\x04\x03\x12]\n" +
+	"\x0eConnectNetwork\x12\x1f.swarm.v1.ConnectNetworkRequest\x1a .swarm.v1.ConnectNetworkResponse\"\b\xea\xb9\x18\x04\n" +
+	"\x02\x04\x03\x12f\n" +
+	"\x11DisconnectNetwork\x12\".swarm.v1.DisconnectNetworkRequest\x1a#.swarm.v1.DisconnectNetworkResponse\"\b\xea\xb9\x18\x04\n" +
 	"\x02\x04\x03\x12H\n" +
 	"\aGetTask\x12\x18.swarm.v1.GetTaskRequest\x1a\x19.swarm.v1.GetTaskResponse\"\b\xea\xb9\x18\x04\n" +
 	"\x02\x04\x03\x12N\n" +
@@ -3847,204 +4363,220 @@ func file_swarm_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_swarm_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_swarm_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
+var file_swarm_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_swarm_v1_control_proto_goTypes = []any{
 	(PlanAction)(0),                   // 0: swarm.v1.PlanAction
 	(*GetClusterRequest)(nil),         // 1: swarm.v1.GetClusterRequest
 	(*GetClusterResponse)(nil),        // 2: swarm.v1.GetClusterResponse
-	(*GetJoinTokensRequest)(nil),      // 3: swarm.v1.GetJoinTokensRequest
-	(*GetJoinTokensResponse)(nil),     // 4: swarm.v1.GetJoinTokensResponse
-	(*RotateJoinTokenRequest)(nil),    // 5: swarm.v1.RotateJoinTokenRequest
-	(*RotateJoinTokenResponse)(nil),   // 6: swarm.v1.RotateJoinTokenResponse
-	(*NodeInfo)(nil),                  // 7: swarm.v1.NodeInfo
-	(*ManagerStatus)(nil),             // 8: swarm.v1.ManagerStatus
-	(*ListNodesRequest)(nil),          // 9: swarm.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),         // 10: swarm.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),            // 11: swarm.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),           // 12: swarm.v1.GetNodeResponse
-	(*UpdateNodeRequest)(nil),         // 13: swarm.v1.UpdateNodeRequest
-	(*UpdateNodeResponse)(nil),        // 14: swarm.v1.UpdateNodeResponse
-	(*RemoveNodeRequest)(nil),         // 15: swarm.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),        // 16: swarm.v1.RemoveNodeResponse
-	(*CreateServiceRequest)(nil),      // 17: swarm.v1.CreateServiceRequest
-	(*CreateServiceResponse)(nil),     // 18: swarm.v1.CreateServiceResponse
-	(*UpdateServiceRequest)(nil),      // 19: swarm.v1.UpdateServiceRequest
-	(*UpdateServiceResponse)(nil),     // 20: swarm.v1.UpdateServiceResponse
-	(*RollbackServiceRequest)(nil),    // 21: swarm.v1.RollbackServiceRequest
-	(*RollbackServiceResponse)(nil),   // 22: swarm.v1.RollbackServiceResponse
-	(*CommandRolloutRequest)(nil),     // 23: swarm.v1.CommandRolloutRequest
-	(*CommandRolloutResponse)(nil),    // 24: swarm.v1.CommandRolloutResponse
-	(*GetServiceHistoryRequest)(nil),  // 25: swarm.v1.GetServiceHistoryRequest
-	(*GetServiceHistoryResponse)(nil), // 26: swarm.v1.GetServiceHistoryResponse
-	(*RevisionInfo)(nil),              // 27: swarm.v1.RevisionInfo
-	(*PlanServiceRequest)(nil),        // 28: swarm.v1.PlanServiceRequest
-	(*PlanServiceResponse)(nil),       // 29: swarm.v1.PlanServiceResponse
-	(*PlanStep)(nil),                  // 30: swarm.v1.PlanStep
-	(*RemoveServiceRequest)(nil),      // 31: swarm.v1.RemoveServiceRequest
-	(*RemoveServiceResponse)(nil),     // 32: swarm.v1.RemoveServiceResponse
-	(*ServiceInfo)(nil),               // 33: swarm.v1.ServiceInfo
-	(*SetInfo)(nil),                   // 34: swarm.v1.SetInfo
-	(*NodePortConflict)(nil),          // 35: swarm.v1.NodePortConflict
-	(*GetServiceRequest)(nil),         // 36: swarm.v1.GetServiceRequest
-	(*GetServiceResponse)(nil),        // 37: swarm.v1.GetServiceResponse
-	(*CreateNetworkRequest)(nil),      // 38: swarm.v1.CreateNetworkRequest
-	(*CreateNetworkResponse)(nil),     // 39: swarm.v1.CreateNetworkResponse
-	(*RemoveNetworkRequest)(nil),      // 40: swarm.v1.RemoveNetworkRequest
-	(*RemoveNetworkResponse)(nil),     // 41: swarm.v1.RemoveNetworkResponse
-	(*GetNetworkRequest)(nil),         // 42: swarm.v1.GetNetworkRequest
-	(*GetNetworkResponse)(nil),        // 43: swarm.v1.GetNetworkResponse
-	(*ListNetworksRequest)(nil),       // 44: swarm.v1.ListNetworksRequest
-	(*ListNetworksResponse)(nil),      // 45: swarm.v1.ListNetworksResponse
-	(*NetworkInfo)(nil),               // 46: swarm.v1.NetworkInfo
-	(*ListServicesRequest)(nil),       // 47: swarm.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),      // 48: swarm.v1.ListServicesResponse
-	(*TaskInfo)(nil),                  // 49: swarm.v1.TaskInfo
-	(*GetTaskRequest)(nil),            // 50: swarm.v1.GetTaskRequest
-	(*GetTaskResponse)(nil),           // 51: swarm.v1.GetTaskResponse
-	(*ListTasksRequest)(nil),          // 52: swarm.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),         // 53: swarm.v1.ListTasksResponse
-	(*WatchServiceRequest)(nil),       // 54: swarm.v1.WatchServiceRequest
-	(*WatchServiceResponse)(nil),      // 55: swarm.v1.WatchServiceResponse
-	nil,                               // 56: swarm.v1.ServiceInfo.NetworkNamesEntry
-	nil,                               // 57: swarm.v1.GetTaskResponse.NetworkNamesEntry
-	(*Meta)(nil),                      // 58: swarm.v1.Meta
-	(*ClusterSpec)(nil),               // 59: swarm.v1.ClusterSpec
-	(*Alarm)(nil),                     // 60: swarm.v1.Alarm
-	(*JoinTokens)(nil),                // 61: swarm.v1.JoinTokens
-	(NodeRole)(0),                     // 62: swarm.v1.NodeRole
-	(*Node)(nil),                      // 63: swarm.v1.Node
-	(*NodeStatus)(nil),                // 64: swarm.v1.NodeStatus
-	(*Resources)(nil),                 // 65: swarm.v1.Resources
-	(*NodeSpec)(nil),                  // 66: swarm.v1.NodeSpec
-	(*ServiceSpec)(nil),               // 67: swarm.v1.ServiceSpec
-	(*RegistryAuth)(nil),              // 68: swarm.v1.RegistryAuth
-	(RolloutAction)(0),                // 69: swarm.v1.RolloutAction
-	(*ServiceRevision)(nil),           // 70: swarm.v1.ServiceRevision
-	(*RevisionOutcome)(nil),           // 71: swarm.v1.RevisionOutcome
-	(UpdateStrategy)(0),               // 72: swarm.v1.UpdateStrategy
-	(*Service)(nil),                   // 73: swarm.v1.Service
-	(*ServiceProgress)(nil),           // 74: swarm.v1.ServiceProgress
-	(*ServiceEndpoint)(nil),           // 75: swarm.v1.ServiceEndpoint
-	(*ServiceMetric)(nil),             // 76: swarm.v1.ServiceMetric
-	(*PortConflict)(nil),              // 77: swarm.v1.PortConflict
-	(*NetworkSpec)(nil),               // 78: swarm.v1.NetworkSpec
-	(*Network)(nil),                   // 79: swarm.v1.Network
-	(*NetworkProgress)(nil),           // 80: swarm.v1.NetworkProgress
-	(*Task)(nil),                      // 81: swarm.v1.Task
-	(TaskState)(0),                    // 82: swarm.v1.TaskState
-	(*TaskPlacement)(nil),             // 83: swarm.v1.TaskPlacement
-	(*TaskStatus)(nil),                // 84: swarm.v1.TaskStatus
-	(*TaskAddresses)(nil),             // 85: swarm.v1.TaskAddresses
-	(*TaskSpec)(nil),                  // 86: swarm.v1.TaskSpec
+	(*Drains)(nil),                    // 3: swarm.v1.Drains
+	(*GetJoinTokensRequest)(nil),      // 4: swarm.v1.GetJoinTokensRequest
+	(*GetJoinTokensResponse)(nil),     // 5: swarm.v1.GetJoinTokensResponse
+	(*RotateJoinTokenRequest)(nil),    // 6: swarm.v1.RotateJoinTokenRequest
+	(*RotateJoinTokenResponse)(nil),   // 7: swarm.v1.RotateJoinTokenResponse
+	(*NodeInfo)(nil),                  // 8: swarm.v1.NodeInfo
+	(*ManagerStatus)(nil),             // 9: swarm.v1.ManagerStatus
+	(*ListNodesRequest)(nil),          // 10: swarm.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),         // 11: swarm.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),            // 12: swarm.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),           // 13: swarm.v1.GetNodeResponse
+	(*UpdateNodeRequest)(nil),         // 14: swarm.v1.UpdateNodeRequest
+	(*UpdateNodeResponse)(nil),        // 15: swarm.v1.UpdateNodeResponse
+	(*RemoveNodeRequest)(nil),         // 16: swarm.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),        // 17: swarm.v1.RemoveNodeResponse
+	(*CreateServiceRequest)(nil),      // 18: swarm.v1.CreateServiceRequest
+	(*CreateServiceResponse)(nil),     // 19: swarm.v1.CreateServiceResponse
+	(*UpdateServiceRequest)(nil),      // 20: swarm.v1.UpdateServiceRequest
+	(*UpdateServiceResponse)(nil),     // 21: swarm.v1.UpdateServiceResponse
+	(*RollbackServiceRequest)(nil),    // 22: swarm.v1.RollbackServiceRequest
+	(*RollbackServiceResponse)(nil),   // 23: swarm.v1.RollbackServiceResponse
+	(*CommandRolloutRequest)(nil),     // 24: swarm.v1.CommandRolloutRequest
+	(*CommandRolloutResponse)(nil),    // 25: swarm.v1.CommandRolloutResponse
+	(*GetServiceHistoryRequest)(nil),  // 26: swarm.v1.GetServiceHistoryRequest
+	(*GetServiceHistoryResponse)(nil), // 27: swarm.v1.GetServiceHistoryResponse
+	(*RevisionInfo)(nil),              // 28: swarm.v1.RevisionInfo
+	(*PlanServiceRequest)(nil),        // 29: swarm.v1.PlanServiceRequest
+	(*PlanServiceResponse)(nil),       // 30: swarm.v1.PlanServiceResponse
+	(*PlanStep)(nil),                  // 31: swarm.v1.PlanStep
+	(*RemoveServiceRequest)(nil),      // 32: swarm.v1.RemoveServiceRequest
+	(*RemoveServiceResponse)(nil),     // 33: swarm.v1.RemoveServiceResponse
+	(*ServiceInfo)(nil),               // 34: swarm.v1.ServiceInfo
+	(*SetInfo)(nil),                   // 35: swarm.v1.SetInfo
+	(*NodePortConflict)(nil),          // 36: swarm.v1.NodePortConflict
+	(*GetServiceRequest)(nil),         // 37: swarm.v1.GetServiceRequest
+	(*GetServiceResponse)(nil),        // 38: swarm.v1.GetServiceResponse
+	(*CreateNetworkRequest)(nil),      // 39: swarm.v1.CreateNetworkRequest
+	(*CreateNetworkResponse)(nil),     // 40: swarm.v1.CreateNetworkResponse
+	(*RemoveNetworkRequest)(nil),      // 41: swarm.v1.RemoveNetworkRequest
+	(*RemoveNetworkResponse)(nil),     // 42: swarm.v1.RemoveNetworkResponse
+	(*GetNetworkRequest)(nil),         // 43: swarm.v1.GetNetworkRequest
+	(*GetNetworkResponse)(nil),        // 44: swarm.v1.GetNetworkResponse
+	(*ConnectNetworkRequest)(nil),     // 45: swarm.v1.ConnectNetworkRequest
+	(*ConnectNetworkResponse)(nil),    // 46: swarm.v1.ConnectNetworkResponse
+	(*DisconnectNetworkRequest)(nil),  // 47: swarm.v1.DisconnectNetworkRequest
+	(*DisconnectNetworkResponse)(nil), // 48: swarm.v1.DisconnectNetworkResponse
+	(*Attachment)(nil),                // 49: swarm.v1.Attachment
+	(*ListNetworksRequest)(nil),       // 50: swarm.v1.ListNetworksRequest
+	(*ListNetworksResponse)(nil),      // 51: swarm.v1.ListNetworksResponse
+	(*NetworkInfo)(nil),               // 52: swarm.v1.NetworkInfo
+	(*ListServicesRequest)(nil),       // 53: swarm.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),      // 54: swarm.v1.ListServicesResponse
+	(*TaskInfo)(nil),                  // 55: swarm.v1.TaskInfo
+	(*GetTaskRequest)(nil),            // 56: swarm.v1.GetTaskRequest
+	(*GetTaskResponse)(nil),           // 57: swarm.v1.GetTaskResponse
+	(*ListTasksRequest)(nil),          // 58: swarm.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),         // 59: swarm.v1.ListTasksResponse
+	(*WatchServiceRequest)(nil),       // 60: swarm.v1.WatchServiceRequest
+	(*WatchServiceResponse)(nil),      // 61: swarm.v1.WatchServiceResponse
+	nil,                               // 62: swarm.v1.ServiceInfo.NetworkNamesEntry
+	nil,                               // 63: swarm.v1.GetTaskResponse.NetworkNamesEntry
+	(*Meta)(nil),                      // 64: swarm.v1.Meta
+	(*ClusterSpec)(nil),               // 65: swarm.v1.ClusterSpec
+	(*Alarm)(nil),                     // 66: swarm.v1.Alarm
+	(*JoinTokens)(nil),                // 67: swarm.v1.JoinTokens
+	(NodeRole)(0),                     // 68: swarm.v1.NodeRole
+	(*Node)(nil),                      // 69: swarm.v1.Node
+	(*NodeStatus)(nil),                // 70: swarm.v1.NodeStatus
+	(*Resources)(nil),                 // 71: swarm.v1.Resources
+	(*NodeSpec)(nil),                  // 72: swarm.v1.NodeSpec
+	(*ServiceSpec)(nil),               // 73: swarm.v1.ServiceSpec
+	(*RegistryAuth)(nil),              // 74: swarm.v1.RegistryAuth
+	(RolloutAction)(0),                // 75: swarm.v1.RolloutAction
+	(*ServiceRevision)(nil),           // 76: swarm.v1.ServiceRevision
+	(*RevisionOutcome)(nil),           // 77: swarm.v1.RevisionOutcome
+	(UpdateStrategy)(0),               // 78: swarm.v1.UpdateStrategy
+	(*Service)(nil),                   // 79: swarm.v1.Service
+	(*ServiceProgress)(nil),           // 80: swarm.v1.ServiceProgress
+	(*ServiceEndpoint)(nil),           // 81: swarm.v1.ServiceEndpoint
+	(*ServiceMetric)(nil),             // 82: swarm.v1.ServiceMetric
+	(*PortConflict)(nil),              // 83: swarm.v1.PortConflict
+	(*NetworkSpec)(nil),               // 84: swarm.v1.NetworkSpec
+	(*Guest)(nil),                     // 85: swarm.v1.Guest
+	(TaskState)(0),                    // 86: swarm.v1.TaskState
+	(*Network)(nil),                   // 87: swarm.v1.Network
+	(*NetworkProgress)(nil),           // 88: swarm.v1.NetworkProgress
+	(*Task)(nil),                      // 89: swarm.v1.Task
+	(*TaskPlacement)(nil),             // 90: swarm.v1.TaskPlacement
+	(*TaskStatus)(nil),                // 91: swarm.v1.TaskStatus
+	(*TaskAddresses)(nil),             // 92: swarm.v1.TaskAddresses
+	(*TaskSpec)(nil),                  // 93: swarm.v1.TaskSpec
 }
 var file_swarm_v1_control_proto_depIdxs = []int32{
-	58, // 0: swarm.v1.GetClusterResponse.meta:type_name -> swarm.v1.Meta
-	59, // 1: swarm.v1.GetClusterResponse.spec:type_name -> swarm.v1.ClusterSpec
-	60, // 2: swarm.v1.GetClusterResponse.alarms:type_name -> swarm.v1.Alarm
-	61, // 3: swarm.v1.GetJoinTokensResponse.tokens:type_name -> swarm.v1.JoinTokens
-	62, // 4: swarm.v1.RotateJoinTokenRequest.role:type_name -> swarm.v1.NodeRole
-	61, // 5: swarm.v1.RotateJoinTokenResponse.tokens:type_name -> swarm.v1.JoinTokens
-	63, // 6: swarm.v1.NodeInfo.node:type_name -> swarm.v1.Node
-	64, // 7: swarm.v1.NodeInfo.status:type_name -> swarm.v1.NodeStatus
-	65, // 8: swarm.v1.NodeInfo.reserved:type_name -> swarm.v1.Resources
-	8,  // 9: swarm.v1.NodeInfo.manager:type_name -> swarm.v1.ManagerStatus
-	7,  // 10: swarm.v1.ListNodesResponse.nodes:type_name -> swarm.v1.NodeInfo
-	7,  // 11: swarm.v1.GetNodeResponse.node:type_name -> swarm.v1.NodeInfo
-	66, // 12: swarm.v1.UpdateNodeRequest.spec:type_name -> swarm.v1.NodeSpec
-	7,  // 13: swarm.v1.UpdateNodeResponse.node:type_name -> swarm.v1.NodeInfo
-	67, // 14: swarm.v1.CreateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
-	68, // 15: swarm.v1.CreateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
-	67, // 16: swarm.v1.UpdateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
-	68, // 17: swarm.v1.UpdateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
-	69, // 18: swarm.v1.CommandRolloutRequest.action:type_name -> swarm.v1.RolloutAction
-	27, // 19: swarm.v1.GetServiceHistoryResponse.revisions:type_name -> swarm.v1.RevisionInfo
-	70, // 20: swarm.v1.RevisionInfo.revision:type_name -> swarm.v1.ServiceRevision
-	71, // 21: swarm.v1.RevisionInfo.outcome:type_name -> swarm.v1.RevisionOutcome
-	17, // 22: swarm.v1.PlanServiceRequest.create:type_name -> swarm.v1.CreateServiceRequest
-	19, // 23: swarm.v1.PlanServiceRequest.update:type_name -> swarm.v1.UpdateServiceRequest
-	21, // 24: swarm.v1.PlanServiceRequest.rollback:type_name -> swarm.v1.RollbackServiceRequest
-	67, // 25: swarm.v1.PlanServiceResponse.before:type_name -> swarm.v1.ServiceSpec
-	67, // 26: swarm.v1.PlanServiceResponse.after:type_name -> swarm.v1.ServiceSpec
-	72, // 27: swarm.v1.PlanServiceResponse.strategy:type_name -> swarm.v1.UpdateStrategy
-	30, // 28: swarm.v1.PlanServiceResponse.steps:type_name -> swarm.v1.PlanStep
-	0,  // 29: swarm.v1.PlanStep.action:type_name -> swarm.v1.PlanAction
-	73, // 30: swarm.v1.ServiceInfo.service:type_name -> swarm.v1.Service
-	74, // 31: swarm.v1.ServiceInfo.progress:type_name -> swarm.v1.ServiceProgress
-	75, // 32: swarm.v1.ServiceInfo.endpoint:type_name -> swarm.v1.ServiceEndpoint
-	35, // 33: swarm.v1.ServiceInfo.conflicts:type_name -> swarm.v1.NodePortConflict
-	56, // 34: swarm.v1.ServiceInfo.network_names:type_name -> swarm.v1.ServiceInfo.NetworkNamesEntry
-	34, // 35: swarm.v1.ServiceInfo.sets:type_name -> swarm.v1.SetInfo
-	76, // 36: swarm.v1.ServiceInfo.metric:type_name -> swarm.v1.ServiceMetric
-	77, // 37: swarm.v1.NodePortConflict.conflict:type_name -> swarm.v1.PortConflict
-	33, // 38: swarm.v1.GetServiceResponse.service:type_name -> swarm.v1.ServiceInfo
-	78, // 39: swarm.v1.CreateNetworkRequest.spec:type_name -> swarm.v1.NetworkSpec
-	46, // 40: swarm.v1.GetNetworkResponse.network:type_name -> swarm.v1.NetworkInfo
-	46, // 41: swarm.v1.ListNetworksResponse.networks:type_name -> swarm.v1.NetworkInfo
-	79, // 42: swarm.v1.NetworkInfo.network:type_name -> swarm.v1.Network
-	80, // 43: swarm.v1.NetworkInfo.progress:type_name -> swarm.v1.NetworkProgress
-	33, // 44: swarm.v1.ListServicesResponse.services:type_name -> swarm.v1.ServiceInfo
-	81, // 45: swarm.v1.TaskInfo.task:type_name -> swarm.v1.Task
-	82, // 46: swarm.v1.TaskInfo.state:type_name -> swarm.v1.TaskState
-	83, // 47: swarm.v1.TaskInfo.placement:type_name -> swarm.v1.TaskPlacement
-	84, // 48: swarm.v1.TaskInfo.status:type_name -> swarm.v1.TaskStatus
-	85, // 49: swarm.v1.TaskInfo.addresses:type_name -> swarm.v1.TaskAddresses
-	49, // 50: swarm.v1.GetTaskResponse.task:type_name -> swarm.v1.TaskInfo
-	86, // 51: swarm.v1.GetTaskResponse.spec:type_name -> swarm.v1.TaskSpec
-	57, // 52: swarm.v1.GetTaskResponse.network_names:type_name -> swarm.v1.GetTaskResponse.NetworkNamesEntry
-	49, // 53: swarm.v1.ListTasksResponse.tasks:type_name -> swarm.v1.TaskInfo
-	33, // 54: swarm.v1.WatchServiceResponse.service:type_name -> swarm.v1.ServiceInfo
-	49, // 55: swarm.v1.WatchServiceResponse.tasks:type_name -> swarm.v1.TaskInfo
-	1,  // 56: swarm.v1.Control.GetCluster:input_type -> swarm.v1.GetClusterRequest
-	3,  // 57: swarm.v1.Control.GetJoinTokens:input_type -> swarm.v1.GetJoinTokensRequest
-	5,  // 58: swarm.v1.Control.RotateJoinToken:input_type -> swarm.v1.RotateJoinTokenRequest
-	9,  // 59: swarm.v1.Control.ListNodes:input_type -> swarm.v1.ListNodesRequest
-	11, // 60: swarm.v1.Control.GetNode:input_type -> swarm.v1.GetNodeRequest
-	13, // 61: swarm.v1.Control.UpdateNode:input_type -> swarm.v1.UpdateNodeRequest
-	15, // 62: swarm.v1.Control.RemoveNode:input_type -> swarm.v1.RemoveNodeRequest
-	17, // 63: swarm.v1.Control.CreateService:input_type -> swarm.v1.CreateServiceRequest
-	19, // 64: swarm.v1.Control.UpdateService:input_type -> swarm.v1.UpdateServiceRequest
-	31, // 65: swarm.v1.Control.RemoveService:input_type -> swarm.v1.RemoveServiceRequest
-	36, // 66: swarm.v1.Control.GetService:input_type -> swarm.v1.GetServiceRequest
-	47, // 67: swarm.v1.Control.ListServices:input_type -> swarm.v1.ListServicesRequest
-	21, // 68: swarm.v1.Control.RollbackService:input_type -> swarm.v1.RollbackServiceRequest
-	23, // 69: swarm.v1.Control.CommandRollout:input_type -> swarm.v1.CommandRolloutRequest
-	25, // 70: swarm.v1.Control.GetServiceHistory:input_type -> swarm.v1.GetServiceHistoryRequest
-	28, // 71: swarm.v1.Control.PlanService:input_type -> swarm.v1.PlanServiceRequest
-	38, // 72: swarm.v1.Control.CreateNetwork:input_type -> swarm.v1.CreateNetworkRequest
-	40, // 73: swarm.v1.Control.RemoveNetwork:input_type -> swarm.v1.RemoveNetworkRequest
-	42, // 74: swarm.v1.Control.GetNetwork:input_type -> swarm.v1.GetNetworkRequest
-	44, // 75: swarm.v1.Control.ListNetworks:input_type -> swarm.v1.ListNetworksRequest
-	50, // 76: swarm.v1.Control.GetTask:input_type -> swarm.v1.GetTaskRequest
-	52, // 77: swarm.v1.Control.ListTasks:input_type -> swarm.v1.ListTasksRequest
-	54, // 78: swarm.v1.Control.WatchService:input_type -> swarm.v1.WatchServiceRequest
-	2,  // 79: swarm.v1.Control.GetCluster:output_type -> swarm.v1.GetClusterResponse
-	4,  // 80: swarm.v1.Control.GetJoinTokens:output_type -> swarm.v1.GetJoinTokensResponse
-	6,  // 81: swarm.v1.Control.RotateJoinToken:output_type -> swarm.v1.RotateJoinTokenResponse
-	10, // 82: swarm.v1.Control.ListNodes:output_type -> swarm.v1.ListNodesResponse
-	12, // 83: swarm.v1.Control.GetNode:output_type -> swarm.v1.GetNodeResponse
-	14, // 84: swarm.v1.Control.UpdateNode:output_type -> swarm.v1.UpdateNodeResponse
-	16, // 85: swarm.v1.Control.RemoveNode:output_type -> swarm.v1.RemoveNodeResponse
-	18, // 86: swarm.v1.Control.CreateService:output_type -> swarm.v1.CreateServiceResponse
-	20, // 87: swarm.v1.Control.UpdateService:output_type -> swarm.v1.UpdateServiceResponse
-	32, // 88: swarm.v1.Control.RemoveService:output_type -> swarm.v1.RemoveServiceResponse
-	37, // 89: swarm.v1.Control.GetService:output_type -> swarm.v1.GetServiceResponse
-	48, // 90: swarm.v1.Control.ListServices:output_type -> swarm.v1.ListServicesResponse
-	22, // 91: swarm.v1.Control.RollbackService:output_type -> swarm.v1.RollbackServiceResponse
-	24, // 92: swarm.v1.Control.CommandRollout:output_type -> swarm.v1.CommandRolloutResponse
-	26, // 93: swarm.v1.Control.GetServiceHistory:output_type -> swarm.v1.GetServiceHistoryResponse
-	29, // 94: swarm.v1.Control.PlanService:output_type -> swarm.v1.PlanServiceResponse
-	39, // 95: swarm.v1.Control.CreateNetwork:output_type -> swarm.v1.CreateNetworkResponse
-	41, // 96: swarm.v1.Control.RemoveNetwork:output_type -> swarm.v1.RemoveNetworkResponse
-	43, // 97: swarm.v1.Control.GetNetwork:output_type -> swarm.v1.GetNetworkResponse
-	45, // 98: swarm.v1.Control.ListNetworks:output_type -> swarm.v1.ListNetworksResponse
-	51, // 99: swarm.v1.Control.GetTask:output_type -> swarm.v1.GetTaskResponse
-	53, // 100: swarm.v1.Control.ListTasks:output_type -> swarm.v1.ListTasksResponse
-	55, // 101: swarm.v1.Control.WatchService:output_type -> swarm.v1.WatchServiceResponse
-	79, // [79:102] is the sub-list for method output_type
-	56, // [56:79] is the sub-list for method input_type
-	56, // [56:56] is the sub-list for extension type_name
-	56, // [56:56] is the sub-list for extension extendee
-	0,  // [0:56] is the sub-list for field type_name
+	64, // 0: swarm.v1.GetClusterResponse.meta:type_name -> swarm.v1.Meta
+	65, // 1: swarm.v1.GetClusterResponse.spec:type_name -> swarm.v1.ClusterSpec
+	66, // 2: swarm.v1.GetClusterResponse.alarms:type_name -> swarm.v1.Alarm
+	3,  // 3: swarm.v1.GetClusterResponse.drains:type_name -> swarm.v1.Drains
+	67, // 4: swarm.v1.GetJoinTokensResponse.tokens:type_name -> swarm.v1.JoinTokens
+	68, // 5: swarm.v1.RotateJoinTokenRequest.role:type_name -> swarm.v1.NodeRole
+	67, // 6: swarm.v1.RotateJoinTokenResponse.tokens:type_name -> swarm.v1.JoinTokens
+	69, // 7: swarm.v1.NodeInfo.node:type_name -> swarm.v1.Node
+	70, // 8: swarm.v1.NodeInfo.status:type_name -> swarm.v1.NodeStatus
+	71, // 9: swarm.v1.NodeInfo.reserved:type_name -> swarm.v1.Resources
+	9,  // 10: swarm.v1.NodeInfo.manager:type_name -> swarm.v1.ManagerStatus
+	8,  // 11: swarm.v1.ListNodesResponse.nodes:type_name -> swarm.v1.NodeInfo
+	8,  // 12: swarm.v1.GetNodeResponse.node:type_name -> swarm.v1.NodeInfo
+	72, // 13: swarm.v1.UpdateNodeRequest.spec:type_name -> swarm.v1.NodeSpec
+	8,  // 14: swarm.v1.UpdateNodeResponse.node:type_name -> swarm.v1.NodeInfo
+	73, // 15: swarm.v1.CreateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
+	74, // 16: swarm.v1.CreateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
+	73, // 17: swarm.v1.UpdateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
+	74, // 18: swarm.v1.UpdateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
+	75, // 19: swarm.v1.CommandRolloutRequest.action:type_name -> swarm.v1.RolloutAction
+	28, // 20: swarm.v1.GetServiceHistoryResponse.revisions:type_name -> swarm.v1.RevisionInfo
+	76, // 21: swarm.v1.RevisionInfo.revision:type_name -> swarm.v1.ServiceRevision
+	77, // 22: swarm.v1.RevisionInfo.outcome:type_name -> swarm.v1.RevisionOutcome
+	18, // 23: swarm.v1.PlanServiceRequest.create:type_name -> swarm.v1.CreateServiceRequest
+	20, // 24: swarm.v1.PlanServiceRequest.update:type_name -> swarm.v1.UpdateServiceRequest
+	22, // 25: swarm.v1.PlanServiceRequest.rollback:type_name -> swarm.v1.RollbackServiceRequest
+	73, // 26: swarm.v1.PlanServiceResponse.before:type_name -> swarm.v1.ServiceSpec
+	73, // 27: swarm.v1.PlanServiceResponse.after:type_name -> swarm.v1.ServiceSpec
+	78, // 28: swarm.v1.PlanServiceResponse.strategy:type_name -> swarm.v1.UpdateStrategy
+	31, // 29: swarm.v1.PlanServiceResponse.steps:type_name -> swarm.v1.PlanStep
+	0,  // 30: swarm.v1.PlanStep.action:type_name -> swarm.v1.PlanAction
+	79, // 31: swarm.v1.ServiceInfo.service:type_name -> swarm.v1.Service
+	80, // 32: swarm.v1.ServiceInfo.progress:type_name -> swarm.v1.ServiceProgress
+	81, // 33: swarm.v1.ServiceInfo.endpoint:type_name -> swarm.v1.ServiceEndpoint
+	36, // 34: swarm.v1.ServiceInfo.conflicts:type_name -> swarm.v1.NodePortConflict
+	62, // 35: swarm.v1.ServiceInfo.network_names:type_name -> swarm.v1.ServiceInfo.NetworkNamesEntry
+	35, // 36: swarm.v1.ServiceInfo.sets:type_name -> swarm.v1.SetInfo
+	82, // 37: swarm.v1.ServiceInfo.metric:type_name -> swarm.v1.ServiceMetric
+	83, // 38: swarm.v1.NodePortConflict.conflict:type_name -> swarm.v1.PortConflict
+	34, // 39: swarm.v1.GetServiceResponse.service:type_name -> swarm.v1.ServiceInfo
+	84, // 40: swarm.v1.CreateNetworkRequest.spec:type_name -> swarm.v1.NetworkSpec
+	52, // 41: swarm.v1.GetNetworkResponse.network:type_name -> swarm.v1.NetworkInfo
+	85, // 42: swarm.v1.ConnectNetworkRequest.guest:type_name -> swarm.v1.Guest
+	85, // 43: swarm.v1.Attachment.guest:type_name -> swarm.v1.Guest
+	86, // 44: swarm.v1.Attachment.state:type_name -> swarm.v1.TaskState
+	52, // 45: swarm.v1.ListNetworksResponse.networks:type_name -> swarm.v1.NetworkInfo
+	87, // 46: swarm.v1.NetworkInfo.network:type_name -> swarm.v1.Network
+	88, // 47: swarm.v1.NetworkInfo.progress:type_name -> swarm.v1.NetworkProgress
+	49, // 48: swarm.v1.NetworkInfo.attachments:type_name -> swarm.v1.Attachment
+	34, // 49: swarm.v1.ListServicesResponse.services:type_name -> swarm.v1.ServiceInfo
+	89, // 50: swarm.v1.TaskInfo.task:type_name -> swarm.v1.Task
+	86, // 51: swarm.v1.TaskInfo.state:type_name -> swarm.v1.TaskState
+	90, // 52: swarm.v1.TaskInfo.placement:type_name -> swarm.v1.TaskPlacement
+	91, // 53: swarm.v1.TaskInfo.status:type_name -> swarm.v1.TaskStatus
+	92, // 54: swarm.v1.TaskInfo.addresses:type_name -> swarm.v1.TaskAddresses
+	55, // 55: swarm.v1.GetTaskResponse.task:type_name -> swarm.v1.TaskInfo
+	93, // 56: swarm.v1.GetTaskResponse.spec:type_name -> swarm.v1.TaskSpec
+	63, // 57: swarm.v1.GetTaskResponse.network_names:type_name -> swarm.v1.GetTaskResponse.NetworkNamesEntry
+	55, // 58: swarm.v1.ListTasksResponse.tasks:type_name -> swarm.v1.TaskInfo
+	34, // 59: swarm.v1.WatchServiceResponse.service:type_name -> swarm.v1.ServiceInfo
+	55, // 60: swarm.v1.WatchServiceResponse.tasks:type_name -> swarm.v1.TaskInfo
+	1,  // 61: swarm.v1.Control.GetCluster:input_type -> swarm.v1.GetClusterRequest
+	4,  // 62: swarm.v1.Control.GetJoinTokens:input_type -> swarm.v1.GetJoinTokensRequest
+	6,  // 63: swarm.v1.Control.RotateJoinToken:input_type -> swarm.v1.RotateJoinTokenRequest
+	10, // 64: swarm.v1.Control.ListNodes:input_type -> swarm.v1.ListNodesRequest
+	12, // 65: swarm.v1.Control.GetNode:input_type -> swarm.v1.GetNodeRequest
+	14, // 66: swarm.v1.Control.UpdateNode:input_type -> swarm.v1.UpdateNodeRequest
+	16, // 67: swarm.v1.Control.RemoveNode:input_type -> swarm.v1.RemoveNodeRequest
+	18, // 68: swarm.v1.Control.CreateService:input_type -> swarm.v1.CreateServiceRequest
+	20, // 69: swarm.v1.Control.UpdateService:input_type -> swarm.v1.UpdateServiceRequest
+	32, // 70: swarm.v1.Control.RemoveService:input_type -> swarm.v1.RemoveServiceRequest
+	37, // 71: swarm.v1.Control.GetService:input_type -> swarm.v1.GetServiceRequest
+	53, // 72: swarm.v1.Control.ListServices:input_type -> swarm.v1.ListServicesRequest
+	22, // 73: swarm.v1.Control.RollbackService:input_type -> swarm.v1.RollbackServiceRequest
+	24, // 74: swarm.v1.Control.CommandRollout:input_type -> swarm.v1.CommandRolloutRequest
+	26, // 75: swarm.v1.Control.GetServiceHistory:input_type -> swarm.v1.GetServiceHistoryRequest
+	29, // 76: swarm.v1.Control.PlanService:input_type -> swarm.v1.PlanServiceRequest
+	39, // 77: swarm.v1.Control.CreateNetwork:input_type -> swarm.v1.CreateNetworkRequest
+	41, // 78: swarm.v1.Control.RemoveNetwork:input_type -> swarm.v1.RemoveNetworkRequest
+	43, // 79: swarm.v1.Control.GetNetwork:input_type -> swarm.v1.GetNetworkRequest
+	50, // 80: swarm.v1.Control.ListNetworks:input_type -> swarm.v1.ListNetworksRequest
+	45, // 81: swarm.v1.Control.ConnectNetwork:input_type -> swarm.v1.ConnectNetworkRequest
+	47, // 82: swarm.v1.Control.DisconnectNetwork:input_type -> swarm.v1.DisconnectNetworkRequest
+	56, // 83: swarm.v1.Control.GetTask:input_type -> swarm.v1.GetTaskRequest
+	58, // 84: swarm.v1.Control.ListTasks:input_type -> swarm.v1.ListTasksRequest
+	60, // 85: swarm.v1.Control.WatchService:input_type -> swarm.v1.WatchServiceRequest
+	2,  // 86: swarm.v1.Control.GetCluster:output_type -> swarm.v1.GetClusterResponse
+	5,  // 87: swarm.v1.Control.GetJoinTokens:output_type -> swarm.v1.GetJoinTokensResponse
+	7,  // 88: swarm.v1.Control.RotateJoinToken:output_type -> swarm.v1.RotateJoinTokenResponse
+	11, // 89: swarm.v1.Control.ListNodes:output_type -> swarm.v1.ListNodesResponse
+	13, // 90: swarm.v1.Control.GetNode:output_type -> swarm.v1.GetNodeResponse
+	15, // 91: swarm.v1.Control.UpdateNode:output_type -> swarm.v1.UpdateNodeResponse
+	17, // 92: swarm.v1.Control.RemoveNode:output_type -> swarm.v1.RemoveNodeResponse
+	19, // 93: swarm.v1.Control.CreateService:output_type -> swarm.v1.CreateServiceResponse
+	21, // 94: swarm.v1.Control.UpdateService:output_type -> swarm.v1.UpdateServiceResponse
+	33, // 95: swarm.v1.Control.RemoveService:output_type -> swarm.v1.RemoveServiceResponse
+	38, // 96: swarm.v1.Control.GetService:output_type -> swarm.v1.GetServiceResponse
+	54, // 97: swarm.v1.Control.ListServices:output_type -> swarm.v1.ListServicesResponse
+	23, // 98: swarm.v1.Control.RollbackService:output_type -> swarm.v1.RollbackServiceResponse
+	25, // 99: swarm.v1.Control.CommandRollout:output_type -> swarm.v1.CommandRolloutResponse
+	27, // 100: swarm.v1.Control.GetServiceHistory:output_type -> swarm.v1.GetServiceHistoryResponse
+	30, // 101: swarm.v1.Control.PlanService:output_type -> swarm.v1.PlanServiceResponse
+	40, // 102: swarm.v1.Control.CreateNetwork:output_type -> swarm.v1.CreateNetworkResponse
+	42, // 103: swarm.v1.Control.RemoveNetwork:output_type -> swarm.v1.RemoveNetworkResponse
+	44, // 104: swarm.v1.Control.GetNetwork:output_type -> swarm.v1.GetNetworkResponse
+	51, // 105: swarm.v1.Control.ListNetworks:output_type -> swarm.v1.ListNetworksResponse
+	46, // 106: swarm.v1.Control.ConnectNetwork:output_type -> swarm.v1.ConnectNetworkResponse
+	48, // 107: swarm.v1.Control.DisconnectNetwork:output_type -> swarm.v1.DisconnectNetworkResponse
+	57, // 108: swarm.v1.Control.GetTask:output_type -> swarm.v1.GetTaskResponse
+	59, // 109: swarm.v1.Control.ListTasks:output_type -> swarm.v1.ListTasksResponse
+	61, // 110: swarm.v1.Control.WatchService:output_type -> swarm.v1.WatchServiceResponse
+	86, // [86:111] is the sub-list for method output_type
+	61, // [61:86] is the sub-list for method input_type
+	61, // [61:61] is the sub-list for extension type_name
+	61, // [61:61] is the sub-list for extension extendee
+	0,  // [0:61] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_control_proto_init() }
@@ -4055,7 +4587,7 @@ func file_swarm_v1_control_proto_init() {
 	file_swarm_v1_access_proto_init()
 	file_swarm_v1_rows_proto_init()
 	file_swarm_v1_types_proto_init()
-	file_swarm_v1_control_proto_msgTypes[27].OneofWrappers = []any{
+	file_swarm_v1_control_proto_msgTypes[28].OneofWrappers = []any{
 		(*PlanServiceRequest_Create)(nil),
 		(*PlanServiceRequest_Update)(nil),
 		(*PlanServiceRequest_Rollback)(nil),
@@ -4066,7 +4598,7 @@ func file_swarm_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_control_proto_rawDesc), len(file_swarm_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   57,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

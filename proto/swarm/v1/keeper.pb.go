@@ -306,17 +306,73 @@ func (x *ManagerHealth) GetStepDowns() uint32 {
 	return 0
 }
 
+// DrainCounts are of tasks that were drained before they stopped, since the leader's process began.
+type DrainCounts struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Noted uint64                 `protobuf:"varint,1,opt,name=noted,proto3" json:"noted,omitempty"`
+	// Of those, with a node that had not said so in time.
+	Late          uint64 `protobuf:"varint,2,opt,name=late,proto3" json:"late,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainCounts) Reset() {
+	*x = DrainCounts{}
+	mi := &file_swarm_v1_keeper_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainCounts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainCounts) ProtoMessage() {}
+
+func (x *DrainCounts) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_keeper_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainCounts.ProtoReflect.Descriptor instead.
+func (*DrainCounts) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_keeper_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *DrainCounts) GetNoted() uint64 {
+	if x != nil {
+		return x.Noted
+	}
+	return 0
+}
+
+func (x *DrainCounts) GetLate() uint64 {
+	if x != nil {
+		return x.Late
+	}
+	return 0
+}
+
 type KeeperReportResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Sessions that the keeper must end, by ID, with the reason.
-	End           map[string]string `protobuf:"bytes,1,rep,name=end,proto3" json:"end,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	End map[string]string `protobuf:"bytes,1,rep,name=end,proto3" json:"end,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What the leader has counted.
+	Drains        *DrainCounts `protobuf:"bytes,30,opt,name=drains,proto3" json:"drains,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *KeeperReportResponse) Reset() {
 	*x = KeeperReportResponse{}
-	mi := &file_swarm_v1_keeper_proto_msgTypes[4]
+	mi := &file_swarm_v1_keeper_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -328,7 +384,7 @@ func (x *KeeperReportResponse) String() string {
 func (*KeeperReportResponse) ProtoMessage() {}
 
 func (x *KeeperReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_keeper_proto_msgTypes[4]
+	mi := &file_swarm_v1_keeper_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -341,12 +397,19 @@ func (x *KeeperReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeeperReportResponse.ProtoReflect.Descriptor instead.
 func (*KeeperReportResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_keeper_proto_rawDescGZIP(), []int{4}
+	return file_swarm_v1_keeper_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *KeeperReportResponse) GetEnd() map[string]string {
 	if x != nil {
 		return x.End
+	}
+	return nil
+}
+
+func (x *KeeperReportResponse) GetDrains() *DrainCounts {
+	if x != nil {
+		return x.Drains
 	}
 	return nil
 }
@@ -378,9 +441,13 @@ const file_swarm_v1_keeper_proto_rawDesc = "" +
 	"\n" +
 	"free_bytes\x18\x02 \x01(\x04R\tfreeBytes\x12\x1d\n" +
 	"\n" +
-	"step_downs\x18\x03 \x01(\rR\tstepDowns\"\x89\x01\n" +
+	"step_downs\x18\x03 \x01(\rR\tstepDowns\"7\n" +
+	"\vDrainCounts\x12\x14\n" +
+	"\x05noted\x18\x01 \x01(\x04R\x05noted\x12\x12\n" +
+	"\x04late\x18\x02 \x01(\x04R\x04late\"\xb8\x01\n" +
 	"\x14KeeperReportResponse\x129\n" +
-	"\x03end\x18\x01 \x03(\v2'.swarm.v1.KeeperReportResponse.EndEntryR\x03end\x1a6\n" +
+	"\x03end\x18\x01 \x03(\v2'.swarm.v1.KeeperReportResponse.EndEntryR\x03end\x12-\n" +
+	"\x06drains\x18\x1e \x01(\v2\x15.swarm.v1.DrainCountsR\x06drains\x1a6\n" +
 	"\bEndEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x012Z\n" +
@@ -400,29 +467,31 @@ func file_swarm_v1_keeper_proto_rawDescGZIP() []byte {
 	return file_swarm_v1_keeper_proto_rawDescData
 }
 
-var file_swarm_v1_keeper_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_swarm_v1_keeper_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_swarm_v1_keeper_proto_goTypes = []any{
 	(*KeeperReportRequest)(nil),  // 0: swarm.v1.KeeperReportRequest
 	(*KeptSession)(nil),          // 1: swarm.v1.KeptSession
 	(*SessionFacts)(nil),         // 2: swarm.v1.SessionFacts
 	(*ManagerHealth)(nil),        // 3: swarm.v1.ManagerHealth
-	(*KeeperReportResponse)(nil), // 4: swarm.v1.KeeperReportResponse
-	nil,                          // 5: swarm.v1.KeeperReportResponse.EndEntry
-	(*NodeDescription)(nil),      // 6: swarm.v1.NodeDescription
+	(*DrainCounts)(nil),          // 4: swarm.v1.DrainCounts
+	(*KeeperReportResponse)(nil), // 5: swarm.v1.KeeperReportResponse
+	nil,                          // 6: swarm.v1.KeeperReportResponse.EndEntry
+	(*NodeDescription)(nil),      // 7: swarm.v1.NodeDescription
 }
 var file_swarm_v1_keeper_proto_depIdxs = []int32{
 	1, // 0: swarm.v1.KeeperReportRequest.sessions:type_name -> swarm.v1.KeptSession
 	3, // 1: swarm.v1.KeeperReportRequest.health:type_name -> swarm.v1.ManagerHealth
 	2, // 2: swarm.v1.KeptSession.facts:type_name -> swarm.v1.SessionFacts
-	6, // 3: swarm.v1.SessionFacts.description:type_name -> swarm.v1.NodeDescription
-	5, // 4: swarm.v1.KeeperReportResponse.end:type_name -> swarm.v1.KeeperReportResponse.EndEntry
-	0, // 5: swarm.v1.Keeper.Report:input_type -> swarm.v1.KeeperReportRequest
-	4, // 6: swarm.v1.Keeper.Report:output_type -> swarm.v1.KeeperReportResponse
-	6, // [6:7] is the sub-list for method output_type
-	5, // [5:6] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	7, // 3: swarm.v1.SessionFacts.description:type_name -> swarm.v1.NodeDescription
+	6, // 4: swarm.v1.KeeperReportResponse.end:type_name -> swarm.v1.KeeperReportResponse.EndEntry
+	4, // 5: swarm.v1.KeeperReportResponse.drains:type_name -> swarm.v1.DrainCounts
+	0, // 6: swarm.v1.Keeper.Report:input_type -> swarm.v1.KeeperReportRequest
+	5, // 7: swarm.v1.Keeper.Report:output_type -> swarm.v1.KeeperReportResponse
+	7, // [7:8] is the sub-list for method output_type
+	6, // [6:7] is the sub-list for method input_type
+	6, // [6:6] is the sub-list for extension type_name
+	6, // [6:6] is the sub-list for extension extendee
+	0, // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_keeper_proto_init() }
@@ -438,7 +507,7 @@ func file_swarm_v1_keeper_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_keeper_proto_rawDesc), len(file_swarm_v1_keeper_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -685,6 +685,166 @@ func (PullPolicy) EnumDescriptor() ([]byte, []int) {
 	return file_swarm_v1_types_proto_rawDescGZIP(), []int{11}
 }
 
+type PlacementStrategy int32
+
+const (
+	// Unspecified means spread.
+	PlacementStrategy_PLACEMENT_STRATEGY_UNSPECIFIED PlacementStrategy = 0
+	// The least loaded node first.
+	PlacementStrategy_PLACEMENT_STRATEGY_SPREAD PlacementStrategy = 1
+	// The most loaded node that still fits first.
+	PlacementStrategy_PLACEMENT_STRATEGY_BINPACK PlacementStrategy = 2
+)
+
+// Enum value maps for PlacementStrategy.
+var (
+	PlacementStrategy_name = map[int32]string{
+		0: "PLACEMENT_STRATEGY_UNSPECIFIED",
+		1: "PLACEMENT_STRATEGY_SPREAD",
+		2: "PLACEMENT_STRATEGY_BINPACK",
+	}
+	PlacementStrategy_value = map[string]int32{
+		"PLACEMENT_STRATEGY_UNSPECIFIED": 0,
+		"PLACEMENT_STRATEGY_SPREAD":      1,
+		"PLACEMENT_STRATEGY_BINPACK":     2,
+	}
+)
+
+func (x PlacementStrategy) Enum() *PlacementStrategy {
+	p := new(PlacementStrategy)
+	*p = x
+	return p
+}
+
+func (x PlacementStrategy) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PlacementStrategy) Descriptor() protoreflect.EnumDescriptor {
+	return file_swarm_v1_types_proto_enumTypes[12].Descriptor()
+}
+
+func (PlacementStrategy) Type() protoreflect.EnumType {
+	return &file_swarm_v1_types_proto_enumTypes[12]
+}
+
+func (x PlacementStrategy) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PlacementStrategy.Descriptor instead.
+func (PlacementStrategy) EnumDescriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{12}
+}
+
+type OverlapPolicy int32
+
+const (
+	// Unspecified means forbid.
+	OverlapPolicy_OVERLAP_POLICY_UNSPECIFIED OverlapPolicy = 0
+	// A run begins beside the one before.
+	OverlapPolicy_OVERLAP_POLICY_ALLOW OverlapPolicy = 1
+	// A run is left out while the one before goes on.
+	OverlapPolicy_OVERLAP_POLICY_FORBID OverlapPolicy = 2
+	// The one before is stopped.
+	OverlapPolicy_OVERLAP_POLICY_REPLACE OverlapPolicy = 3
+)
+
+// Enum value maps for OverlapPolicy.
+var (
+	OverlapPolicy_name = map[int32]string{
+		0: "OVERLAP_POLICY_UNSPECIFIED",
+		1: "OVERLAP_POLICY_ALLOW",
+		2: "OVERLAP_POLICY_FORBID",
+		3: "OVERLAP_POLICY_REPLACE",
+	}
+	OverlapPolicy_value = map[string]int32{
+		"OVERLAP_POLICY_UNSPECIFIED": 0,
+		"OVERLAP_POLICY_ALLOW":       1,
+		"OVERLAP_POLICY_FORBID":      2,
+		"OVERLAP_POLICY_REPLACE":     3,
+	}
+)
+
+func (x OverlapPolicy) Enum() *OverlapPolicy {
+	p := new(OverlapPolicy)
+	*p = x
+	return p
+}
+
+func (x OverlapPolicy) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (OverlapPolicy) Descriptor() protoreflect.EnumDescriptor {
+	return file_swarm_v1_types_proto_enumTypes[13].Descriptor()
+}
+
+func (OverlapPolicy) Type() protoreflect.EnumType {
+	return &file_swarm_v1_types_proto_enumTypes[13]
+}
+
+func (x OverlapPolicy) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use OverlapPolicy.Descriptor instead.
+func (OverlapPolicy) EnumDescriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{13}
+}
+
+type MissedRunPolicy int32
+
+const (
+	// Unspecified means once.
+	MissedRunPolicy_MISSED_RUN_POLICY_UNSPECIFIED MissedRunPolicy = 0
+	// However many were missed, one run is made up for, at once.
+	MissedRunPolicy_MISSED_RUN_POLICY_ONCE MissedRunPolicy = 1
+	// None is.
+	MissedRunPolicy_MISSED_RUN_POLICY_SKIP MissedRunPolicy = 2
+)
+
+// Enum value maps for MissedRunPolicy.
+var (
+	MissedRunPolicy_name = map[int32]string{
+		0: "MISSED_RUN_POLICY_UNSPECIFIED",
+		1: "MISSED_RUN_POLICY_ONCE",
+		2: "MISSED_RUN_POLICY_SKIP",
+	}
+	MissedRunPolicy_value = map[string]int32{
+		"MISSED_RUN_POLICY_UNSPECIFIED": 0,
+		"MISSED_RUN_POLICY_ONCE":        1,
+		"MISSED_RUN_POLICY_SKIP":        2,
+	}
+)
+
+func (x MissedRunPolicy) Enum() *MissedRunPolicy {
+	p := new(MissedRunPolicy)
+	*p = x
+	return p
+}
+
+func (x MissedRunPolicy) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (MissedRunPolicy) Descriptor() protoreflect.EnumDescriptor {
+	return file_swarm_v1_types_proto_enumTypes[14].Descriptor()
+}
+
+func (MissedRunPolicy) Type() protoreflect.EnumType {
+	return &file_swarm_v1_types_proto_enumTypes[14]
+}
+
+func (x MissedRunPolicy) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use MissedRunPolicy.Descriptor instead.
+func (MissedRunPolicy) EnumDescriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{14}
+}
+
 type UpdateOrder int32
 
 const (
@@ -718,11 +878,11 @@ func (x UpdateOrder) String() string {
 }
 
 func (UpdateOrder) Descriptor() protoreflect.EnumDescriptor {
-	return file_swarm_v1_types_proto_enumTypes[12].Descriptor()
+	return file_swarm_v1_types_proto_enumTypes[15].Descriptor()
 }
 
 func (UpdateOrder) Type() protoreflect.EnumType {
-	return &file_swarm_v1_types_proto_enumTypes[12]
+	return &file_swarm_v1_types_proto_enumTypes[15]
 }
 
 func (x UpdateOrder) Number() protoreflect.EnumNumber {
@@ -731,7 +891,7 @@ func (x UpdateOrder) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use UpdateOrder.Descriptor instead.
 func (UpdateOrder) EnumDescriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{12}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{15}
 }
 
 type FailureAction int32
@@ -770,11 +930,11 @@ func (x FailureAction) String() string {
 }
 
 func (FailureAction) Descriptor() protoreflect.EnumDescriptor {
-	return file_swarm_v1_types_proto_enumTypes[13].Descriptor()
+	return file_swarm_v1_types_proto_enumTypes[16].Descriptor()
 }
 
 func (FailureAction) Type() protoreflect.EnumType {
-	return &file_swarm_v1_types_proto_enumTypes[13]
+	return &file_swarm_v1_types_proto_enumTypes[16]
 }
 
 func (x FailureAction) Number() protoreflect.EnumNumber {
@@ -783,7 +943,7 @@ func (x FailureAction) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FailureAction.Descriptor instead.
 func (FailureAction) EnumDescriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{13}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{16}
 }
 
 // UpdateStrategy is how a service gets from one version to another; docs/design-rollout.md.
@@ -834,11 +994,11 @@ func (x UpdateStrategy) String() string {
 }
 
 func (UpdateStrategy) Descriptor() protoreflect.EnumDescriptor {
-	return file_swarm_v1_types_proto_enumTypes[14].Descriptor()
+	return file_swarm_v1_types_proto_enumTypes[17].Descriptor()
 }
 
 func (UpdateStrategy) Type() protoreflect.EnumType {
-	return &file_swarm_v1_types_proto_enumTypes[14]
+	return &file_swarm_v1_types_proto_enumTypes[17]
 }
 
 func (x UpdateStrategy) Number() protoreflect.EnumNumber {
@@ -847,7 +1007,7 @@ func (x UpdateStrategy) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use UpdateStrategy.Descriptor instead.
 func (UpdateStrategy) EnumDescriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{14}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{17}
 }
 
 // Meta is carried by every object. Only the store writes it.
@@ -915,8 +1075,10 @@ func (x *Meta) GetUpdatedAt() int64 {
 type Resources struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Billionths of a core.
-	NanoCpus      int64 `protobuf:"varint,1,opt,name=nano_cpus,json=nanoCpus,proto3" json:"nano_cpus,omitempty"`
-	MemoryBytes   int64 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	NanoCpus    int64 `protobuf:"varint,1,opt,name=nano_cpus,json=nanoCpus,proto3" json:"nano_cpus,omitempty"`
+	MemoryBytes int64 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// Each kind once.
+	Generic       []*GenericResource `protobuf:"bytes,3,rep,name=generic,proto3" json:"generic,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -965,6 +1127,77 @@ func (x *Resources) GetMemoryBytes() int64 {
 	return 0
 }
 
+func (x *Resources) GetGeneric() []*GenericResource {
+	if x != nil {
+		return x.Generic
+	}
+	return nil
+}
+
+// GenericResource is something countable that a node has and tasks claim: a count of it, or instances with names.
+type GenericResource struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For example gpu, or example.com/gpu for what a CDI spec describes.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// How many, where instances have no names; of a reservation: how many in either case.
+	Count int64 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	// Instances by name: of a node, all that it has; of a placement, those that the task got.
+	Instances     []string `protobuf:"bytes,3,rep,name=instances,proto3" json:"instances,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GenericResource) Reset() {
+	*x = GenericResource{}
+	mi := &file_swarm_v1_types_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenericResource) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenericResource) ProtoMessage() {}
+
+func (x *GenericResource) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_types_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenericResource.ProtoReflect.Descriptor instead.
+func (*GenericResource) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *GenericResource) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *GenericResource) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *GenericResource) GetInstances() []string {
+	if x != nil {
+		return x.Instances
+	}
+	return nil
+}
+
 type ResourceRequirements struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
 	Limits       *Resources             `protobuf:"bytes,1,opt,name=limits,proto3" json:"limits,omitempty"`
@@ -977,7 +1210,7 @@ type ResourceRequirements struct {
 
 func (x *ResourceRequirements) Reset() {
 	*x = ResourceRequirements{}
-	mi := &file_swarm_v1_types_proto_msgTypes[2]
+	mi := &file_swarm_v1_types_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -989,7 +1222,7 @@ func (x *ResourceRequirements) String() string {
 func (*ResourceRequirements) ProtoMessage() {}
 
 func (x *ResourceRequirements) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[2]
+	mi := &file_swarm_v1_types_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1002,7 +1235,7 @@ func (x *ResourceRequirements) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceRequirements.ProtoReflect.Descriptor instead.
 func (*ResourceRequirements) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{2}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ResourceRequirements) GetLimits() *Resources {
@@ -1043,7 +1276,7 @@ type RestartPolicy struct {
 
 func (x *RestartPolicy) Reset() {
 	*x = RestartPolicy{}
-	mi := &file_swarm_v1_types_proto_msgTypes[3]
+	mi := &file_swarm_v1_types_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1055,7 +1288,7 @@ func (x *RestartPolicy) String() string {
 func (*RestartPolicy) ProtoMessage() {}
 
 func (x *RestartPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[3]
+	mi := &file_swarm_v1_types_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1068,7 +1301,7 @@ func (x *RestartPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartPolicy.ProtoReflect.Descriptor instead.
 func (*RestartPolicy) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{3}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RestartPolicy) GetCondition() RestartCondition {
@@ -1118,7 +1351,7 @@ type PortConfig struct {
 
 func (x *PortConfig) Reset() {
 	*x = PortConfig{}
-	mi := &file_swarm_v1_types_proto_msgTypes[4]
+	mi := &file_swarm_v1_types_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1363,7 @@ func (x *PortConfig) String() string {
 func (*PortConfig) ProtoMessage() {}
 
 func (x *PortConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[4]
+	mi := &file_swarm_v1_types_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1376,7 @@ func (x *PortConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortConfig.ProtoReflect.Descriptor instead.
 func (*PortConfig) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{4}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PortConfig) GetName() string {
@@ -1208,7 +1441,7 @@ type NetworkAttachment struct {
 
 func (x *NetworkAttachment) Reset() {
 	*x = NetworkAttachment{}
-	mi := &file_swarm_v1_types_proto_msgTypes[5]
+	mi := &file_swarm_v1_types_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1220,7 +1453,7 @@ func (x *NetworkAttachment) String() string {
 func (*NetworkAttachment) ProtoMessage() {}
 
 func (x *NetworkAttachment) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[5]
+	mi := &file_swarm_v1_types_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1233,7 +1466,7 @@ func (x *NetworkAttachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkAttachment.ProtoReflect.Descriptor instead.
 func (*NetworkAttachment) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{5}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *NetworkAttachment) GetNetwork() string {
@@ -1265,7 +1498,7 @@ type DNSConfig struct {
 
 func (x *DNSConfig) Reset() {
 	*x = DNSConfig{}
-	mi := &file_swarm_v1_types_proto_msgTypes[6]
+	mi := &file_swarm_v1_types_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1277,7 +1510,7 @@ func (x *DNSConfig) String() string {
 func (*DNSConfig) ProtoMessage() {}
 
 func (x *DNSConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[6]
+	mi := &file_swarm_v1_types_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1290,7 +1523,7 @@ func (x *DNSConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DNSConfig.ProtoReflect.Descriptor instead.
 func (*DNSConfig) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{6}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DNSConfig) GetNameservers() []string {
@@ -1329,7 +1562,7 @@ type NetworkSubnet struct {
 
 func (x *NetworkSubnet) Reset() {
 	*x = NetworkSubnet{}
-	mi := &file_swarm_v1_types_proto_msgTypes[7]
+	mi := &file_swarm_v1_types_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +1574,7 @@ func (x *NetworkSubnet) String() string {
 func (*NetworkSubnet) ProtoMessage() {}
 
 func (x *NetworkSubnet) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[7]
+	mi := &file_swarm_v1_types_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +1587,7 @@ func (x *NetworkSubnet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkSubnet.ProtoReflect.Descriptor instead.
 func (*NetworkSubnet) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{7}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *NetworkSubnet) GetSubnet() string {
@@ -1402,7 +1635,7 @@ type NetworkSpec struct {
 
 func (x *NetworkSpec) Reset() {
 	*x = NetworkSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[8]
+	mi := &file_swarm_v1_types_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1414,7 +1647,7 @@ func (x *NetworkSpec) String() string {
 func (*NetworkSpec) ProtoMessage() {}
 
 func (x *NetworkSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[8]
+	mi := &file_swarm_v1_types_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1427,7 +1660,7 @@ func (x *NetworkSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkSpec.ProtoReflect.Descriptor instead.
 func (*NetworkSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{8}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *NetworkSpec) GetName() string {
@@ -1516,7 +1749,7 @@ type Mount struct {
 
 func (x *Mount) Reset() {
 	*x = Mount{}
-	mi := &file_swarm_v1_types_proto_msgTypes[9]
+	mi := &file_swarm_v1_types_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1528,7 +1761,7 @@ func (x *Mount) String() string {
 func (*Mount) ProtoMessage() {}
 
 func (x *Mount) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[9]
+	mi := &file_swarm_v1_types_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1541,7 +1774,7 @@ func (x *Mount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mount.ProtoReflect.Descriptor instead.
 func (*Mount) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{9}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Mount) GetType() MountType {
@@ -1623,7 +1856,7 @@ type RegistryAuth struct {
 
 func (x *RegistryAuth) Reset() {
 	*x = RegistryAuth{}
-	mi := &file_swarm_v1_types_proto_msgTypes[10]
+	mi := &file_swarm_v1_types_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1635,7 +1868,7 @@ func (x *RegistryAuth) String() string {
 func (*RegistryAuth) ProtoMessage() {}
 
 func (x *RegistryAuth) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[10]
+	mi := &file_swarm_v1_types_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1648,7 +1881,7 @@ func (x *RegistryAuth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegistryAuth.ProtoReflect.Descriptor instead.
 func (*RegistryAuth) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{10}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RegistryAuth) GetServer() string {
@@ -1736,7 +1969,7 @@ type ContainerSpec struct {
 
 func (x *ContainerSpec) Reset() {
 	*x = ContainerSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[11]
+	mi := &file_swarm_v1_types_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1748,7 +1981,7 @@ func (x *ContainerSpec) String() string {
 func (*ContainerSpec) ProtoMessage() {}
 
 func (x *ContainerSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[11]
+	mi := &file_swarm_v1_types_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1761,7 +1994,7 @@ func (x *ContainerSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerSpec.ProtoReflect.Descriptor instead.
 func (*ContainerSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{11}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ContainerSpec) GetImage() string {
@@ -1972,7 +2205,7 @@ type Probe struct {
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_swarm_v1_types_proto_msgTypes[12]
+	mi := &file_swarm_v1_types_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1984,7 +2217,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[12]
+	mi := &file_swarm_v1_types_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1997,7 +2230,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{12}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Probe) GetKind() isProbe_Kind {
@@ -2118,7 +2351,7 @@ type ExecProbe struct {
 
 func (x *ExecProbe) Reset() {
 	*x = ExecProbe{}
-	mi := &file_swarm_v1_types_proto_msgTypes[13]
+	mi := &file_swarm_v1_types_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2130,7 +2363,7 @@ func (x *ExecProbe) String() string {
 func (*ExecProbe) ProtoMessage() {}
 
 func (x *ExecProbe) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[13]
+	mi := &file_swarm_v1_types_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2143,7 +2376,7 @@ func (x *ExecProbe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecProbe.ProtoReflect.Descriptor instead.
 func (*ExecProbe) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{13}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ExecProbe) GetCommand() []string {
@@ -2176,7 +2409,7 @@ type HTTPProbe struct {
 
 func (x *HTTPProbe) Reset() {
 	*x = HTTPProbe{}
-	mi := &file_swarm_v1_types_proto_msgTypes[14]
+	mi := &file_swarm_v1_types_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2188,7 +2421,7 @@ func (x *HTTPProbe) String() string {
 func (*HTTPProbe) ProtoMessage() {}
 
 func (x *HTTPProbe) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[14]
+	mi := &file_swarm_v1_types_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2201,7 +2434,7 @@ func (x *HTTPProbe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HTTPProbe.ProtoReflect.Descriptor instead.
 func (*HTTPProbe) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{14}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *HTTPProbe) GetPort() uint32 {
@@ -2242,7 +2475,7 @@ type TCPProbe struct {
 
 func (x *TCPProbe) Reset() {
 	*x = TCPProbe{}
-	mi := &file_swarm_v1_types_proto_msgTypes[15]
+	mi := &file_swarm_v1_types_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2254,7 +2487,7 @@ func (x *TCPProbe) String() string {
 func (*TCPProbe) ProtoMessage() {}
 
 func (x *TCPProbe) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[15]
+	mi := &file_swarm_v1_types_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2267,7 +2500,7 @@ func (x *TCPProbe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TCPProbe.ProtoReflect.Descriptor instead.
 func (*TCPProbe) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{15}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TCPProbe) GetPort() uint32 {
@@ -2290,7 +2523,7 @@ type GRPCProbe struct {
 
 func (x *GRPCProbe) Reset() {
 	*x = GRPCProbe{}
-	mi := &file_swarm_v1_types_proto_msgTypes[16]
+	mi := &file_swarm_v1_types_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2302,7 +2535,7 @@ func (x *GRPCProbe) String() string {
 func (*GRPCProbe) ProtoMessage() {}
 
 func (x *GRPCProbe) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[16]
+	mi := &file_swarm_v1_types_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2315,7 +2548,7 @@ func (x *GRPCProbe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GRPCProbe.ProtoReflect.Descriptor instead.
 func (*GRPCProbe) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{16}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GRPCProbe) GetPort() uint32 {
@@ -2349,7 +2582,7 @@ type SpreadOver struct {
 
 func (x *SpreadOver) Reset() {
 	*x = SpreadOver{}
-	mi := &file_swarm_v1_types_proto_msgTypes[17]
+	mi := &file_swarm_v1_types_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2361,7 +2594,7 @@ func (x *SpreadOver) String() string {
 func (*SpreadOver) ProtoMessage() {}
 
 func (x *SpreadOver) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[17]
+	mi := &file_swarm_v1_types_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2374,7 +2607,7 @@ func (x *SpreadOver) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpreadOver.ProtoReflect.Descriptor instead.
 func (*SpreadOver) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{17}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SpreadOver) GetDescriptor_() string {
@@ -2393,7 +2626,7 @@ type PlacementPreference struct {
 
 func (x *PlacementPreference) Reset() {
 	*x = PlacementPreference{}
-	mi := &file_swarm_v1_types_proto_msgTypes[18]
+	mi := &file_swarm_v1_types_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2405,7 +2638,7 @@ func (x *PlacementPreference) String() string {
 func (*PlacementPreference) ProtoMessage() {}
 
 func (x *PlacementPreference) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[18]
+	mi := &file_swarm_v1_types_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2418,7 +2651,7 @@ func (x *PlacementPreference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlacementPreference.ProtoReflect.Descriptor instead.
 func (*PlacementPreference) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{18}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PlacementPreference) GetSpread() *SpreadOver {
@@ -2433,14 +2666,17 @@ type Placement struct {
 	Constraints []string               `protobuf:"bytes,1,rep,name=constraints,proto3" json:"constraints,omitempty"`
 	Preferences []*PlacementPreference `protobuf:"bytes,2,rep,name=preferences,proto3" json:"preferences,omitempty"`
 	// 0 = no limit.
-	MaxReplicasPerNode uint64 `protobuf:"varint,3,opt,name=max_replicas_per_node,json=maxReplicasPerNode,proto3" json:"max_replicas_per_node,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	MaxReplicasPerNode uint64            `protobuf:"varint,3,opt,name=max_replicas_per_node,json=maxReplicasPerNode,proto3" json:"max_replicas_per_node,omitempty"`
+	Strategy           PlacementStrategy `protobuf:"varint,4,opt,name=strategy,proto3,enum=swarm.v1.PlacementStrategy" json:"strategy,omitempty"`
+	// That the image is there for; none = not known, so any. Set by control when it resolves the image.
+	Platforms     []*Platform `protobuf:"bytes,5,rep,name=platforms,proto3" json:"platforms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Placement) Reset() {
 	*x = Placement{}
-	mi := &file_swarm_v1_types_proto_msgTypes[19]
+	mi := &file_swarm_v1_types_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2452,7 +2688,7 @@ func (x *Placement) String() string {
 func (*Placement) ProtoMessage() {}
 
 func (x *Placement) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[19]
+	mi := &file_swarm_v1_types_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2465,7 +2701,7 @@ func (x *Placement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Placement.ProtoReflect.Descriptor instead.
 func (*Placement) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{19}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Placement) GetConstraints() []string {
@@ -2489,6 +2725,92 @@ func (x *Placement) GetMaxReplicasPerNode() uint64 {
 	return 0
 }
 
+func (x *Placement) GetStrategy() PlacementStrategy {
+	if x != nil {
+		return x.Strategy
+	}
+	return PlacementStrategy_PLACEMENT_STRATEGY_UNSPECIFIED
+}
+
+func (x *Placement) GetPlatforms() []*Platform {
+	if x != nil {
+		return x.Platforms
+	}
+	return nil
+}
+
+// Guest is a container that something else made, or any process with a network of its own, on one node.
+type Guest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	NodeId string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// What it is found by there, one of the two: a process, whose end is the attachment's, or the file of its network
+	// namespace, absolute.
+	Pid   uint32 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	Netns string `protobuf:"bytes,3,opt,name=netns,proto3" json:"netns,omitempty"`
+	// The namespace that it was seen in, as the kernel names it (net:[4026532008]); empty = any. Another one is refused.
+	Namespace     string `protobuf:"bytes,4,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Guest) Reset() {
+	*x = Guest{}
+	mi := &file_swarm_v1_types_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Guest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Guest) ProtoMessage() {}
+
+func (x *Guest) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_types_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Guest.ProtoReflect.Descriptor instead.
+func (*Guest) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Guest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *Guest) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Guest) GetNetns() string {
+	if x != nil {
+		return x.Netns
+	}
+	return ""
+}
+
+func (x *Guest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
 // TaskSpec is the template of a task.
 type TaskSpec struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -2502,14 +2824,17 @@ type TaskSpec struct {
 	// replacement of it before that must have happened. Unset = never: the task goes on, and may run twice.
 	StopAfterDisconnect *durationpb.Duration `protobuf:"bytes,6,opt,name=stop_after_disconnect,json=stopAfterDisconnect,proto3" json:"stop_after_disconnect,omitempty"`
 	// At most 32, each network once.
-	Networks      []*NetworkAttachment `protobuf:"bytes,7,rep,name=networks,proto3" json:"networks,omitempty"`
+	Networks []*NetworkAttachment `protobuf:"bytes,7,rep,name=networks,proto3" json:"networks,omitempty"`
+	// In place of a container: something outside of services that is attached to the one network. Control alone makes such
+	// specs (Control.ConnectNetwork).
+	Guest         *Guest `protobuf:"bytes,30,opt,name=guest,proto3" json:"guest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TaskSpec) Reset() {
 	*x = TaskSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[20]
+	mi := &file_swarm_v1_types_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2521,7 +2846,7 @@ func (x *TaskSpec) String() string {
 func (*TaskSpec) ProtoMessage() {}
 
 func (x *TaskSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[20]
+	mi := &file_swarm_v1_types_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2534,7 +2859,7 @@ func (x *TaskSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskSpec.ProtoReflect.Descriptor instead.
 func (*TaskSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{20}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TaskSpec) GetContainer() *ContainerSpec {
@@ -2586,6 +2911,13 @@ func (x *TaskSpec) GetNetworks() []*NetworkAttachment {
 	return nil
 }
 
+func (x *TaskSpec) GetGuest() *Guest {
+	if x != nil {
+		return x.Guest
+	}
+	return nil
+}
+
 type ReplicatedMode struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Replicas      uint64                 `protobuf:"varint,1,opt,name=replicas,proto3" json:"replicas,omitempty"`
@@ -2595,7 +2927,7 @@ type ReplicatedMode struct {
 
 func (x *ReplicatedMode) Reset() {
 	*x = ReplicatedMode{}
-	mi := &file_swarm_v1_types_proto_msgTypes[21]
+	mi := &file_swarm_v1_types_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2607,7 +2939,7 @@ func (x *ReplicatedMode) String() string {
 func (*ReplicatedMode) ProtoMessage() {}
 
 func (x *ReplicatedMode) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[21]
+	mi := &file_swarm_v1_types_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2620,7 +2952,7 @@ func (x *ReplicatedMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicatedMode.ProtoReflect.Descriptor instead.
 func (*ReplicatedMode) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{21}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ReplicatedMode) GetReplicas() uint64 {
@@ -2638,7 +2970,7 @@ type GlobalMode struct {
 
 func (x *GlobalMode) Reset() {
 	*x = GlobalMode{}
-	mi := &file_swarm_v1_types_proto_msgTypes[22]
+	mi := &file_swarm_v1_types_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2650,7 +2982,7 @@ func (x *GlobalMode) String() string {
 func (*GlobalMode) ProtoMessage() {}
 
 func (x *GlobalMode) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[22]
+	mi := &file_swarm_v1_types_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2663,7 +2995,98 @@ func (x *GlobalMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GlobalMode.ProtoReflect.Descriptor instead.
 func (*GlobalMode) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{22}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{24}
+}
+
+// ReplicatedJobMode runs tasks until so many have completed.
+type ReplicatedJobMode struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Total uint64                 `protobuf:"varint,1,opt,name=total,proto3" json:"total,omitempty"`
+	// At a time; 0 = all.
+	MaxConcurrent uint64 `protobuf:"varint,2,opt,name=max_concurrent,json=maxConcurrent,proto3" json:"max_concurrent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicatedJobMode) Reset() {
+	*x = ReplicatedJobMode{}
+	mi := &file_swarm_v1_types_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicatedJobMode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicatedJobMode) ProtoMessage() {}
+
+func (x *ReplicatedJobMode) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_types_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicatedJobMode.ProtoReflect.Descriptor instead.
+func (*ReplicatedJobMode) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ReplicatedJobMode) GetTotal() uint64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *ReplicatedJobMode) GetMaxConcurrent() uint64 {
+	if x != nil {
+		return x.MaxConcurrent
+	}
+	return 0
+}
+
+// GlobalJobMode runs one task to completion on each node.
+type GlobalJobMode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GlobalJobMode) Reset() {
+	*x = GlobalJobMode{}
+	mi := &file_swarm_v1_types_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GlobalJobMode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GlobalJobMode) ProtoMessage() {}
+
+func (x *GlobalJobMode) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_types_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GlobalJobMode.ProtoReflect.Descriptor instead.
+func (*GlobalJobMode) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{26}
 }
 
 type ServiceMode struct {
@@ -2672,6 +3095,8 @@ type ServiceMode struct {
 	//
 	//	*ServiceMode_Replicated
 	//	*ServiceMode_Global
+	//	*ServiceMode_ReplicatedJob
+	//	*ServiceMode_GlobalJob
 	Mode          isServiceMode_Mode `protobuf_oneof:"mode"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2679,7 +3104,7 @@ type ServiceMode struct {
 
 func (x *ServiceMode) Reset() {
 	*x = ServiceMode{}
-	mi := &file_swarm_v1_types_proto_msgTypes[23]
+	mi := &file_swarm_v1_types_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2691,7 +3116,7 @@ func (x *ServiceMode) String() string {
 func (*ServiceMode) ProtoMessage() {}
 
 func (x *ServiceMode) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[23]
+	mi := &file_swarm_v1_types_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2704,7 +3129,7 @@ func (x *ServiceMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceMode.ProtoReflect.Descriptor instead.
 func (*ServiceMode) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{23}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ServiceMode) GetMode() isServiceMode_Mode {
@@ -2732,6 +3157,24 @@ func (x *ServiceMode) GetGlobal() *GlobalMode {
 	return nil
 }
 
+func (x *ServiceMode) GetReplicatedJob() *ReplicatedJobMode {
+	if x != nil {
+		if x, ok := x.Mode.(*ServiceMode_ReplicatedJob); ok {
+			return x.ReplicatedJob
+		}
+	}
+	return nil
+}
+
+func (x *ServiceMode) GetGlobalJob() *GlobalJobMode {
+	if x != nil {
+		if x, ok := x.Mode.(*ServiceMode_GlobalJob); ok {
+			return x.GlobalJob
+		}
+	}
+	return nil
+}
+
 type isServiceMode_Mode interface {
 	isServiceMode_Mode()
 }
@@ -2744,9 +3187,193 @@ type ServiceMode_Global struct {
 	Global *GlobalMode `protobuf:"bytes,2,opt,name=global,proto3,oneof"`
 }
 
+type ServiceMode_ReplicatedJob struct {
+	ReplicatedJob *ReplicatedJobMode `protobuf:"bytes,3,opt,name=replicated_job,json=replicatedJob,proto3,oneof"`
+}
+
+type ServiceMode_GlobalJob struct {
+	GlobalJob *GlobalJobMode `protobuf:"bytes,4,opt,name=global_job,json=globalJob,proto3,oneof"`
+}
+
 func (*ServiceMode_Replicated) isServiceMode_Mode() {}
 
 func (*ServiceMode_Global) isServiceMode_Mode() {}
+
+func (*ServiceMode_ReplicatedJob) isServiceMode_Mode() {}
+
+func (*ServiceMode_GlobalJob) isServiceMode_Mode() {}
+
+// Schedule runs a job again and again.
+type Schedule struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Five fields as in crontab(5), or @hourly, @daily, @every 90s.
+	Cron string `protobuf:"bytes,1,opt,name=cron,proto3" json:"cron,omitempty"`
+	// IANA name; empty = UTC.
+	Timezone string          `protobuf:"bytes,2,opt,name=timezone,proto3" json:"timezone,omitempty"`
+	Overlap  OverlapPolicy   `protobuf:"varint,3,opt,name=overlap,proto3,enum=swarm.v1.OverlapPolicy" json:"overlap,omitempty"`
+	Missed   MissedRunPolicy `protobuf:"varint,4,opt,name=missed,proto3,enum=swarm.v1.MissedRunPolicy" json:"missed,omitempty"`
+	// Runs whose tasks are kept; unset = 5.
+	History       *uint32 `protobuf:"varint,5,opt,name=history,proto3,oneof" json:"history,omitempty"`
+	Suspended     bool    `protobuf:"varint,6,opt,name=suspended,proto3" json:"suspended,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Schedule) Reset() {
+	*x = Schedule{}
+	mi := &file_swarm_v1_types_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Schedule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Schedule) ProtoMessage() {}
+
+func (x *Schedule) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_types_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Schedule.ProtoReflect.Descriptor instead.
+func (*Schedule) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Schedule) GetCron() string {
+	if x != nil {
+		return x.Cron
+	}
+	return ""
+}
+
+func (x *Schedule) GetTimezone() string {
+	if x != nil {
+		return x.Timezone
+	}
+	return ""
+}
+
+func (x *Schedule) GetOverlap() OverlapPolicy {
+	if x != nil {
+		return x.Overlap
+	}
+	return OverlapPolicy_OVERLAP_POLICY_UNSPECIFIED
+}
+
+func (x *Schedule) GetMissed() MissedRunPolicy {
+	if x != nil {
+		return x.Missed
+	}
+	return MissedRunPolicy_MISSED_RUN_POLICY_UNSPECIFIED
+}
+
+func (x *Schedule) GetHistory() uint32 {
+	if x != nil && x.History != nil {
+		return *x.History
+	}
+	return 0
+}
+
+func (x *Schedule) GetSuspended() bool {
+	if x != nil {
+		return x.Suspended
+	}
+	return false
+}
+
+// DisruptionBudget bounds how many replicas drain, rebalance and eviction take down or move at a time.
+type DisruptionBudget struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Most:
+	//
+	//	*DisruptionBudget_Count
+	//	*DisruptionBudget_Percent
+	Most          isDisruptionBudget_Most `protobuf_oneof:"most"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DisruptionBudget) Reset() {
+	*x = DisruptionBudget{}
+	mi := &file_swarm_v1_types_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DisruptionBudget) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DisruptionBudget) ProtoMessage() {}
+
+func (x *DisruptionBudget) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_types_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DisruptionBudget.ProtoReflect.Descriptor instead.
+func (*DisruptionBudget) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *DisruptionBudget) GetMost() isDisruptionBudget_Most {
+	if x != nil {
+		return x.Most
+	}
+	return nil
+}
+
+func (x *DisruptionBudget) GetCount() uint64 {
+	if x != nil {
+		if x, ok := x.Most.(*DisruptionBudget_Count); ok {
+			return x.Count
+		}
+	}
+	return 0
+}
+
+func (x *DisruptionBudget) GetPercent() uint32 {
+	if x != nil {
+		if x, ok := x.Most.(*DisruptionBudget_Percent); ok {
+			return x.Percent
+		}
+	}
+	return 0
+}
+
+type isDisruptionBudget_Most interface {
+	isDisruptionBudget_Most()
+}
+
+type DisruptionBudget_Count struct {
+	Count uint64 `protobuf:"varint,1,opt,name=count,proto3,oneof"`
+}
+
+type DisruptionBudget_Percent struct {
+	// Of the replicas, rounded up, 1 to 100.
+	Percent uint32 `protobuf:"varint,2,opt,name=percent,proto3,oneof"`
+}
+
+func (*DisruptionBudget_Count) isDisruptionBudget_Most() {}
+
+func (*DisruptionBudget_Percent) isDisruptionBudget_Most() {}
 
 type UpdateConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2776,7 +3403,7 @@ type UpdateConfig struct {
 
 func (x *UpdateConfig) Reset() {
 	*x = UpdateConfig{}
-	mi := &file_swarm_v1_types_proto_msgTypes[24]
+	mi := &file_swarm_v1_types_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2788,7 +3415,7 @@ func (x *UpdateConfig) String() string {
 func (*UpdateConfig) ProtoMessage() {}
 
 func (x *UpdateConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[24]
+	mi := &file_swarm_v1_types_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2801,7 +3428,7 @@ func (x *UpdateConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateConfig.ProtoReflect.Descriptor instead.
 func (*UpdateConfig) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{24}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *UpdateConfig) GetParallelism() uint64 {
@@ -2902,7 +3529,7 @@ type CanaryStep struct {
 
 func (x *CanaryStep) Reset() {
 	*x = CanaryStep{}
-	mi := &file_swarm_v1_types_proto_msgTypes[25]
+	mi := &file_swarm_v1_types_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2914,7 +3541,7 @@ func (x *CanaryStep) String() string {
 func (*CanaryStep) ProtoMessage() {}
 
 func (x *CanaryStep) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[25]
+	mi := &file_swarm_v1_types_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2927,7 +3554,7 @@ func (x *CanaryStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanaryStep.ProtoReflect.Descriptor instead.
 func (*CanaryStep) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{25}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CanaryStep) GetShare() uint32 {
@@ -2967,7 +3594,7 @@ type CanaryMetric struct {
 
 func (x *CanaryMetric) Reset() {
 	*x = CanaryMetric{}
-	mi := &file_swarm_v1_types_proto_msgTypes[26]
+	mi := &file_swarm_v1_types_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2979,7 +3606,7 @@ func (x *CanaryMetric) String() string {
 func (*CanaryMetric) ProtoMessage() {}
 
 func (x *CanaryMetric) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[26]
+	mi := &file_swarm_v1_types_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2992,7 +3619,7 @@ func (x *CanaryMetric) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanaryMetric.ProtoReflect.Descriptor instead.
 func (*CanaryMetric) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{26}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CanaryMetric) GetUrl() string {
@@ -3033,7 +3660,7 @@ type EndpointSpec struct {
 
 func (x *EndpointSpec) Reset() {
 	*x = EndpointSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[27]
+	mi := &file_swarm_v1_types_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3045,7 +3672,7 @@ func (x *EndpointSpec) String() string {
 func (*EndpointSpec) ProtoMessage() {}
 
 func (x *EndpointSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[27]
+	mi := &file_swarm_v1_types_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3058,7 +3685,7 @@ func (x *EndpointSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointSpec.ProtoReflect.Descriptor instead.
 func (*EndpointSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{27}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *EndpointSpec) GetPorts() []*PortConfig {
@@ -3076,21 +3703,29 @@ func (x *EndpointSpec) GetMode() EndpointMode {
 }
 
 type ServiceSpec struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Task          *TaskSpec              `protobuf:"bytes,3,opt,name=task,proto3" json:"task,omitempty"`
-	Mode          *ServiceMode           `protobuf:"bytes,4,opt,name=mode,proto3" json:"mode,omitempty"`
-	Update        *UpdateConfig          `protobuf:"bytes,5,opt,name=update,proto3" json:"update,omitempty"`
-	Rollback      *UpdateConfig          `protobuf:"bytes,6,opt,name=rollback,proto3" json:"rollback,omitempty"`
-	Endpoint      *EndpointSpec          `protobuf:"bytes,7,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Name     string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Labels   map[string]string      `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Task     *TaskSpec              `protobuf:"bytes,3,opt,name=task,proto3" json:"task,omitempty"`
+	Mode     *ServiceMode           `protobuf:"bytes,4,opt,name=mode,proto3" json:"mode,omitempty"`
+	Update   *UpdateConfig          `protobuf:"bytes,5,opt,name=update,proto3" json:"update,omitempty"`
+	Rollback *UpdateConfig          `protobuf:"bytes,6,opt,name=rollback,proto3" json:"rollback,omitempty"`
+	Endpoint *EndpointSpec          `protobuf:"bytes,7,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	// A higher one may evict lower ones where nothing else fits; -1000000 to 1000000, 0 by default.
+	Priority int32 `protobuf:"varint,8,opt,name=priority,proto3" json:"priority,omitempty"`
+	// Unset = a quarter of the replicas, at least one.
+	MaxUnavailable *DisruptionBudget `protobuf:"bytes,9,opt,name=max_unavailable,json=maxUnavailable,proto3" json:"max_unavailable,omitempty"`
+	// Its tasks are not moved for balance alone.
+	NoRebalance bool `protobuf:"varint,10,opt,name=no_rebalance,json=noRebalance,proto3" json:"no_rebalance,omitempty"`
+	// Jobs only.
+	Schedule      *Schedule `protobuf:"bytes,11,opt,name=schedule,proto3" json:"schedule,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServiceSpec) Reset() {
 	*x = ServiceSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[28]
+	mi := &file_swarm_v1_types_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3102,7 +3737,7 @@ func (x *ServiceSpec) String() string {
 func (*ServiceSpec) ProtoMessage() {}
 
 func (x *ServiceSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[28]
+	mi := &file_swarm_v1_types_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3115,7 +3750,7 @@ func (x *ServiceSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceSpec.ProtoReflect.Descriptor instead.
 func (*ServiceSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{28}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ServiceSpec) GetName() string {
@@ -3167,6 +3802,34 @@ func (x *ServiceSpec) GetEndpoint() *EndpointSpec {
 	return nil
 }
 
+func (x *ServiceSpec) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *ServiceSpec) GetMaxUnavailable() *DisruptionBudget {
+	if x != nil {
+		return x.MaxUnavailable
+	}
+	return nil
+}
+
+func (x *ServiceSpec) GetNoRebalance() bool {
+	if x != nil {
+		return x.NoRebalance
+	}
+	return false
+}
+
+func (x *ServiceSpec) GetSchedule() *Schedule {
+	if x != nil {
+		return x.Schedule
+	}
+	return nil
+}
+
 type NodeSpec struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	DesiredRole   NodeRole               `protobuf:"varint,1,opt,name=desired_role,json=desiredRole,proto3,enum=swarm.v1.NodeRole" json:"desired_role,omitempty"`
@@ -3178,7 +3841,7 @@ type NodeSpec struct {
 
 func (x *NodeSpec) Reset() {
 	*x = NodeSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[29]
+	mi := &file_swarm_v1_types_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3190,7 +3853,7 @@ func (x *NodeSpec) String() string {
 func (*NodeSpec) ProtoMessage() {}
 
 func (x *NodeSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[29]
+	mi := &file_swarm_v1_types_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3203,7 +3866,7 @@ func (x *NodeSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeSpec.ProtoReflect.Descriptor instead.
 func (*NodeSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{29}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *NodeSpec) GetDesiredRole() NodeRole {
@@ -3238,7 +3901,7 @@ type Platform struct {
 
 func (x *Platform) Reset() {
 	*x = Platform{}
-	mi := &file_swarm_v1_types_proto_msgTypes[30]
+	mi := &file_swarm_v1_types_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3250,7 +3913,7 @@ func (x *Platform) String() string {
 func (*Platform) ProtoMessage() {}
 
 func (x *Platform) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[30]
+	mi := &file_swarm_v1_types_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3263,7 +3926,7 @@ func (x *Platform) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Platform.ProtoReflect.Descriptor instead.
 func (*Platform) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{30}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Platform) GetOs() string {
@@ -3292,7 +3955,7 @@ type EngineDescription struct {
 
 func (x *EngineDescription) Reset() {
 	*x = EngineDescription{}
-	mi := &file_swarm_v1_types_proto_msgTypes[31]
+	mi := &file_swarm_v1_types_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3304,7 +3967,7 @@ func (x *EngineDescription) String() string {
 func (*EngineDescription) ProtoMessage() {}
 
 func (x *EngineDescription) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[31]
+	mi := &file_swarm_v1_types_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3317,7 +3980,7 @@ func (x *EngineDescription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EngineDescription.ProtoReflect.Descriptor instead.
 func (*EngineDescription) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{31}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *EngineDescription) GetVersion() string {
@@ -3364,7 +4027,7 @@ type NodeDescription struct {
 
 func (x *NodeDescription) Reset() {
 	*x = NodeDescription{}
-	mi := &file_swarm_v1_types_proto_msgTypes[32]
+	mi := &file_swarm_v1_types_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3376,7 +4039,7 @@ func (x *NodeDescription) String() string {
 func (*NodeDescription) ProtoMessage() {}
 
 func (x *NodeDescription) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[32]
+	mi := &file_swarm_v1_types_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3389,7 +4052,7 @@ func (x *NodeDescription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeDescription.ProtoReflect.Descriptor instead.
 func (*NodeDescription) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{32}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *NodeDescription) GetHostname() string {
@@ -3455,7 +4118,7 @@ type NodeNetwork struct {
 
 func (x *NodeNetwork) Reset() {
 	*x = NodeNetwork{}
-	mi := &file_swarm_v1_types_proto_msgTypes[33]
+	mi := &file_swarm_v1_types_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3467,7 +4130,7 @@ func (x *NodeNetwork) String() string {
 func (*NodeNetwork) ProtoMessage() {}
 
 func (x *NodeNetwork) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[33]
+	mi := &file_swarm_v1_types_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3480,7 +4143,7 @@ func (x *NodeNetwork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeNetwork.ProtoReflect.Descriptor instead.
 func (*NodeNetwork) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{33}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *NodeNetwork) GetRoutes() []string {
@@ -3537,7 +4200,7 @@ type PortConflict struct {
 
 func (x *PortConflict) Reset() {
 	*x = PortConflict{}
-	mi := &file_swarm_v1_types_proto_msgTypes[34]
+	mi := &file_swarm_v1_types_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3549,7 +4212,7 @@ func (x *PortConflict) String() string {
 func (*PortConflict) ProtoMessage() {}
 
 func (x *PortConflict) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[34]
+	mi := &file_swarm_v1_types_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3562,7 +4225,7 @@ func (x *PortConflict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortConflict.ProtoReflect.Descriptor instead.
 func (*PortConflict) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{34}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PortConflict) GetProtocol() Protocol {
@@ -3608,7 +4271,7 @@ type ClusterSpec struct {
 
 func (x *ClusterSpec) Reset() {
 	*x = ClusterSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[35]
+	mi := &file_swarm_v1_types_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3620,7 +4283,7 @@ func (x *ClusterSpec) String() string {
 func (*ClusterSpec) ProtoMessage() {}
 
 func (x *ClusterSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[35]
+	mi := &file_swarm_v1_types_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3633,7 +4296,7 @@ func (x *ClusterSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterSpec.ProtoReflect.Descriptor instead.
 func (*ClusterSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{35}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ClusterSpec) GetFabricPool() string {
@@ -3702,7 +4365,7 @@ type JoinTokens struct {
 
 func (x *JoinTokens) Reset() {
 	*x = JoinTokens{}
-	mi := &file_swarm_v1_types_proto_msgTypes[36]
+	mi := &file_swarm_v1_types_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3714,7 +4377,7 @@ func (x *JoinTokens) String() string {
 func (*JoinTokens) ProtoMessage() {}
 
 func (x *JoinTokens) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[36]
+	mi := &file_swarm_v1_types_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3727,7 +4390,7 @@ func (x *JoinTokens) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinTokens.ProtoReflect.Descriptor instead.
 func (*JoinTokens) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{36}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *JoinTokens) GetWorker() string {
@@ -3754,10 +4417,15 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\x02 \x01(\x03R\tcreatedAt\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x03 \x01(\x03R\tupdatedAt\"K\n" +
+	"updated_at\x18\x03 \x01(\x03R\tupdatedAt\"\x80\x01\n" +
 	"\tResources\x12\x1b\n" +
 	"\tnano_cpus\x18\x01 \x01(\x03R\bnanoCpus\x12!\n" +
-	"\fmemory_bytes\x18\x02 \x01(\x03R\vmemoryBytes\"\x9b\x01\n" +
+	"\fmemory_bytes\x18\x02 \x01(\x03R\vmemoryBytes\x123\n" +
+	"\ageneric\x18\x03 \x03(\v2\x19.swarm.v1.GenericResourceR\ageneric\"Y\n" +
+	"\x0fGenericResource\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x03R\x05count\x12\x1c\n" +
+	"\tinstances\x18\x03 \x03(\tR\tinstances\"\x9b\x01\n" +
 	"\x14ResourceRequirements\x12+\n" +
 	"\x06limits\x18\x01 \x01(\v2\x13.swarm.v1.ResourcesR\x06limits\x127\n" +
 	"\freservations\x18\x02 \x01(\v2\x13.swarm.v1.ResourcesR\freservations\x12\x1d\n" +
@@ -3888,11 +4556,18 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"descriptor\x18\x01 \x01(\tR\n" +
 	"descriptor\"C\n" +
 	"\x13PlacementPreference\x12,\n" +
-	"\x06spread\x18\x01 \x01(\v2\x14.swarm.v1.SpreadOverR\x06spread\"\xa1\x01\n" +
+	"\x06spread\x18\x01 \x01(\v2\x14.swarm.v1.SpreadOverR\x06spread\"\x8c\x02\n" +
 	"\tPlacement\x12 \n" +
 	"\vconstraints\x18\x01 \x03(\tR\vconstraints\x12?\n" +
 	"\vpreferences\x18\x02 \x03(\v2\x1d.swarm.v1.PlacementPreferenceR\vpreferences\x121\n" +
-	"\x15max_replicas_per_node\x18\x03 \x01(\x04R\x12maxReplicasPerNode\"\x90\x03\n" +
+	"\x15max_replicas_per_node\x18\x03 \x01(\x04R\x12maxReplicasPerNode\x127\n" +
+	"\bstrategy\x18\x04 \x01(\x0e2\x1b.swarm.v1.PlacementStrategyR\bstrategy\x120\n" +
+	"\tplatforms\x18\x05 \x03(\v2\x12.swarm.v1.PlatformR\tplatforms\"f\n" +
+	"\x05Guest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x10\n" +
+	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\x14\n" +
+	"\x05netns\x18\x03 \x01(\tR\x05netns\x12\x1c\n" +
+	"\tnamespace\x18\x04 \x01(\tR\tnamespace\"\xb7\x03\n" +
 	"\bTaskSpec\x125\n" +
 	"\tcontainer\x18\x01 \x01(\v2\x17.swarm.v1.ContainerSpecR\tcontainer\x12<\n" +
 	"\tresources\x18\x02 \x01(\v2\x1e.swarm.v1.ResourceRequirementsR\tresources\x121\n" +
@@ -3900,17 +4575,38 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\tplacement\x18\x04 \x01(\v2\x13.swarm.v1.PlacementR\tplacement\x12!\n" +
 	"\fforce_update\x18\x05 \x01(\x04R\vforceUpdate\x12M\n" +
 	"\x15stop_after_disconnect\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x13stopAfterDisconnect\x127\n" +
-	"\bnetworks\x18\a \x03(\v2\x1b.swarm.v1.NetworkAttachmentR\bnetworks\",\n" +
+	"\bnetworks\x18\a \x03(\v2\x1b.swarm.v1.NetworkAttachmentR\bnetworks\x12%\n" +
+	"\x05guest\x18\x1e \x01(\v2\x0f.swarm.v1.GuestR\x05guest\",\n" +
 	"\x0eReplicatedMode\x12\x1a\n" +
 	"\breplicas\x18\x01 \x01(\x04R\breplicas\"\f\n" +
 	"\n" +
-	"GlobalMode\"\x81\x01\n" +
+	"GlobalMode\"P\n" +
+	"\x11ReplicatedJobMode\x12\x14\n" +
+	"\x05total\x18\x01 \x01(\x04R\x05total\x12%\n" +
+	"\x0emax_concurrent\x18\x02 \x01(\x04R\rmaxConcurrent\"\x0f\n" +
+	"\rGlobalJobMode\"\x81\x02\n" +
 	"\vServiceMode\x12:\n" +
 	"\n" +
 	"replicated\x18\x01 \x01(\v2\x18.swarm.v1.ReplicatedModeH\x00R\n" +
 	"replicated\x12.\n" +
-	"\x06global\x18\x02 \x01(\v2\x14.swarm.v1.GlobalModeH\x00R\x06globalB\x06\n" +
-	"\x04mode\"\xb3\x05\n" +
+	"\x06global\x18\x02 \x01(\v2\x14.swarm.v1.GlobalModeH\x00R\x06global\x12D\n" +
+	"\x0ereplicated_job\x18\x03 \x01(\v2\x1b.swarm.v1.ReplicatedJobModeH\x00R\rreplicatedJob\x128\n" +
+	"\n" +
+	"global_job\x18\x04 \x01(\v2\x17.swarm.v1.GlobalJobModeH\x00R\tglobalJobB\x06\n" +
+	"\x04mode\"\xe9\x01\n" +
+	"\bSchedule\x12\x12\n" +
+	"\x04cron\x18\x01 \x01(\tR\x04cron\x12\x1a\n" +
+	"\btimezone\x18\x02 \x01(\tR\btimezone\x121\n" +
+	"\aoverlap\x18\x03 \x01(\x0e2\x17.swarm.v1.OverlapPolicyR\aoverlap\x121\n" +
+	"\x06missed\x18\x04 \x01(\x0e2\x19.swarm.v1.MissedRunPolicyR\x06missed\x12\x1d\n" +
+	"\ahistory\x18\x05 \x01(\rH\x00R\ahistory\x88\x01\x01\x12\x1c\n" +
+	"\tsuspended\x18\x06 \x01(\bR\tsuspendedB\n" +
+	"\n" +
+	"\b_history\"N\n" +
+	"\x10DisruptionBudget\x12\x16\n" +
+	"\x05count\x18\x01 \x01(\x04H\x00R\x05count\x12\x1a\n" +
+	"\apercent\x18\x02 \x01(\rH\x00R\apercentB\x06\n" +
+	"\x04most\"\xb3\x05\n" +
 	"\fUpdateConfig\x12%\n" +
 	"\vparallelism\x18\x01 \x01(\x04H\x00R\vparallelism\x88\x01\x01\x12/\n" +
 	"\x05delay\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05delay\x12>\n" +
@@ -3940,7 +4636,7 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\x04_max\"f\n" +
 	"\fEndpointSpec\x12*\n" +
 	"\x05ports\x18\x01 \x03(\v2\x14.swarm.v1.PortConfigR\x05ports\x12*\n" +
-	"\x04mode\x18\x02 \x01(\x0e2\x16.swarm.v1.EndpointModeR\x04mode\"\x82\x03\n" +
+	"\x04mode\x18\x02 \x01(\x0e2\x16.swarm.v1.EndpointModeR\x04mode\"\xb6\x04\n" +
 	"\vServiceSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x129\n" +
 	"\x06labels\x18\x02 \x03(\v2!.swarm.v1.ServiceSpec.LabelsEntryR\x06labels\x12&\n" +
@@ -3948,7 +4644,12 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\x04mode\x18\x04 \x01(\v2\x15.swarm.v1.ServiceModeR\x04mode\x12.\n" +
 	"\x06update\x18\x05 \x01(\v2\x16.swarm.v1.UpdateConfigR\x06update\x122\n" +
 	"\brollback\x18\x06 \x01(\v2\x16.swarm.v1.UpdateConfigR\brollback\x122\n" +
-	"\bendpoint\x18\a \x01(\v2\x16.swarm.v1.EndpointSpecR\bendpoint\x1a9\n" +
+	"\bendpoint\x18\a \x01(\v2\x16.swarm.v1.EndpointSpecR\bendpoint\x12\x1a\n" +
+	"\bpriority\x18\b \x01(\x05R\bpriority\x12C\n" +
+	"\x0fmax_unavailable\x18\t \x01(\v2\x1a.swarm.v1.DisruptionBudgetR\x0emaxUnavailable\x12!\n" +
+	"\fno_rebalance\x18\n" +
+	" \x01(\bR\vnoRebalance\x12.\n" +
+	"\bschedule\x18\v \x01(\v2\x12.swarm.v1.ScheduleR\bschedule\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf4\x01\n" +
@@ -4072,7 +4773,20 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\x17PULL_POLICY_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12PULL_POLICY_ALWAYS\x10\x01\x12\x17\n" +
 	"\x13PULL_POLICY_MISSING\x10\x02\x12\x15\n" +
-	"\x11PULL_POLICY_NEVER\x10\x03*f\n" +
+	"\x11PULL_POLICY_NEVER\x10\x03*v\n" +
+	"\x11PlacementStrategy\x12\"\n" +
+	"\x1ePLACEMENT_STRATEGY_UNSPECIFIED\x10\x00\x12\x1d\n" +
+	"\x19PLACEMENT_STRATEGY_SPREAD\x10\x01\x12\x1e\n" +
+	"\x1aPLACEMENT_STRATEGY_BINPACK\x10\x02*\x80\x01\n" +
+	"\rOverlapPolicy\x12\x1e\n" +
+	"\x1aOVERLAP_POLICY_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14OVERLAP_POLICY_ALLOW\x10\x01\x12\x19\n" +
+	"\x15OVERLAP_POLICY_FORBID\x10\x02\x12\x1a\n" +
+	"\x16OVERLAP_POLICY_REPLACE\x10\x03*l\n" +
+	"\x0fMissedRunPolicy\x12!\n" +
+	"\x1dMISSED_RUN_POLICY_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16MISSED_RUN_POLICY_ONCE\x10\x01\x12\x1a\n" +
+	"\x16MISSED_RUN_POLICY_SKIP\x10\x02*f\n" +
 	"\vUpdateOrder\x12\x1c\n" +
 	"\x18UPDATE_ORDER_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17UPDATE_ORDER_STOP_FIRST\x10\x01\x12\x1c\n" +
@@ -4102,8 +4816,8 @@ func file_swarm_v1_types_proto_rawDescGZIP() []byte {
 	return file_swarm_v1_types_proto_rawDescData
 }
 
-var file_swarm_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 15)
-var file_swarm_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_swarm_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 18)
+var file_swarm_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_swarm_v1_types_proto_goTypes = []any{
 	(TaskState)(0),               // 0: swarm.v1.TaskState
 	(NodeRole)(0),                // 1: swarm.v1.NodeRole
@@ -4117,132 +4831,151 @@ var file_swarm_v1_types_proto_goTypes = []any{
 	(EndpointMode)(0),            // 9: swarm.v1.EndpointMode
 	(MountType)(0),               // 10: swarm.v1.MountType
 	(PullPolicy)(0),              // 11: swarm.v1.PullPolicy
-	(UpdateOrder)(0),             // 12: swarm.v1.UpdateOrder
-	(FailureAction)(0),           // 13: swarm.v1.FailureAction
-	(UpdateStrategy)(0),          // 14: swarm.v1.UpdateStrategy
-	(*Meta)(nil),                 // 15: swarm.v1.Meta
-	(*Resources)(nil),            // 16: swarm.v1.Resources
-	(*ResourceRequirements)(nil), // 17: swarm.v1.ResourceRequirements
-	(*RestartPolicy)(nil),        // 18: swarm.v1.RestartPolicy
-	(*PortConfig)(nil),           // 19: swarm.v1.PortConfig
-	(*NetworkAttachment)(nil),    // 20: swarm.v1.NetworkAttachment
-	(*DNSConfig)(nil),            // 21: swarm.v1.DNSConfig
-	(*NetworkSubnet)(nil),        // 22: swarm.v1.NetworkSubnet
-	(*NetworkSpec)(nil),          // 23: swarm.v1.NetworkSpec
-	(*Mount)(nil),                // 24: swarm.v1.Mount
-	(*RegistryAuth)(nil),         // 25: swarm.v1.RegistryAuth
-	(*ContainerSpec)(nil),        // 26: swarm.v1.ContainerSpec
-	(*Probe)(nil),                // 27: swarm.v1.Probe
-	(*ExecProbe)(nil),            // 28: swarm.v1.ExecProbe
-	(*HTTPProbe)(nil),            // 29: swarm.v1.HTTPProbe
-	(*TCPProbe)(nil),             // 30: swarm.v1.TCPProbe
-	(*GRPCProbe)(nil),            // 31: swarm.v1.GRPCProbe
-	(*SpreadOver)(nil),           // 32: swarm.v1.SpreadOver
-	(*PlacementPreference)(nil),  // 33: swarm.v1.PlacementPreference
-	(*Placement)(nil),            // 34: swarm.v1.Placement
-	(*TaskSpec)(nil),             // 35: swarm.v1.TaskSpec
-	(*ReplicatedMode)(nil),       // 36: swarm.v1.ReplicatedMode
-	(*GlobalMode)(nil),           // 37: swarm.v1.GlobalMode
-	(*ServiceMode)(nil),          // 38: swarm.v1.ServiceMode
-	(*UpdateConfig)(nil),         // 39: swarm.v1.UpdateConfig
-	(*CanaryStep)(nil),           // 40: swarm.v1.CanaryStep
-	(*CanaryMetric)(nil),         // 41: swarm.v1.CanaryMetric
-	(*EndpointSpec)(nil),         // 42: swarm.v1.EndpointSpec
-	(*ServiceSpec)(nil),          // 43: swarm.v1.ServiceSpec
-	(*NodeSpec)(nil),             // 44: swarm.v1.NodeSpec
-	(*Platform)(nil),             // 45: swarm.v1.Platform
-	(*EngineDescription)(nil),    // 46: swarm.v1.EngineDescription
-	(*NodeDescription)(nil),      // 47: swarm.v1.NodeDescription
-	(*NodeNetwork)(nil),          // 48: swarm.v1.NodeNetwork
-	(*PortConflict)(nil),         // 49: swarm.v1.PortConflict
-	(*ClusterSpec)(nil),          // 50: swarm.v1.ClusterSpec
-	(*JoinTokens)(nil),           // 51: swarm.v1.JoinTokens
-	nil,                          // 52: swarm.v1.NetworkSpec.LabelsEntry
-	nil,                          // 53: swarm.v1.NetworkSpec.OptionsEntry
-	nil,                          // 54: swarm.v1.ContainerSpec.LabelsEntry
-	nil,                          // 55: swarm.v1.ServiceSpec.LabelsEntry
-	nil,                          // 56: swarm.v1.NodeSpec.LabelsEntry
-	nil,                          // 57: swarm.v1.EngineDescription.LabelsEntry
-	(*durationpb.Duration)(nil),  // 58: google.protobuf.Duration
+	(PlacementStrategy)(0),       // 12: swarm.v1.PlacementStrategy
+	(OverlapPolicy)(0),           // 13: swarm.v1.OverlapPolicy
+	(MissedRunPolicy)(0),         // 14: swarm.v1.MissedRunPolicy
+	(UpdateOrder)(0),             // 15: swarm.v1.UpdateOrder
+	(FailureAction)(0),           // 16: swarm.v1.FailureAction
+	(UpdateStrategy)(0),          // 17: swarm.v1.UpdateStrategy
+	(*Meta)(nil),                 // 18: swarm.v1.Meta
+	(*Resources)(nil),            // 19: swarm.v1.Resources
+	(*GenericResource)(nil),      // 20: swarm.v1.GenericResource
+	(*ResourceRequirements)(nil), // 21: swarm.v1.ResourceRequirements
+	(*RestartPolicy)(nil),        // 22: swarm.v1.RestartPolicy
+	(*PortConfig)(nil),           // 23: swarm.v1.PortConfig
+	(*NetworkAttachment)(nil),    // 24: swarm.v1.NetworkAttachment
+	(*DNSConfig)(nil),            // 25: swarm.v1.DNSConfig
+	(*NetworkSubnet)(nil),        // 26: swarm.v1.NetworkSubnet
+	(*NetworkSpec)(nil),          // 27: swarm.v1.NetworkSpec
+	(*Mount)(nil),                // 28: swarm.v1.Mount
+	(*RegistryAuth)(nil),         // 29: swarm.v1.RegistryAuth
+	(*ContainerSpec)(nil),        // 30: swarm.v1.ContainerSpec
+	(*Probe)(nil),                // 31: swarm.v1.Probe
+	(*ExecProbe)(nil),            // 32: swarm.v1.ExecProbe
+	(*HTTPProbe)(nil),            // 33: swarm.v1.HTTPProbe
+	(*TCPProbe)(nil),             // 34: swarm.v1.TCPProbe
+	(*GRPCProbe)(nil),            // 35: swarm.v1.GRPCProbe
+	(*SpreadOver)(nil),           // 36: swarm.v1.SpreadOver
+	(*PlacementPreference)(nil),  // 37: swarm.v1.PlacementPreference
+	(*Placement)(nil),            // 38: swarm.v1.Placement
+	(*Guest)(nil),                // 39: swarm.v1.Guest
+	(*TaskSpec)(nil),             // 40: swarm.v1.TaskSpec
+	(*ReplicatedMode)(nil),       // 41: swarm.v1.ReplicatedMode
+	(*GlobalMode)(nil),           // 42: swarm.v1.GlobalMode
+	(*ReplicatedJobMode)(nil),    // 43: swarm.v1.ReplicatedJobMode
+	(*GlobalJobMode)(nil),        // 44: swarm.v1.GlobalJobMode
+	(*ServiceMode)(nil),          // 45: swarm.v1.ServiceMode
+	(*Schedule)(nil),             // 46: swarm.v1.Schedule
+	(*DisruptionBudget)(nil),     // 47: swarm.v1.DisruptionBudget
+	(*UpdateConfig)(nil),         // 48: swarm.v1.UpdateConfig
+	(*CanaryStep)(nil),           // 49: swarm.v1.CanaryStep
+	(*CanaryMetric)(nil),         // 50: swarm.v1.CanaryMetric
+	(*EndpointSpec)(nil),         // 51: swarm.v1.EndpointSpec
+	(*ServiceSpec)(nil),          // 52: swarm.v1.ServiceSpec
+	(*NodeSpec)(nil),             // 53: swarm.v1.NodeSpec
+	(*Platform)(nil),             // 54: swarm.v1.Platform
+	(*EngineDescription)(nil),    // 55: swarm.v1.EngineDescription
+	(*NodeDescription)(nil),      // 56: swarm.v1.NodeDescription
+	(*NodeNetwork)(nil),          // 57: swarm.v1.NodeNetwork
+	(*PortConflict)(nil),         // 58: swarm.v1.PortConflict
+	(*ClusterSpec)(nil),          // 59: swarm.v1.ClusterSpec
+	(*JoinTokens)(nil),           // 60: swarm.v1.JoinTokens
+	nil,                          // 61: swarm.v1.NetworkSpec.LabelsEntry
+	nil,                          // 62: swarm.v1.NetworkSpec.OptionsEntry
+	nil,                          // 63: swarm.v1.ContainerSpec.LabelsEntry
+	nil,                          // 64: swarm.v1.ServiceSpec.LabelsEntry
+	nil,                          // 65: swarm.v1.NodeSpec.LabelsEntry
+	nil,                          // 66: swarm.v1.EngineDescription.LabelsEntry
+	(*durationpb.Duration)(nil),  // 67: google.protobuf.Duration
 }
 var file_swarm_v1_types_proto_depIdxs = []int32{
-	16, // 0: swarm.v1.ResourceRequirements.limits:type_name -> swarm.v1.Resources
-	16, // 1: swarm.v1.ResourceRequirements.reservations:type_name -> swarm.v1.Resources
-	4,  // 2: swarm.v1.RestartPolicy.condition:type_name -> swarm.v1.RestartCondition
-	58, // 3: swarm.v1.RestartPolicy.delay:type_name -> google.protobuf.Duration
-	58, // 4: swarm.v1.RestartPolicy.window:type_name -> google.protobuf.Duration
-	5,  // 5: swarm.v1.PortConfig.protocol:type_name -> swarm.v1.Protocol
-	6,  // 6: swarm.v1.PortConfig.mode:type_name -> swarm.v1.PublishMode
-	7,  // 7: swarm.v1.PortConfig.source:type_name -> swarm.v1.PublishSource
-	8,  // 8: swarm.v1.PortConfig.affinity:type_name -> swarm.v1.Affinity
-	52, // 9: swarm.v1.NetworkSpec.labels:type_name -> swarm.v1.NetworkSpec.LabelsEntry
-	53, // 10: swarm.v1.NetworkSpec.options:type_name -> swarm.v1.NetworkSpec.OptionsEntry
-	22, // 11: swarm.v1.NetworkSpec.subnets:type_name -> swarm.v1.NetworkSubnet
-	10, // 12: swarm.v1.Mount.type:type_name -> swarm.v1.MountType
-	54, // 13: swarm.v1.ContainerSpec.labels:type_name -> swarm.v1.ContainerSpec.LabelsEntry
-	24, // 14: swarm.v1.ContainerSpec.mounts:type_name -> swarm.v1.Mount
-	58, // 15: swarm.v1.ContainerSpec.stop_grace_period:type_name -> google.protobuf.Duration
-	11, // 16: swarm.v1.ContainerSpec.pull_policy:type_name -> swarm.v1.PullPolicy
-	21, // 17: swarm.v1.ContainerSpec.dns:type_name -> swarm.v1.DNSConfig
-	27, // 18: swarm.v1.ContainerSpec.health:type_name -> swarm.v1.Probe
-	27, // 19: swarm.v1.ContainerSpec.ready:type_name -> swarm.v1.Probe
-	58, // 20: swarm.v1.ContainerSpec.pre_stop_timeout:type_name -> google.protobuf.Duration
-	58, // 21: swarm.v1.ContainerSpec.drain_timeout:type_name -> google.protobuf.Duration
-	28, // 22: swarm.v1.Probe.exec:type_name -> swarm.v1.ExecProbe
-	29, // 23: swarm.v1.Probe.http:type_name -> swarm.v1.HTTPProbe
-	30, // 24: swarm.v1.Probe.tcp:type_name -> swarm.v1.TCPProbe
-	31, // 25: swarm.v1.Probe.grpc:type_name -> swarm.v1.GRPCProbe
-	58, // 26: swarm.v1.Probe.interval:type_name -> google.protobuf.Duration
-	58, // 27: swarm.v1.Probe.timeout:type_name -> google.protobuf.Duration
-	58, // 28: swarm.v1.Probe.start_period:type_name -> google.protobuf.Duration
-	58, // 29: swarm.v1.Probe.start_interval:type_name -> google.protobuf.Duration
-	32, // 30: swarm.v1.PlacementPreference.spread:type_name -> swarm.v1.SpreadOver
-	33, // 31: swarm.v1.Placement.preferences:type_name -> swarm.v1.PlacementPreference
-	26, // 32: swarm.v1.TaskSpec.container:type_name -> swarm.v1.ContainerSpec
-	17, // 33: swarm.v1.TaskSpec.resources:type_name -> swarm.v1.ResourceRequirements
-	18, // 34: swarm.v1.TaskSpec.restart:type_name -> swarm.v1.RestartPolicy
-	34, // 35: swarm.v1.TaskSpec.placement:type_name -> swarm.v1.Placement
-	58, // 36: swarm.v1.TaskSpec.stop_after_disconnect:type_name -> google.protobuf.Duration
-	20, // 37: swarm.v1.TaskSpec.networks:type_name -> swarm.v1.NetworkAttachment
-	36, // 38: swarm.v1.ServiceMode.replicated:type_name -> swarm.v1.ReplicatedMode
-	37, // 39: swarm.v1.ServiceMode.global:type_name -> swarm.v1.GlobalMode
-	58, // 40: swarm.v1.UpdateConfig.delay:type_name -> google.protobuf.Duration
-	13, // 41: swarm.v1.UpdateConfig.failure_action:type_name -> swarm.v1.FailureAction
-	58, // 42: swarm.v1.UpdateConfig.monitor:type_name -> google.protobuf.Duration
-	12, // 43: swarm.v1.UpdateConfig.order:type_name -> swarm.v1.UpdateOrder
-	14, // 44: swarm.v1.UpdateConfig.strategy:type_name -> swarm.v1.UpdateStrategy
-	40, // 45: swarm.v1.UpdateConfig.canary_steps:type_name -> swarm.v1.CanaryStep
-	41, // 46: swarm.v1.UpdateConfig.canary_metric:type_name -> swarm.v1.CanaryMetric
-	19, // 47: swarm.v1.UpdateConfig.preview_ports:type_name -> swarm.v1.PortConfig
-	58, // 48: swarm.v1.UpdateConfig.promote_grace:type_name -> google.protobuf.Duration
-	58, // 49: swarm.v1.UpdateConfig.progress_deadline:type_name -> google.protobuf.Duration
-	58, // 50: swarm.v1.CanaryStep.watch:type_name -> google.protobuf.Duration
-	58, // 51: swarm.v1.CanaryMetric.interval:type_name -> google.protobuf.Duration
-	19, // 52: swarm.v1.EndpointSpec.ports:type_name -> swarm.v1.PortConfig
-	9,  // 53: swarm.v1.EndpointSpec.mode:type_name -> swarm.v1.EndpointMode
-	55, // 54: swarm.v1.ServiceSpec.labels:type_name -> swarm.v1.ServiceSpec.LabelsEntry
-	35, // 55: swarm.v1.ServiceSpec.task:type_name -> swarm.v1.TaskSpec
-	38, // 56: swarm.v1.ServiceSpec.mode:type_name -> swarm.v1.ServiceMode
-	39, // 57: swarm.v1.ServiceSpec.update:type_name -> swarm.v1.UpdateConfig
-	39, // 58: swarm.v1.ServiceSpec.rollback:type_name -> swarm.v1.UpdateConfig
-	42, // 59: swarm.v1.ServiceSpec.endpoint:type_name -> swarm.v1.EndpointSpec
-	1,  // 60: swarm.v1.NodeSpec.desired_role:type_name -> swarm.v1.NodeRole
-	2,  // 61: swarm.v1.NodeSpec.availability:type_name -> swarm.v1.NodeAvailability
-	56, // 62: swarm.v1.NodeSpec.labels:type_name -> swarm.v1.NodeSpec.LabelsEntry
-	57, // 63: swarm.v1.EngineDescription.labels:type_name -> swarm.v1.EngineDescription.LabelsEntry
-	45, // 64: swarm.v1.NodeDescription.platform:type_name -> swarm.v1.Platform
-	16, // 65: swarm.v1.NodeDescription.resources:type_name -> swarm.v1.Resources
-	46, // 66: swarm.v1.NodeDescription.engine:type_name -> swarm.v1.EngineDescription
-	48, // 67: swarm.v1.NodeDescription.network:type_name -> swarm.v1.NodeNetwork
-	49, // 68: swarm.v1.NodeNetwork.conflicts:type_name -> swarm.v1.PortConflict
-	5,  // 69: swarm.v1.PortConflict.protocol:type_name -> swarm.v1.Protocol
-	58, // 70: swarm.v1.ClusterSpec.node_cert_expiry:type_name -> google.protobuf.Duration
-	58, // 71: swarm.v1.ClusterSpec.gossip_key_rotation:type_name -> google.protobuf.Duration
-	72, // [72:72] is the sub-list for method output_type
-	72, // [72:72] is the sub-list for method input_type
-	72, // [72:72] is the sub-list for extension type_name
-	72, // [72:72] is the sub-list for extension extendee
-	0,  // [0:72] is the sub-list for field type_name
+	20, // 0: swarm.v1.Resources.generic:type_name -> swarm.v1.GenericResource
+	19, // 1: swarm.v1.ResourceRequirements.limits:type_name -> swarm.v1.Resources
+	19, // 2: swarm.v1.ResourceRequirements.reservations:type_name -> swarm.v1.Resources
+	4,  // 3: swarm.v1.RestartPolicy.condition:type_name -> swarm.v1.RestartCondition
+	67, // 4: swarm.v1.RestartPolicy.delay:type_name -> google.protobuf.Duration
+	67, // 5: swarm.v1.RestartPolicy.window:type_name -> google.protobuf.Duration
+	5,  // 6: swarm.v1.PortConfig.protocol:type_name -> swarm.v1.Protocol
+	6,  // 7: swarm.v1.PortConfig.mode:type_name -> swarm.v1.PublishMode
+	7,  // 8: swarm.v1.PortConfig.source:type_name -> swarm.v1.PublishSource
+	8,  // 9: swarm.v1.PortConfig.affinity:type_name -> swarm.v1.Affinity
+	61, // 10: swarm.v1.NetworkSpec.labels:type_name -> swarm.v1.NetworkSpec.LabelsEntry
+	62, // 11: swarm.v1.NetworkSpec.options:type_name -> swarm.v1.NetworkSpec.OptionsEntry
+	26, // 12: swarm.v1.NetworkSpec.subnets:type_name -> swarm.v1.NetworkSubnet
+	10, // 13: swarm.v1.Mount.type:type_name -> swarm.v1.MountType
+	63, // 14: swarm.v1.ContainerSpec.labels:type_name -> swarm.v1.ContainerSpec.LabelsEntry
+	28, // 15: swarm.v1.ContainerSpec.mounts:type_name -> swarm.v1.Mount
+	67, // 16: swarm.v1.ContainerSpec.stop_grace_period:type_name -> google.protobuf.Duration
+	11, // 17: swarm.v1.ContainerSpec.pull_policy:type_name -> swarm.v1.PullPolicy
+	25, // 18: swarm.v1.ContainerSpec.dns:type_name -> swarm.v1.DNSConfig
+	31, // 19: swarm.v1.ContainerSpec.health:type_name -> swarm.v1.Probe
+	31, // 20: swarm.v1.ContainerSpec.ready:type_name -> swarm.v1.Probe
+	67, // 21: swarm.v1.ContainerSpec.pre_stop_timeout:type_name -> google.protobuf.Duration
+	67, // 22: swarm.v1.ContainerSpec.drain_timeout:type_name -> google.protobuf.Duration
+	32, // 23: swarm.v1.Probe.exec:type_name -> swarm.v1.ExecProbe
+	33, // 24: swarm.v1.Probe.http:type_name -> swarm.v1.HTTPProbe
+	34, // 25: swarm.v1.Probe.tcp:type_name -> swarm.v1.TCPProbe
+	35, // 26: swarm.v1.Probe.grpc:type_name -> swarm.v1.GRPCProbe
+	67, // 27: swarm.v1.Probe.interval:type_name -> google.protobuf.Duration
+	67, // 28: swarm.v1.Probe.timeout:type_name -> google.protobuf.Duration
+	67, // 29: swarm.v1.Probe.start_period:type_name -> google.protobuf.Duration
+	67, // 30: swarm.v1.Probe.start_interval:type_name -> google.protobuf.Duration
+	36, // 31: swarm.v1.PlacementPreference.spread:type_name -> swarm.v1.SpreadOver
+	37, // 32: swarm.v1.Placement.preferences:type_name -> swarm.v1.PlacementPreference
+	12, // 33: swarm.v1.Placement.strategy:type_name -> swarm.v1.PlacementStrategy
+	54, // 34: swarm.v1.Placement.platforms:type_name -> swarm.v1.Platform
+	30, // 35: swarm.v1.TaskSpec.container:type_name -> swarm.v1.ContainerSpec
+	21, // 36: swarm.v1.TaskSpec.resources:type_name -> swarm.v1.ResourceRequirements
+	22, // 37: swarm.v1.TaskSpec.restart:type_name -> swarm.v1.RestartPolicy
+	38, // 38: swarm.v1.TaskSpec.placement:type_name -> swarm.v1.Placement
+	67, // 39: swarm.v1.TaskSpec.stop_after_disconnect:type_name -> google.protobuf.Duration
+	24, // 40: swarm.v1.TaskSpec.networks:type_name -> swarm.v1.NetworkAttachment
+	39, // 41: swarm.v1.TaskSpec.guest:type_name -> swarm.v1.Guest
+	41, // 42: swarm.v1.ServiceMode.replicated:type_name -> swarm.v1.ReplicatedMode
+	42, // 43: swarm.v1.ServiceMode.global:type_name -> swarm.v1.GlobalMode
+	43, // 44: swarm.v1.ServiceMode.replicated_job:type_name -> swarm.v1.ReplicatedJobMode
+	44, // 45: swarm.v1.ServiceMode.global_job:type_name -> swarm.v1.GlobalJobMode
+	13, // 46: swarm.v1.Schedule.overlap:type_name -> swarm.v1.OverlapPolicy
+	14, // 47: swarm.v1.Schedule.missed:type_name -> swarm.v1.MissedRunPolicy
+	67, // 48: swarm.v1.UpdateConfig.delay:type_name -> google.protobuf.Duration
+	16, // 49: swarm.v1.UpdateConfig.failure_action:type_name -> swarm.v1.FailureAction
+	67, // 50: swarm.v1.UpdateConfig.monitor:type_name -> google.protobuf.Duration
+	15, // 51: swarm.v1.UpdateConfig.order:type_name -> swarm.v1.UpdateOrder
+	17, // 52: swarm.v1.UpdateConfig.strategy:type_name -> swarm.v1.UpdateStrategy
+	49, // 53: swarm.v1.UpdateConfig.canary_steps:type_name -> swarm.v1.CanaryStep
+	50, // 54: swarm.v1.UpdateConfig.canary_metric:type_name -> swarm.v1.CanaryMetric
+	23, // 55: swarm.v1.UpdateConfig.preview_ports:type_name -> swarm.v1.PortConfig
+	67, // 56: swarm.v1.UpdateConfig.promote_grace:type_name -> google.protobuf.Duration
+	67, // 57: swarm.v1.UpdateConfig.progress_deadline:type_name -> google.protobuf.Duration
+	67, // 58: swarm.v1.CanaryStep.watch:type_name -> google.protobuf.Duration
+	67, // 59: swarm.v1.CanaryMetric.interval:type_name -> google.protobuf.Duration
+	23, // 60: swarm.v1.EndpointSpec.ports:type_name -> swarm.v1.PortConfig
+	9,  // 61: swarm.v1.EndpointSpec.mode:type_name -> swarm.v1.EndpointMode
+	64, // 62: swarm.v1.ServiceSpec.labels:type_name -> swarm.v1.ServiceSpec.LabelsEntry
+	40, // 63: swarm.v1.ServiceSpec.task:type_name -> swarm.v1.TaskSpec
+	45, // 64: swarm.v1.ServiceSpec.mode:type_name -> swarm.v1.ServiceMode
+	48, // 65: swarm.v1.ServiceSpec.update:type_name -> swarm.v1.UpdateConfig
+	48, // 66: swarm.v1.ServiceSpec.rollback:type_name -> swarm.v1.UpdateConfig
+	51, // 67: swarm.v1.ServiceSpec.endpoint:type_name -> swarm.v1.EndpointSpec
+	47, // 68: swarm.v1.ServiceSpec.max_unavailable:type_name -> swarm.v1.DisruptionBudget
+	46, // 69: swarm.v1.ServiceSpec.schedule:type_name -> swarm.v1.Schedule
+	1,  // 70: swarm.v1.NodeSpec.desired_role:type_name -> swarm.v1.NodeRole
+	2,  // 71: swarm.v1.NodeSpec.availability:type_name -> swarm.v1.NodeAvailability
+	65, // 72: swarm.v1.NodeSpec.labels:type_name -> swarm.v1.NodeSpec.LabelsEntry
+	66, // 73: swarm.v1.EngineDescription.labels:type_name -> swarm.v1.EngineDescription.LabelsEntry
+	54, // 74: swarm.v1.NodeDescription.platform:type_name -> swarm.v1.Platform
+	19, // 75: swarm.v1.NodeDescription.resources:type_name -> swarm.v1.Resources
+	55, // 76: swarm.v1.NodeDescription.engine:type_name -> swarm.v1.EngineDescription
+	57, // 77: swarm.v1.NodeDescription.network:type_name -> swarm.v1.NodeNetwork
+	58, // 78: swarm.v1.NodeNetwork.conflicts:type_name -> swarm.v1.PortConflict
+	5,  // 79: swarm.v1.PortConflict.protocol:type_name -> swarm.v1.Protocol
+	67, // 80: swarm.v1.ClusterSpec.node_cert_expiry:type_name -> google.protobuf.Duration
+	67, // 81: swarm.v1.ClusterSpec.gossip_key_rotation:type_name -> google.protobuf.Duration
+	82, // [82:82] is the sub-list for method output_type
+	82, // [82:82] is the sub-list for method input_type
+	82, // [82:82] is the sub-list for extension type_name
+	82, // [82:82] is the sub-list for extension extendee
+	0,  // [0:82] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_types_proto_init() }
@@ -4250,26 +4983,33 @@ func file_swarm_v1_types_proto_init() {
 	if File_swarm_v1_types_proto != nil {
 		return
 	}
-	file_swarm_v1_types_proto_msgTypes[12].OneofWrappers = []any{
+	file_swarm_v1_types_proto_msgTypes[13].OneofWrappers = []any{
 		(*Probe_Exec)(nil),
 		(*Probe_Http)(nil),
 		(*Probe_Tcp)(nil),
 		(*Probe_Grpc)(nil),
 	}
-	file_swarm_v1_types_proto_msgTypes[23].OneofWrappers = []any{
+	file_swarm_v1_types_proto_msgTypes[27].OneofWrappers = []any{
 		(*ServiceMode_Replicated)(nil),
 		(*ServiceMode_Global)(nil),
+		(*ServiceMode_ReplicatedJob)(nil),
+		(*ServiceMode_GlobalJob)(nil),
 	}
-	file_swarm_v1_types_proto_msgTypes[24].OneofWrappers = []any{}
-	file_swarm_v1_types_proto_msgTypes[26].OneofWrappers = []any{}
-	file_swarm_v1_types_proto_msgTypes[35].OneofWrappers = []any{}
+	file_swarm_v1_types_proto_msgTypes[28].OneofWrappers = []any{}
+	file_swarm_v1_types_proto_msgTypes[29].OneofWrappers = []any{
+		(*DisruptionBudget_Count)(nil),
+		(*DisruptionBudget_Percent)(nil),
+	}
+	file_swarm_v1_types_proto_msgTypes[30].OneofWrappers = []any{}
+	file_swarm_v1_types_proto_msgTypes[32].OneofWrappers = []any{}
+	file_swarm_v1_types_proto_msgTypes[41].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_types_proto_rawDesc), len(file_swarm_v1_types_proto_rawDesc)),
-			NumEnums:      15,
-			NumMessages:   43,
+			NumEnums:      18,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
