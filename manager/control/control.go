@@ -49,6 +49,8 @@ type Config struct {
 	ManagerAddress func() string
 	// NewJoinToken makes a join token for the cluster of the root certificate (PEM).
 	NewJoinToken func(root []byte) (string, error)
+	// Planner answers dry runs. Optional: without it there are none.
+	Planner Planner
 	// Resolver finds the digests of images. Optional: without it the nodes go by tags.
 	Resolver Resolver
 	// CloseNode ends the connections of a removed node. Optional.
