@@ -274,13 +274,13 @@ func (t *tx) countOne(row *taskRow, sign int) {
 	index.claims += sign * c.claims
 	if c.claims != 0 {
 		if index.madeServices != t.index {
-			index.services, index.madeServices = index.services.Copy(), t.index
+			index.services, index.madeServices = copyMap(index.services), t.index
 		}
 		service, _ := t.perService.Get(c.service) // there is one as long as the service has a task
 		bump(index.services, service.number, sign*c.claims)
 	}
 	if len(c.ports) > 0 && index.madePorts != t.index {
-		index.ports, index.madePorts = index.ports.Copy(), t.index
+		index.ports, index.madePorts = copyMap(index.ports), t.index
 	}
 	for _, port := range c.ports {
 		bump(index.ports, port, sign)
@@ -307,6 +307,9 @@ func (t *tx) ownNode(id string) *nodeIndex {
 	if ok {
 		clone := *current
 		next = &clone
+		if current.made <= t.forked {
+			next.tasks.shared = true
+		}
 	} else {
 		next = &nodeIndex{
 			ports:    btree.NewMap[uint32, int](degree),
@@ -330,6 +333,9 @@ func (t *tx) ownService(id string) *serviceIndex {
 		clone := *current
 		next = &clone
 		next.counts = slices.Clone(current.counts)
+		if current.made <= t.forked {
+			next.waiting.shared, next.unaddressed.shared = true, true
+		}
 	} else {
 		t.lastNumber++
 		next = &serviceIndex{number: t.lastNumber}

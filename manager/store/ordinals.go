@@ -16,14 +16,22 @@ const maxChunk = 128
 // written once.
 type ordinals struct {
 	// made is the index of the View that owns chunks, though not what is in them.
-	made   uint64
+	made uint64
+	// shared: another store may write behind the ends of the chunks too.
+	shared bool
 	count  int
 	chunks [][]uint32
 }
 
 func (o *ordinals) own(made uint64) {
-	if o.made != made {
+	if o.made != made || o.shared {
 		o.chunks, o.made = slices.Clone(o.chunks), made
+	}
+	if o.shared {
+		for i, chunk := range o.chunks {
+			o.chunks[i] = slices.Clip(chunk)
+		}
+		o.shared = false
 	}
 }
 

@@ -61,6 +61,9 @@ type View struct {
 	perService *btree.Map[string, *serviceIndex]
 	// lastNumber is that of the newest service index.
 	lastNumber uint32
+
+	// forked is the index up to which memory is shared with the store that this one was forked from; 0 in one of its own.
+	forked uint64
 }
 
 func newView() *View {
@@ -96,30 +99,30 @@ func newView() *View {
 // fork is the next version before anything is written: every tree shares its nodes with the version before.
 func (v *View) fork() *View {
 	next := *v
-	next.nodes = v.nodes.Copy()
-	next.nodeStatuses = v.nodeStatuses.Copy()
-	next.services = v.services.Copy()
-	next.templates = v.templates.Copy()
-	next.progress = v.progress.Copy()
-	next.slots = v.slots.Copy()
-	next.allocations = v.allocations.Copy()
-	next.alarms = v.alarms.Copy()
-	next.requests = v.requests.Copy()
-	next.requestOrder = v.requestOrder.Copy()
-	next.names = v.names.Copy()
-	next.owners = v.owners.Copy()
-	next.resting = v.resting.Copy()
-	next.runs = v.runs.Copy()
-	next.waiting = v.waiting.Copy()
-	next.heirs = v.heirs.Copy()
-	next.references = v.references.Copy()
-	next.perNode = v.perNode.Copy()
-	next.perService = v.perService.Copy()
-	next.networks = v.networks.Copy()
-	next.networkProgress = v.networkProgress.Copy()
-	next.endpoints = v.endpoints.Copy()
-	next.networkNames = v.networkNames.Copy()
-	next.attachments = v.attachments.Copy()
+	next.nodes = copyMap(v.nodes)
+	next.nodeStatuses = copyMap(v.nodeStatuses)
+	next.services = copyMap(v.services)
+	next.templates = copyTree(v.templates)
+	next.progress = copyMap(v.progress)
+	next.slots = copyTree(v.slots)
+	next.allocations = copyTree(v.allocations)
+	next.alarms = copyTree(v.alarms)
+	next.requests = copyMap(v.requests)
+	next.requestOrder = copyMap(v.requestOrder)
+	next.names = copyMap(v.names)
+	next.owners = copyTree(v.owners)
+	next.resting = copyTree(v.resting)
+	next.runs = copyTree(v.runs)
+	next.waiting = copyMap(v.waiting)
+	next.heirs = copyTree(v.heirs)
+	next.references = copyTree(v.references)
+	next.perNode = copyMap(v.perNode)
+	next.perService = copyMap(v.perService)
+	next.networks = copyMap(v.networks)
+	next.networkProgress = copyMap(v.networkProgress)
+	next.endpoints = copyMap(v.endpoints)
+	next.networkNames = copyMap(v.networkNames)
+	next.attachments = copyTree(v.attachments)
 	return &next
 }
 
