@@ -1324,6 +1324,7 @@ type ServiceProgress struct {
 	Update  *UpdateStatus `protobuf:"bytes,4,opt,name=update,proto3" json:"update,omitempty"`
 	// Of the newest revisions, at most 10, oldest first.
 	Outcomes      []*RevisionOutcome `protobuf:"bytes,5,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
+	Job           *JobProgress       `protobuf:"bytes,6,opt,name=job,proto3" json:"job,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1393,6 +1394,229 @@ func (x *ServiceProgress) GetOutcomes() []*RevisionOutcome {
 	return nil
 }
 
+func (x *ServiceProgress) GetJob() *JobProgress {
+	if x != nil {
+		return x.Job
+	}
+	return nil
+}
+
+// JobProgress is how far a job has come.
+type JobProgress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Runs are numbered from 1; one begins with the service, with each change of its template, and with each time of its schedule.
+	Run       uint64 `protobuf:"varint,1,opt,name=run,proto3" json:"run,omitempty"`
+	StartedAt int64  `protobuf:"varint,2,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	// 0 while it goes on.
+	EndedAt int64 `protobuf:"varint,3,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
+	// Slots that have completed are those up to completed_slot, and these.
+	Completed       uint64 `protobuf:"varint,4,opt,name=completed,proto3" json:"completed,omitempty"`
+	TemplateVersion uint64 `protobuf:"varint,5,opt,name=template_version,json=templateVersion,proto3" json:"template_version,omitempty"`
+	// Of a schedule: when the newest time that was looked at was, and when the next one is.
+	ScheduledAt int64 `protobuf:"varint,6,opt,name=scheduled_at,json=scheduledAt,proto3" json:"scheduled_at,omitempty"`
+	NextAt      int64 `protobuf:"varint,7,opt,name=next_at,json=nextAt,proto3" json:"next_at,omitempty"`
+	// Times that were left out, by overlap or as missed, since the service was made.
+	LeftOut uint64 `protobuf:"varint,8,opt,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
+	Message string `protobuf:"bytes,9,opt,name=message,proto3" json:"message,omitempty"`
+	// Finished runs, newest last, at most 10.
+	Runs          []*JobRun `protobuf:"bytes,10,rep,name=runs,proto3" json:"runs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobProgress) Reset() {
+	*x = JobProgress{}
+	mi := &file_swarm_v1_rows_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobProgress) ProtoMessage() {}
+
+func (x *JobProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_rows_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobProgress.ProtoReflect.Descriptor instead.
+func (*JobProgress) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *JobProgress) GetRun() uint64 {
+	if x != nil {
+		return x.Run
+	}
+	return 0
+}
+
+func (x *JobProgress) GetStartedAt() int64 {
+	if x != nil {
+		return x.StartedAt
+	}
+	return 0
+}
+
+func (x *JobProgress) GetEndedAt() int64 {
+	if x != nil {
+		return x.EndedAt
+	}
+	return 0
+}
+
+func (x *JobProgress) GetCompleted() uint64 {
+	if x != nil {
+		return x.Completed
+	}
+	return 0
+}
+
+func (x *JobProgress) GetTemplateVersion() uint64 {
+	if x != nil {
+		return x.TemplateVersion
+	}
+	return 0
+}
+
+func (x *JobProgress) GetScheduledAt() int64 {
+	if x != nil {
+		return x.ScheduledAt
+	}
+	return 0
+}
+
+func (x *JobProgress) GetNextAt() int64 {
+	if x != nil {
+		return x.NextAt
+	}
+	return 0
+}
+
+func (x *JobProgress) GetLeftOut() uint64 {
+	if x != nil {
+		return x.LeftOut
+	}
+	return 0
+}
+
+func (x *JobProgress) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *JobProgress) GetRuns() []*JobRun {
+	if x != nil {
+		return x.Runs
+	}
+	return nil
+}
+
+type JobRun struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Run         uint64                 `protobuf:"varint,1,opt,name=run,proto3" json:"run,omitempty"`
+	ScheduledAt int64                  `protobuf:"varint,2,opt,name=scheduled_at,json=scheduledAt,proto3" json:"scheduled_at,omitempty"`
+	StartedAt   int64                  `protobuf:"varint,3,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	EndedAt     int64                  `protobuf:"varint,4,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
+	Completed   uint64                 `protobuf:"varint,5,opt,name=completed,proto3" json:"completed,omitempty"`
+	Failed      uint64                 `protobuf:"varint,6,opt,name=failed,proto3" json:"failed,omitempty"`
+	// completed, failed, replaced or superseded.
+	Outcome       string `protobuf:"bytes,7,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobRun) Reset() {
+	*x = JobRun{}
+	mi := &file_swarm_v1_rows_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobRun) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobRun) ProtoMessage() {}
+
+func (x *JobRun) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_rows_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobRun.ProtoReflect.Descriptor instead.
+func (*JobRun) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *JobRun) GetRun() uint64 {
+	if x != nil {
+		return x.Run
+	}
+	return 0
+}
+
+func (x *JobRun) GetScheduledAt() int64 {
+	if x != nil {
+		return x.ScheduledAt
+	}
+	return 0
+}
+
+func (x *JobRun) GetStartedAt() int64 {
+	if x != nil {
+		return x.StartedAt
+	}
+	return 0
+}
+
+func (x *JobRun) GetEndedAt() int64 {
+	if x != nil {
+		return x.EndedAt
+	}
+	return 0
+}
+
+func (x *JobRun) GetCompleted() uint64 {
+	if x != nil {
+		return x.Completed
+	}
+	return 0
+}
+
+func (x *JobRun) GetFailed() uint64 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *JobRun) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
 // ServiceMetric is what a canary's metric says. Writer: the leader's metrics part (manager/metrics).
 type ServiceMetric struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -1412,7 +1636,7 @@ type ServiceMetric struct {
 
 func (x *ServiceMetric) Reset() {
 	*x = ServiceMetric{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[12]
+	mi := &file_swarm_v1_rows_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +1648,7 @@ func (x *ServiceMetric) String() string {
 func (*ServiceMetric) ProtoMessage() {}
 
 func (x *ServiceMetric) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[12]
+	mi := &file_swarm_v1_rows_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1661,7 @@ func (x *ServiceMetric) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceMetric.ProtoReflect.Descriptor instead.
 func (*ServiceMetric) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{12}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ServiceMetric) GetServiceId() string {
@@ -1517,7 +1741,7 @@ type SlotProgress struct {
 
 func (x *SlotProgress) Reset() {
 	*x = SlotProgress{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[13]
+	mi := &file_swarm_v1_rows_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1529,7 +1753,7 @@ func (x *SlotProgress) String() string {
 func (*SlotProgress) ProtoMessage() {}
 
 func (x *SlotProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[13]
+	mi := &file_swarm_v1_rows_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1542,7 +1766,7 @@ func (x *SlotProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlotProgress.ProtoReflect.Descriptor instead.
 func (*SlotProgress) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{13}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SlotProgress) GetServiceId() string {
@@ -1645,14 +1869,16 @@ type Task struct {
 	Beside bool `protobuf:"varint,12,opt,name=beside,proto3" json:"beside,omitempty"`
 	// In-place: it belongs on the node of the task that it replaces, and takes over that one's anonymous volumes; another
 	// node only when that one is down, gone or drained.
-	SameNode      bool `protobuf:"varint,13,opt,name=same_node,json=sameNode,proto3" json:"same_node,omitempty"`
+	SameNode bool `protobuf:"varint,13,opt,name=same_node,json=sameNode,proto3" json:"same_node,omitempty"`
+	// Of a job: the run that it belongs to.
+	Run           uint64 `protobuf:"varint,14,opt,name=run,proto3" json:"run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[14]
+	mi := &file_swarm_v1_rows_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1664,7 +1890,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[14]
+	mi := &file_swarm_v1_rows_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1677,7 +1903,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{14}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Task) GetId() string {
@@ -1771,6 +1997,13 @@ func (x *Task) GetSameNode() bool {
 	return false
 }
 
+func (x *Task) GetRun() uint64 {
+	if x != nil {
+		return x.Run
+	}
+	return 0
+}
+
 // TaskPlacement says where. Writer: placement.
 type TaskPlacement struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -1779,15 +2012,20 @@ type TaskPlacement struct {
 	// Empty while no node suits.
 	NodeId string `protobuf:"bytes,3,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	// Why no node suits.
-	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
-	At            int64  `protobuf:"varint,5,opt,name=at,proto3" json:"at,omitempty"`
+	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	At      int64  `protobuf:"varint,5,opt,name=at,proto3" json:"at,omitempty"`
+	// What it claims of the node's generic resources; of those with names, which.
+	Generic []*GenericResource `protobuf:"bytes,6,rep,name=generic,proto3" json:"generic,omitempty"`
+	// Without a node: tasks of lower priority that are to give way to it on this node.
+	Preempts      []string `protobuf:"bytes,7,rep,name=preempts,proto3" json:"preempts,omitempty"`
+	PreemptsOn    string   `protobuf:"bytes,8,opt,name=preempts_on,json=preemptsOn,proto3" json:"preempts_on,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TaskPlacement) Reset() {
 	*x = TaskPlacement{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[15]
+	mi := &file_swarm_v1_rows_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1799,7 +2037,7 @@ func (x *TaskPlacement) String() string {
 func (*TaskPlacement) ProtoMessage() {}
 
 func (x *TaskPlacement) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[15]
+	mi := &file_swarm_v1_rows_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1812,7 +2050,7 @@ func (x *TaskPlacement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskPlacement.ProtoReflect.Descriptor instead.
 func (*TaskPlacement) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{15}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TaskPlacement) GetTaskId() string {
@@ -1850,6 +2088,27 @@ func (x *TaskPlacement) GetAt() int64 {
 	return 0
 }
 
+func (x *TaskPlacement) GetGeneric() []*GenericResource {
+	if x != nil {
+		return x.Generic
+	}
+	return nil
+}
+
+func (x *TaskPlacement) GetPreempts() []string {
+	if x != nil {
+		return x.Preempts
+	}
+	return nil
+}
+
+func (x *TaskPlacement) GetPreemptsOn() string {
+	if x != nil {
+		return x.PreemptsOn
+	}
+	return ""
+}
+
 // TaskAddresses are what the allocator gave a task. Writer: allocator.
 type TaskAddresses struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -1865,7 +2124,7 @@ type TaskAddresses struct {
 
 func (x *TaskAddresses) Reset() {
 	*x = TaskAddresses{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[16]
+	mi := &file_swarm_v1_rows_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1877,7 +2136,7 @@ func (x *TaskAddresses) String() string {
 func (*TaskAddresses) ProtoMessage() {}
 
 func (x *TaskAddresses) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[16]
+	mi := &file_swarm_v1_rows_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1890,7 +2149,7 @@ func (x *TaskAddresses) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskAddresses.ProtoReflect.Descriptor instead.
 func (*TaskAddresses) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{16}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TaskAddresses) GetTaskId() string {
@@ -1934,7 +2193,7 @@ type NetworkAddress struct {
 
 func (x *NetworkAddress) Reset() {
 	*x = NetworkAddress{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[17]
+	mi := &file_swarm_v1_rows_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1946,7 +2205,7 @@ func (x *NetworkAddress) String() string {
 func (*NetworkAddress) ProtoMessage() {}
 
 func (x *NetworkAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[17]
+	mi := &file_swarm_v1_rows_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1959,7 +2218,7 @@ func (x *NetworkAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkAddress.ProtoReflect.Descriptor instead.
 func (*NetworkAddress) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{17}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *NetworkAddress) GetNetworkId() string {
@@ -1997,7 +2256,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[18]
+	mi := &file_swarm_v1_rows_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2009,7 +2268,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[18]
+	mi := &file_swarm_v1_rows_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2022,7 +2281,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{18}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Network) GetId() string {
@@ -2075,7 +2334,7 @@ type NetworkProgress struct {
 
 func (x *NetworkProgress) Reset() {
 	*x = NetworkProgress{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[19]
+	mi := &file_swarm_v1_rows_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2087,7 +2346,7 @@ func (x *NetworkProgress) String() string {
 func (*NetworkProgress) ProtoMessage() {}
 
 func (x *NetworkProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[19]
+	mi := &file_swarm_v1_rows_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2100,7 +2359,7 @@ func (x *NetworkProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkProgress.ProtoReflect.Descriptor instead.
 func (*NetworkProgress) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{19}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *NetworkProgress) GetNetworkId() string {
@@ -2187,7 +2446,7 @@ type ServiceEndpoint struct {
 
 func (x *ServiceEndpoint) Reset() {
 	*x = ServiceEndpoint{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[20]
+	mi := &file_swarm_v1_rows_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2199,7 +2458,7 @@ func (x *ServiceEndpoint) String() string {
 func (*ServiceEndpoint) ProtoMessage() {}
 
 func (x *ServiceEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[20]
+	mi := &file_swarm_v1_rows_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2212,7 +2471,7 @@ func (x *ServiceEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceEndpoint.ProtoReflect.Descriptor instead.
 func (*ServiceEndpoint) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{20}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ServiceEndpoint) GetServiceId() string {
@@ -2285,7 +2544,7 @@ type ContainerStatus struct {
 
 func (x *ContainerStatus) Reset() {
 	*x = ContainerStatus{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[21]
+	mi := &file_swarm_v1_rows_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2297,7 +2556,7 @@ func (x *ContainerStatus) String() string {
 func (*ContainerStatus) ProtoMessage() {}
 
 func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[21]
+	mi := &file_swarm_v1_rows_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2310,7 +2569,7 @@ func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStatus.ProtoReflect.Descriptor instead.
 func (*ContainerStatus) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{21}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ContainerStatus) GetContainerId() string {
@@ -2395,7 +2654,7 @@ type HealthStatus struct {
 
 func (x *HealthStatus) Reset() {
 	*x = HealthStatus{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[22]
+	mi := &file_swarm_v1_rows_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2407,7 +2666,7 @@ func (x *HealthStatus) String() string {
 func (*HealthStatus) ProtoMessage() {}
 
 func (x *HealthStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[22]
+	mi := &file_swarm_v1_rows_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2420,7 +2679,7 @@ func (x *HealthStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthStatus.ProtoReflect.Descriptor instead.
 func (*HealthStatus) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{22}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *HealthStatus) GetState() HealthState {
@@ -2491,7 +2750,7 @@ type TaskStatus struct {
 
 func (x *TaskStatus) Reset() {
 	*x = TaskStatus{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[23]
+	mi := &file_swarm_v1_rows_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2503,7 +2762,7 @@ func (x *TaskStatus) String() string {
 func (*TaskStatus) ProtoMessage() {}
 
 func (x *TaskStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[23]
+	mi := &file_swarm_v1_rows_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2516,7 +2775,7 @@ func (x *TaskStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskStatus.ProtoReflect.Descriptor instead.
 func (*TaskStatus) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{23}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TaskStatus) GetTaskId() string {
@@ -2614,7 +2873,7 @@ type Allocation struct {
 
 func (x *Allocation) Reset() {
 	*x = Allocation{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[24]
+	mi := &file_swarm_v1_rows_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2626,7 +2885,7 @@ func (x *Allocation) String() string {
 func (*Allocation) ProtoMessage() {}
 
 func (x *Allocation) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[24]
+	mi := &file_swarm_v1_rows_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2639,7 +2898,7 @@ func (x *Allocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Allocation.ProtoReflect.Descriptor instead.
 func (*Allocation) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{24}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Allocation) GetPool() string {
@@ -2693,7 +2952,7 @@ type Alarm struct {
 
 func (x *Alarm) Reset() {
 	*x = Alarm{}
-	mi := &file_swarm_v1_rows_proto_msgTypes[25]
+	mi := &file_swarm_v1_rows_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2705,7 +2964,7 @@ func (x *Alarm) String() string {
 func (*Alarm) ProtoMessage() {}
 
 func (x *Alarm) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_rows_proto_msgTypes[25]
+	mi := &file_swarm_v1_rows_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2718,7 +2977,7 @@ func (x *Alarm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alarm.ProtoReflect.Descriptor instead.
 func (*Alarm) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{25}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Alarm) GetKind() string {
@@ -2864,14 +3123,37 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"stableEnds\x12)\n" +
 	"\x10command_sequence\x18\x11 \x01(\x04R\x0fcommandSequence\x12#\n" +
 	"\rprogressed_at\x18\x12 \x01(\x03R\fprogressedAt\x12\x1a\n" +
-	"\brevision\x18\x13 \x01(\x04R\brevision\"\xd5\x01\n" +
+	"\brevision\x18\x13 \x01(\x04R\brevision\"\xfe\x01\n" +
 	"\x0fServiceProgress\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\"\n" +
 	"\x04meta\x18\x02 \x01(\v2\x0e.swarm.v1.MetaR\x04meta\x12\x18\n" +
 	"\aattempt\x18\x03 \x01(\x04R\aattempt\x12.\n" +
 	"\x06update\x18\x04 \x01(\v2\x16.swarm.v1.UpdateStatusR\x06update\x125\n" +
-	"\boutcomes\x18\x05 \x03(\v2\x19.swarm.v1.RevisionOutcomeR\boutcomes\"\xcd\x01\n" +
+	"\boutcomes\x18\x05 \x03(\v2\x19.swarm.v1.RevisionOutcomeR\boutcomes\x12'\n" +
+	"\x03job\x18\x06 \x01(\v2\x15.swarm.v1.JobProgressR\x03job\"\xb9\x02\n" +
+	"\vJobProgress\x12\x10\n" +
+	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x1d\n" +
+	"\n" +
+	"started_at\x18\x02 \x01(\x03R\tstartedAt\x12\x19\n" +
+	"\bended_at\x18\x03 \x01(\x03R\aendedAt\x12\x1c\n" +
+	"\tcompleted\x18\x04 \x01(\x04R\tcompleted\x12)\n" +
+	"\x10template_version\x18\x05 \x01(\x04R\x0ftemplateVersion\x12!\n" +
+	"\fscheduled_at\x18\x06 \x01(\x03R\vscheduledAt\x12\x17\n" +
+	"\anext_at\x18\a \x01(\x03R\x06nextAt\x12\x19\n" +
+	"\bleft_out\x18\b \x01(\x04R\aleftOut\x12\x18\n" +
+	"\amessage\x18\t \x01(\tR\amessage\x12$\n" +
+	"\x04runs\x18\n" +
+	" \x03(\v2\x10.swarm.v1.JobRunR\x04runs\"\xc7\x01\n" +
+	"\x06JobRun\x12\x10\n" +
+	"\x03run\x18\x01 \x01(\x04R\x03run\x12!\n" +
+	"\fscheduled_at\x18\x02 \x01(\x03R\vscheduledAt\x12\x1d\n" +
+	"\n" +
+	"started_at\x18\x03 \x01(\x03R\tstartedAt\x12\x19\n" +
+	"\bended_at\x18\x04 \x01(\x03R\aendedAt\x12\x1c\n" +
+	"\tcompleted\x18\x05 \x01(\x04R\tcompleted\x12\x16\n" +
+	"\x06failed\x18\x06 \x01(\x04R\x06failed\x12\x18\n" +
+	"\aoutcome\x18\a \x01(\tR\aoutcome\"\xcd\x01\n" +
 	"\rServiceMetric\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\"\n" +
@@ -2896,7 +3178,7 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\n" +
 	"not_before\x18\n" +
 	" \x01(\x03R\tnotBefore\x12#\n" +
-	"\rfailed_update\x18\v \x01(\x03R\ffailedUpdate\"\x9c\x03\n" +
+	"\rfailed_update\x18\v \x01(\x03R\ffailedUpdate\"\xae\x03\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\"\n" +
 	"\x04meta\x18\x02 \x01(\v2\x0e.swarm.v1.MetaR\x04meta\x12\x1d\n" +
@@ -2912,13 +3194,18 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	" \x01(\x03R\x0estartNotBefore\x12\x1a\n" +
 	"\bdraining\x18\v \x01(\bR\bdraining\x12\x16\n" +
 	"\x06beside\x18\f \x01(\bR\x06beside\x12\x1b\n" +
-	"\tsame_node\x18\r \x01(\bR\bsameNode\"\x85\x01\n" +
+	"\tsame_node\x18\r \x01(\bR\bsameNode\x12\x10\n" +
+	"\x03run\x18\x0e \x01(\x04R\x03run\"\xf7\x01\n" +
 	"\rTaskPlacement\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x17\n" +
 	"\anode_id\x18\x03 \x01(\tR\x06nodeId\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12\x0e\n" +
-	"\x02at\x18\x05 \x01(\x03R\x02at\"\xa3\x01\n" +
+	"\x02at\x18\x05 \x01(\x03R\x02at\x123\n" +
+	"\ageneric\x18\x06 \x03(\v2\x19.swarm.v1.GenericResourceR\ageneric\x12\x1a\n" +
+	"\bpreempts\x18\a \x03(\tR\bpreempts\x12\x1f\n" +
+	"\vpreempts_on\x18\b \x01(\tR\n" +
+	"preemptsOn\"\xa3\x01\n" +
 	"\rTaskAddresses\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x124\n" +
@@ -3047,7 +3334,7 @@ func file_swarm_v1_rows_proto_rawDescGZIP() []byte {
 }
 
 var file_swarm_v1_rows_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_swarm_v1_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_swarm_v1_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_swarm_v1_rows_proto_goTypes = []any{
 	(RolloutAction)(0),      // 0: swarm.v1.RolloutAction
 	(UpdateState)(0),        // 1: swarm.v1.UpdateState
@@ -3065,87 +3352,93 @@ var file_swarm_v1_rows_proto_goTypes = []any{
 	(*Template)(nil),        // 13: swarm.v1.Template
 	(*UpdateStatus)(nil),    // 14: swarm.v1.UpdateStatus
 	(*ServiceProgress)(nil), // 15: swarm.v1.ServiceProgress
-	(*ServiceMetric)(nil),   // 16: swarm.v1.ServiceMetric
-	(*SlotProgress)(nil),    // 17: swarm.v1.SlotProgress
-	(*Task)(nil),            // 18: swarm.v1.Task
-	(*TaskPlacement)(nil),   // 19: swarm.v1.TaskPlacement
-	(*TaskAddresses)(nil),   // 20: swarm.v1.TaskAddresses
-	(*NetworkAddress)(nil),  // 21: swarm.v1.NetworkAddress
-	(*Network)(nil),         // 22: swarm.v1.Network
-	(*NetworkProgress)(nil), // 23: swarm.v1.NetworkProgress
-	(*ServiceEndpoint)(nil), // 24: swarm.v1.ServiceEndpoint
-	(*ContainerStatus)(nil), // 25: swarm.v1.ContainerStatus
-	(*HealthStatus)(nil),    // 26: swarm.v1.HealthStatus
-	(*TaskStatus)(nil),      // 27: swarm.v1.TaskStatus
-	(*Allocation)(nil),      // 28: swarm.v1.Allocation
-	(*Alarm)(nil),           // 29: swarm.v1.Alarm
-	(*Meta)(nil),            // 30: swarm.v1.Meta
-	(*ClusterSpec)(nil),     // 31: swarm.v1.ClusterSpec
-	(*JoinTokens)(nil),      // 32: swarm.v1.JoinTokens
-	(*NodeSpec)(nil),        // 33: swarm.v1.NodeSpec
-	(NodeRole)(0),           // 34: swarm.v1.NodeRole
-	(NodeState)(0),          // 35: swarm.v1.NodeState
-	(*NodeDescription)(nil), // 36: swarm.v1.NodeDescription
-	(*ServiceSpec)(nil),     // 37: swarm.v1.ServiceSpec
-	(*RegistryAuth)(nil),    // 38: swarm.v1.RegistryAuth
-	(*TaskSpec)(nil),        // 39: swarm.v1.TaskSpec
-	(*PortConfig)(nil),      // 40: swarm.v1.PortConfig
-	(UpdateStrategy)(0),     // 41: swarm.v1.UpdateStrategy
-	(TaskState)(0),          // 42: swarm.v1.TaskState
-	(*NetworkSpec)(nil),     // 43: swarm.v1.NetworkSpec
+	(*JobProgress)(nil),     // 16: swarm.v1.JobProgress
+	(*JobRun)(nil),          // 17: swarm.v1.JobRun
+	(*ServiceMetric)(nil),   // 18: swarm.v1.ServiceMetric
+	(*SlotProgress)(nil),    // 19: swarm.v1.SlotProgress
+	(*Task)(nil),            // 20: swarm.v1.Task
+	(*TaskPlacement)(nil),   // 21: swarm.v1.TaskPlacement
+	(*TaskAddresses)(nil),   // 22: swarm.v1.TaskAddresses
+	(*NetworkAddress)(nil),  // 23: swarm.v1.NetworkAddress
+	(*Network)(nil),         // 24: swarm.v1.Network
+	(*NetworkProgress)(nil), // 25: swarm.v1.NetworkProgress
+	(*ServiceEndpoint)(nil), // 26: swarm.v1.ServiceEndpoint
+	(*ContainerStatus)(nil), // 27: swarm.v1.ContainerStatus
+	(*HealthStatus)(nil),    // 28: swarm.v1.HealthStatus
+	(*TaskStatus)(nil),      // 29: swarm.v1.TaskStatus
+	(*Allocation)(nil),      // 30: swarm.v1.Allocation
+	(*Alarm)(nil),           // 31: swarm.v1.Alarm
+	(*Meta)(nil),            // 32: swarm.v1.Meta
+	(*ClusterSpec)(nil),     // 33: swarm.v1.ClusterSpec
+	(*JoinTokens)(nil),      // 34: swarm.v1.JoinTokens
+	(*NodeSpec)(nil),        // 35: swarm.v1.NodeSpec
+	(NodeRole)(0),           // 36: swarm.v1.NodeRole
+	(NodeState)(0),          // 37: swarm.v1.NodeState
+	(*NodeDescription)(nil), // 38: swarm.v1.NodeDescription
+	(*ServiceSpec)(nil),     // 39: swarm.v1.ServiceSpec
+	(*RegistryAuth)(nil),    // 40: swarm.v1.RegistryAuth
+	(*TaskSpec)(nil),        // 41: swarm.v1.TaskSpec
+	(*PortConfig)(nil),      // 42: swarm.v1.PortConfig
+	(UpdateStrategy)(0),     // 43: swarm.v1.UpdateStrategy
+	(TaskState)(0),          // 44: swarm.v1.TaskState
+	(*GenericResource)(nil), // 45: swarm.v1.GenericResource
+	(*NetworkSpec)(nil),     // 46: swarm.v1.NetworkSpec
 }
 var file_swarm_v1_rows_proto_depIdxs = []int32{
-	30, // 0: swarm.v1.Cluster.meta:type_name -> swarm.v1.Meta
-	31, // 1: swarm.v1.Cluster.spec:type_name -> swarm.v1.ClusterSpec
+	32, // 0: swarm.v1.Cluster.meta:type_name -> swarm.v1.Meta
+	33, // 1: swarm.v1.Cluster.spec:type_name -> swarm.v1.ClusterSpec
 	6,  // 2: swarm.v1.Cluster.root_ca:type_name -> swarm.v1.RootCA
-	32, // 3: swarm.v1.Cluster.join_tokens:type_name -> swarm.v1.JoinTokens
+	34, // 3: swarm.v1.Cluster.join_tokens:type_name -> swarm.v1.JoinTokens
 	5,  // 4: swarm.v1.Cluster.gossip_keys:type_name -> swarm.v1.GossipKey
-	30, // 5: swarm.v1.Node.meta:type_name -> swarm.v1.Meta
-	33, // 6: swarm.v1.Node.spec:type_name -> swarm.v1.NodeSpec
-	34, // 7: swarm.v1.Node.role:type_name -> swarm.v1.NodeRole
-	30, // 8: swarm.v1.NodeStatus.meta:type_name -> swarm.v1.Meta
-	35, // 9: swarm.v1.NodeStatus.state:type_name -> swarm.v1.NodeState
-	36, // 10: swarm.v1.NodeStatus.description:type_name -> swarm.v1.NodeDescription
-	30, // 11: swarm.v1.Service.meta:type_name -> swarm.v1.Meta
-	37, // 12: swarm.v1.Service.spec:type_name -> swarm.v1.ServiceSpec
-	37, // 13: swarm.v1.Service.previous_spec:type_name -> swarm.v1.ServiceSpec
-	38, // 14: swarm.v1.Service.registry_auth:type_name -> swarm.v1.RegistryAuth
-	38, // 15: swarm.v1.Service.previous_registry_auth:type_name -> swarm.v1.RegistryAuth
+	32, // 5: swarm.v1.Node.meta:type_name -> swarm.v1.Meta
+	35, // 6: swarm.v1.Node.spec:type_name -> swarm.v1.NodeSpec
+	36, // 7: swarm.v1.Node.role:type_name -> swarm.v1.NodeRole
+	32, // 8: swarm.v1.NodeStatus.meta:type_name -> swarm.v1.Meta
+	37, // 9: swarm.v1.NodeStatus.state:type_name -> swarm.v1.NodeState
+	38, // 10: swarm.v1.NodeStatus.description:type_name -> swarm.v1.NodeDescription
+	32, // 11: swarm.v1.Service.meta:type_name -> swarm.v1.Meta
+	39, // 12: swarm.v1.Service.spec:type_name -> swarm.v1.ServiceSpec
+	39, // 13: swarm.v1.Service.previous_spec:type_name -> swarm.v1.ServiceSpec
+	40, // 14: swarm.v1.Service.registry_auth:type_name -> swarm.v1.RegistryAuth
+	40, // 15: swarm.v1.Service.previous_registry_auth:type_name -> swarm.v1.RegistryAuth
 	10, // 16: swarm.v1.Service.command:type_name -> swarm.v1.RolloutCommand
 	0,  // 17: swarm.v1.RolloutCommand.action:type_name -> swarm.v1.RolloutAction
-	37, // 18: swarm.v1.ServiceRevision.spec:type_name -> swarm.v1.ServiceSpec
-	38, // 19: swarm.v1.ServiceRevision.registry_auth:type_name -> swarm.v1.RegistryAuth
+	39, // 18: swarm.v1.ServiceRevision.spec:type_name -> swarm.v1.ServiceSpec
+	40, // 19: swarm.v1.ServiceRevision.registry_auth:type_name -> swarm.v1.RegistryAuth
 	1,  // 20: swarm.v1.RevisionOutcome.state:type_name -> swarm.v1.UpdateState
-	39, // 21: swarm.v1.Template.spec:type_name -> swarm.v1.TaskSpec
-	40, // 22: swarm.v1.Template.host_ports:type_name -> swarm.v1.PortConfig
+	41, // 21: swarm.v1.Template.spec:type_name -> swarm.v1.TaskSpec
+	42, // 22: swarm.v1.Template.host_ports:type_name -> swarm.v1.PortConfig
 	1,  // 23: swarm.v1.UpdateStatus.state:type_name -> swarm.v1.UpdateState
-	41, // 24: swarm.v1.UpdateStatus.strategy:type_name -> swarm.v1.UpdateStrategy
+	43, // 24: swarm.v1.UpdateStatus.strategy:type_name -> swarm.v1.UpdateStrategy
 	2,  // 25: swarm.v1.UpdateStatus.phase:type_name -> swarm.v1.RolloutPhase
-	30, // 26: swarm.v1.ServiceProgress.meta:type_name -> swarm.v1.Meta
+	32, // 26: swarm.v1.ServiceProgress.meta:type_name -> swarm.v1.Meta
 	14, // 27: swarm.v1.ServiceProgress.update:type_name -> swarm.v1.UpdateStatus
 	12, // 28: swarm.v1.ServiceProgress.outcomes:type_name -> swarm.v1.RevisionOutcome
-	30, // 29: swarm.v1.ServiceMetric.meta:type_name -> swarm.v1.Meta
-	30, // 30: swarm.v1.SlotProgress.meta:type_name -> swarm.v1.Meta
-	30, // 31: swarm.v1.Task.meta:type_name -> swarm.v1.Meta
-	42, // 32: swarm.v1.Task.desired_state:type_name -> swarm.v1.TaskState
-	21, // 33: swarm.v1.TaskAddresses.networks:type_name -> swarm.v1.NetworkAddress
-	30, // 34: swarm.v1.Network.meta:type_name -> swarm.v1.Meta
-	43, // 35: swarm.v1.Network.spec:type_name -> swarm.v1.NetworkSpec
-	30, // 36: swarm.v1.NetworkProgress.meta:type_name -> swarm.v1.Meta
-	30, // 37: swarm.v1.ServiceEndpoint.meta:type_name -> swarm.v1.Meta
-	40, // 38: swarm.v1.ServiceEndpoint.ports:type_name -> swarm.v1.PortConfig
-	21, // 39: swarm.v1.ServiceEndpoint.vips:type_name -> swarm.v1.NetworkAddress
-	40, // 40: swarm.v1.ServiceEndpoint.preview_ports:type_name -> swarm.v1.PortConfig
-	3,  // 41: swarm.v1.HealthStatus.state:type_name -> swarm.v1.HealthState
-	42, // 42: swarm.v1.TaskStatus.state:type_name -> swarm.v1.TaskState
-	25, // 43: swarm.v1.TaskStatus.container:type_name -> swarm.v1.ContainerStatus
-	40, // 44: swarm.v1.TaskStatus.host_ports:type_name -> swarm.v1.PortConfig
-	26, // 45: swarm.v1.TaskStatus.health:type_name -> swarm.v1.HealthStatus
-	46, // [46:46] is the sub-list for method output_type
-	46, // [46:46] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	16, // 29: swarm.v1.ServiceProgress.job:type_name -> swarm.v1.JobProgress
+	17, // 30: swarm.v1.JobProgress.runs:type_name -> swarm.v1.JobRun
+	32, // 31: swarm.v1.ServiceMetric.meta:type_name -> swarm.v1.Meta
+	32, // 32: swarm.v1.SlotProgress.meta:type_name -> swarm.v1.Meta
+	32, // 33: swarm.v1.Task.meta:type_name -> swarm.v1.Meta
+	44, // 34: swarm.v1.Task.desired_state:type_name -> swarm.v1.TaskState
+	45, // 35: swarm.v1.TaskPlacement.generic:type_name -> swarm.v1.GenericResource
+	23, // 36: swarm.v1.TaskAddresses.networks:type_name -> swarm.v1.NetworkAddress
+	32, // 37: swarm.v1.Network.meta:type_name -> swarm.v1.Meta
+	46, // 38: swarm.v1.Network.spec:type_name -> swarm.v1.NetworkSpec
+	32, // 39: swarm.v1.NetworkProgress.meta:type_name -> swarm.v1.Meta
+	32, // 40: swarm.v1.ServiceEndpoint.meta:type_name -> swarm.v1.Meta
+	42, // 41: swarm.v1.ServiceEndpoint.ports:type_name -> swarm.v1.PortConfig
+	23, // 42: swarm.v1.ServiceEndpoint.vips:type_name -> swarm.v1.NetworkAddress
+	42, // 43: swarm.v1.ServiceEndpoint.preview_ports:type_name -> swarm.v1.PortConfig
+	3,  // 44: swarm.v1.HealthStatus.state:type_name -> swarm.v1.HealthState
+	44, // 45: swarm.v1.TaskStatus.state:type_name -> swarm.v1.TaskState
+	27, // 46: swarm.v1.TaskStatus.container:type_name -> swarm.v1.ContainerStatus
+	42, // 47: swarm.v1.TaskStatus.host_ports:type_name -> swarm.v1.PortConfig
+	28, // 48: swarm.v1.TaskStatus.health:type_name -> swarm.v1.HealthStatus
+	49, // [49:49] is the sub-list for method output_type
+	49, // [49:49] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_rows_proto_init() }
@@ -3160,7 +3453,7 @@ func file_swarm_v1_rows_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_rows_proto_rawDesc), len(file_swarm_v1_rows_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   26,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
