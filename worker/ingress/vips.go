@@ -25,11 +25,33 @@ var ResolverAddress = netip.AddrFrom4([4]byte{127, 0, 0, 11})
 // goneFor is how long a VIP that was taken away is refused rather than unanswered: shorter than an address rests.
 const goneFor = time.Minute
 
+// OtherResolverAddress leads to the same resolver in a namespace that is not ours, where something else may have the first one.
+var OtherResolverAddress = netip.AddrFrom4([4]byte{127, 0, 0, 12})
+
+// GuestTable is the name of the table in a namespace that is not ours.
+const GuestTable = Table + "-guest"
+
 // VIPConfig is what a table in a container's namespace needs.
 type VIPConfig struct {
 	Logger *slog.Logger
 	// ResolverUDP and ResolverTCP are where 127.0.0.11:53 leads, ports on 127.0.0.11 there; 0 = nowhere.
 	ResolverUDP, ResolverTCP uint16
+	// Guest: the namespace is not ours. The table is GuestTable, and OtherResolverAddress leads to the resolver too.
+	Guest bool
+}
+
+func (c VIPConfig) table() string {
+	if c.Guest {
+		return GuestTable
+	}
+	return Table
+}
+
+func (c VIPConfig) resolvers() []netip.Addr {
+	if c.Guest {
+		return []netip.Addr{ResolverAddress, OtherResolverAddress}
+	}
+	return []netip.Addr{ResolverAddress}
 }
 
 // VIP is a service's address: every port and protocol, ICMP too, leads to one of the backends; none = refused.
@@ -77,8 +99,8 @@ type vipTable struct {
 	vips, backends, known, gone [2]*nftables.Set
 }
 
-func newVIPTable() *vipTable {
-	t := &vipTable{inet: &nftables.Table{Name: Table, Family: nftables.TableFamilyINet}}
+func newVIPTable(name string) *vipTable {
+	t := &vipTable{inet: &nftables.Table{Name: name, Family: nftables.TableFamilyINet}}
 	id := uint32(0)
 	set := func(name string, key nftables.SetDatatype) *nftables.Set {
 		id++
@@ -103,7 +125,7 @@ func OpenVIPs(namespace string, cfg VIPConfig) (*VIPs, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open VIPs: %w", err)
 	}
-	v := &VIPs{cfg: cfg, namespace: namespace, table: newVIPTable(), kernel: k}
+	v := &VIPs{cfg: cfg, namespace: namespace, table: newVIPTable(cfg.table()), kernel: k}
 	if v.held, err = v.table.read(k); err == nil {
 		err = v.load()
 	}
@@ -127,7 +149,7 @@ func (v *VIPs) load() error {
 		return errors.Join(err, v.kernel.drop())
 	}
 	if err := v.kernel.commit(); err != nil {
-		return fmt.Errorf("load nftables table %s: %w", Table, err)
+		return fmt.Errorf("load nftables table %s: %w", v.table.inet.Name, err)
 	}
 	generation, err := v.kernel.currentGeneration()
 	if err != nil {
@@ -177,11 +199,13 @@ func (t *vipTable) load(k *kernel, cfg VIPConfig, elements map[*nftables.Set][]n
 		if to.port == 0 {
 			continue
 		}
-		rule(k, nat, v4.is(), v4.within(v4.dest, expr.CmpOpEq, netip.PrefixFrom(ResolverAddress, 32)), protocolIs(to.protocol), destPort(53), []expr.Any{
-			&expr.Immediate{Register: reg0, Data: ResolverAddress.AsSlice()},
-			&expr.Immediate{Register: reg1, Data: []byte{byte(to.port >> 8), byte(to.port)}},
-			&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(v4.proto), RegAddrMin: reg0, RegProtoMin: reg1, Specified: true},
-		})
+		for _, asked := range cfg.resolvers() {
+			rule(k, nat, v4.is(), v4.within(v4.dest, expr.CmpOpEq, netip.PrefixFrom(asked, 32)), protocolIs(to.protocol), destPort(53), []expr.Any{
+				&expr.Immediate{Register: reg0, Data: ResolverAddress.AsSlice()},
+				&expr.Immediate{Register: reg1, Data: []byte{byte(to.port >> 8), byte(to.port)}},
+				&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(v4.proto), RegAddrMin: reg0, RegProtoMin: reg1, Specified: true},
+			})
+		}
 	}
 	refuse := chain("refuse")
 	rule(k, refuse, resetTCP())
@@ -507,4 +531,18 @@ func (v *VIPs) Close() {
 		v.kernel.close()
 		v.kernel = nil
 	}
+}
+
+// RemoveGuestTable removes the table from a namespace that is not ours, and has it forget what the table led to the resolver. One
+// without the table is no error.
+func RemoveGuestTable(namespace string) error {
+	k, err := openKernel(namespace)
+	if err != nil {
+		return fmt.Errorf("remove nftables table %s: %w", GuestTable, err)
+	}
+	defer k.close()
+	if err := k.removeTables(newVIPTable(GuestTable).inet); err != nil {
+		return fmt.Errorf("remove nftables table %s: %w", GuestTable, err)
+	}
+	return deleteFlows(namespace, ctFilter{answering: ResolverAddress})
 }

@@ -25,6 +25,9 @@ func (n *Network) Attach(_ context.Context, req Request) (Attachment, error) {
 	if err := n.ready(req); err != nil {
 		return Attachment{}, fmt.Errorf("attach task %s: %w", taskID, err)
 	}
+	if req.Guest != nil {
+		return n.attachGuest(req)
+	}
 	if r, ok := n.attached[taskID]; ok && r.fits(req) && n.place.block.Contains(r.Address) && isNamespace(n.namespacePath(taskID)) {
 		if err := errors.Join(n.back(taskID), n.repair(r)); err == nil {
 			return n.attachment(r)
@@ -209,7 +212,7 @@ func (n *Network) detach(taskID string) error {
 		errs = append(errs, n.ingress.RemoveForwards(r.forwards()))
 	}
 	n.names.closeClient(taskID)
-	errs = append(errs, removeLink(linkName(taskID)))
+	errs = append(errs, n.leaveGuest(taskID), removeLink(linkName(taskID)))
 	for _, o := range n.overlays {
 		errs = append(errs, o.unplug(taskID))
 	}
@@ -253,14 +256,16 @@ func (n *Network) known() []string {
 	for id := range n.attached {
 		ids = append(ids, id)
 	}
-	entries, _ := os.ReadDir(n.cfg.namespaces())
-	for _, e := range entries {
-		if n.attached[e.Name()] == nil {
-			ids = append(ids, e.Name())
+	for _, dir := range []string{n.cfg.namespaces(), n.cfg.guests()} {
+		entries, _ := os.ReadDir(dir)
+		for _, e := range entries {
+			if n.attached[e.Name()] == nil {
+				ids = append(ids, e.Name())
+			}
 		}
 	}
 	slices.Sort(ids)
-	return ids
+	return slices.Compact(ids)
 }
 
 func (n *Network) attachment(r *record) (Attachment, error) {

@@ -91,6 +91,9 @@ func (n *Network) mendRoutes() error {
 	}
 	var errs []error
 	for _, r := range n.attached {
+		if r.Guest != nil {
+			continue
+		}
 		place := uplinkPlace{link: linkName(r.TaskID), address: n.place.pair(r.Address), gateway: n.place.gateway()}
 		missing := false
 		for _, a := range place.address.all() {

@@ -237,8 +237,20 @@ func (n *names) forgetNetwork(id string) {
 	}
 }
 
+// openGuest is open for a namespace that is not ours, named as the kernel does, with the networks of all that is attached there.
+func (n *names) openGuest(name, namespace string, networks []string) error {
+	if c := n.clients[name]; c != nil && (c.namespace != namespace || !slices.Equal(c.networks, networks)) {
+		n.closeClient(name)
+	}
+	return n.answerIn(name, namespace, networks, dns.Client{Networks: networks}, true)
+}
+
 // open has the resolver answer in the task's namespace and loads the table of VIPs. It is idempotent.
 func (n *names) open(task, namespace string, networks []string, ask dns.Client) error {
+	return n.answerIn(task, namespace, networks, ask, false)
+}
+
+func (n *names) answerIn(task, namespace string, networks []string, ask dns.Client, guest bool) error {
 	if c := n.clients[task]; c != nil {
 		if c.stale {
 			return n.push(task, c, nil)
@@ -249,7 +261,7 @@ func (n *names) open(task, namespace string, networks []string, ask dns.Client) 
 	if err != nil {
 		return fmt.Errorf("answer names: %w", err)
 	}
-	table, err := ingress.OpenVIPs(namespace, ingress.VIPConfig{Logger: n.log, ResolverUDP: udp, ResolverTCP: tcp})
+	table, err := ingress.OpenVIPs(namespace, ingress.VIPConfig{Logger: n.log, ResolverUDP: udp, ResolverTCP: tcp, Guest: guest})
 	if err != nil {
 		n.resolver.Close(task)
 		return fmt.Errorf("load VIPs: %w", err)

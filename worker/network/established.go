@@ -41,8 +41,9 @@ func (n *Network) Listening(taskID, serviceID string) (listens bool, within time
 	}
 	r := n.attached[taskID]
 	networked := r != nil && len(r.Networks) > 0
+	guest := r != nil && r.Guest != nil // it began before it was attached
 	n.mu.Unlock()
-	if len(ports) == 0 && !networked {
+	if guest || len(ports) == 0 && !networked {
 		return true, 0, nil
 	}
 	var reachable map[string]bool

@@ -6,7 +6,7 @@
 // all are in one device group, which is what the rules match. docs/decisions/0001-uplink-without-a-bridge.md says why.
 //
 // It promises that attaching and detaching are idempotent, that what it made is known again after a restart of
-// the daemon, and that it touches nothing on the host that it did not make: the links swarm-up, swarm-fab and the veth
+// the daemon, and that it touches nothing on the host, or in a guest's namespace, that it did not make: the links swarm-up, swarm-fab and the veth
 // pairs and namespaces named after tasks and networks, routes and rules of its own protocol number, forwarding, and (where
 // another firewall would drop what it forwards) accepts in that firewall's own chains. It alone writes those, and the
 // files under Config.Dir. Teardown leaves none of it.
@@ -69,6 +69,8 @@ type Request struct {
 	DNS *swarmpb.DNSConfig
 	// Hostname of the container.
 	Hostname string
+	// Guest is attached to the networks in place of a namespace of the task's own; nil = none.
+	Guest *Guest
 }
 
 // Attachment is a task's place in the network.
@@ -85,6 +87,8 @@ type Attachment struct {
 	Ports []*swarmpb.PortConfig
 	// ResolvConf is the content of the container's /etc/resolv.conf.
 	ResolvConf string
+	// Notes are what a guest's owner should know, one line each.
+	Notes []string
 }
 
 // hostPlace is what the node was given.
@@ -147,7 +151,7 @@ type Network struct {
 
 // New reads what a former process attached. It changes nothing in the kernel before Configure.
 func New(cfg Config) (*Network, error) {
-	for _, dir := range []string{cfg.namespaces(), cfg.records(), cfg.overlays()} {
+	for _, dir := range []string{cfg.namespaces(), cfg.records(), cfg.overlays(), cfg.guests()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("make network directory: %w", err)
 		}
@@ -171,6 +175,7 @@ func New(cfg Config) (*Network, error) {
 func (c Config) namespaces() string { return filepath.Join(c.Dir, "netns") }
 func (c Config) records() string    { return filepath.Join(c.Dir, "attachments") }
 func (c Config) overlays() string   { return filepath.Join(c.Dir, "overlays") }
+func (c Config) guests() string     { return filepath.Join(c.Dir, "guests") }
 
 // Configure makes the uplink and the rules for the node's block, or changes them. Running containers keep
 // their addresses: a block changes only when the node has joined another cluster.
@@ -269,7 +274,7 @@ func (n *Network) adoptPorts() error {
 func (n *Network) pods() []netip.Addr {
 	var out []netip.Addr
 	for _, r := range n.attached {
-		if !r.Internal {
+		if !r.Internal && r.Guest == nil {
 			out = append(out, r.Address)
 		}
 	}

@@ -113,6 +113,9 @@ func (n *Network) bringOverlays(d *delta) []error {
 
 // mendTask repairs a task that is attached. One whose namespace is gone cannot be helped.
 func (n *Network) mendTask(r *record) error {
+	if r.Guest != nil {
+		return n.mendGuest(r)
+	}
 	if !isNamespace(n.namespacePath(r.TaskID)) || !n.place.block.Contains(r.Address) {
 		return nil
 	}

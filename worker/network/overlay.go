@@ -328,32 +328,55 @@ func (o *overlay) forget(taskID string, r remote) error {
 	return nil
 }
 
+// plugging is how a namespace is joined to an overlay.
+type plugging struct {
+	taskID    string
+	device    string // of the link there
+	address   pair
+	namespace netns.NsHandle
+	inside    *netlink.Handle
+	// prepare is called once the link is there, before it has addresses; nil: there is nothing to do.
+	prepare func() error
+}
+
 // plug joins a task's namespace to the overlay by a link of the given name there.
 func (o *overlay) plug(taskID, namespace, device string, address pair) error {
-	task, err := netns.GetFromPath(namespace)
+	p := plugging{taskID: taskID, device: device, address: address}
+	leave, err := p.enter(namespace)
 	if err != nil {
-		return fmt.Errorf("open namespace: %w", err)
+		return err
 	}
-	defer task.Close()
-	inside, err := netlink.NewHandleAt(task, unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("enter namespace: %w", err)
-	}
-	defer inside.Close()
+	defer leave()
 	if err := o.unplug(taskID); err != nil {
 		return err
 	}
 	// One from a namespace that is gone goes in the kernel's own time.
-	if stale, err := inside.LinkByName(device); err == nil {
-		if err := inside.LinkDel(stale); err != nil && !errors.Is(err, unix.ENODEV) {
+	if stale, err := p.inside.LinkByName(device); err == nil {
+		if err := p.inside.LinkDel(stale); err != nil && !errors.Is(err, unix.ENODEV) {
 			return fmt.Errorf("remove the former %s: %w", device, err)
 		}
 	}
+	return o.join(p)
+}
+
+// enter opens the namespace; leave closes it.
+func (p *plugging) enter(path string) (leave func(), err error) {
+	if p.namespace, err = netns.GetFromPath(path); err != nil {
+		return nil, fmt.Errorf("open namespace: %w", err)
+	}
+	if p.inside, err = netlink.NewHandleAt(p.namespace, unix.NETLINK_ROUTE); err != nil {
+		return nil, errors.Join(fmt.Errorf("enter namespace: %w", err), p.namespace.Close())
+	}
+	return func() { p.inside.Close(); _ = p.namespace.Close() }, nil
+}
+
+// join makes the link and all that belongs to it.
+func (o *overlay) join(p plugging) error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.MasterIndex = portName(taskID), o.place.mtu, o.bridge
-	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: device, PeerHardwareAddr: macOf(address.v4), PeerNamespace: netlink.NsFd(task)}
+	attrs.Name, attrs.MTU, attrs.MasterIndex = portName(p.taskID), o.place.mtu, o.bridge
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: p.device, PeerHardwareAddr: macOf(p.address.v4), PeerNamespace: netlink.NsFd(p.namespace)}
 	if err := o.addPort(veth); err != nil {
-		return fmt.Errorf("make %s: %w", device, err)
+		return fmt.Errorf("make %s: %w", p.device, err)
 	}
 	port, err := o.handle.LinkByName(attrs.Name)
 	if err != nil {
@@ -365,14 +388,19 @@ func (o *overlay) plug(taskID, namespace, device string, address pair) error {
 	if err := o.handle.LinkSetFlood(port, false); err != nil {
 		return fmt.Errorf("switch off flooding: %w", err)
 	}
-	entry := &netlink.Neigh{LinkIndex: port.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER, State: netlink.NUD_NOARP, HardwareAddr: macOf(address.v4)}
+	entry := &netlink.Neigh{LinkIndex: port.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER, State: netlink.NUD_NOARP, HardwareAddr: macOf(p.address.v4)}
 	if err := o.handle.NeighSet(entry); err != nil {
-		return fmt.Errorf("set the forwarding entry of %s: %w", address.v4, err)
+		return fmt.Errorf("set the forwarding entry of %s: %w", p.address.v4, err)
 	}
-	if err := o.guardPort(attrs.Name, address); err != nil {
+	if err := o.guardPort(attrs.Name, p.address); err != nil {
 		return err
 	}
-	if err := o.configureTask(inside, device, address); err != nil {
+	if p.prepare != nil {
+		if err := p.prepare(); err != nil {
+			return err
+		}
+	}
+	if err := o.configureTask(p.inside, p.device, p.address); err != nil {
 		return err
 	}
 	// Last: a port that is up is one that is whole.
@@ -380,7 +408,7 @@ func (o *overlay) plug(taskID, namespace, device string, address pair) error {
 		return fmt.Errorf("bring %s up: %w", attrs.Name, err)
 	}
 	awaitCarrier(o.handle, attrs.Name)
-	awaitCarrier(inside, device)
+	awaitCarrier(p.inside, p.device)
 	return nil
 }
 

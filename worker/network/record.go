@@ -26,10 +26,15 @@ type record struct {
 	DNS      *swarmpb.DNSConfig        `json:",omitempty"`
 	// Internal: all its networks are, so it has no way out.
 	Internal bool `json:",omitempty"`
+	// Guest is what is attached in place of a container; it has no address on the uplink.
+	Guest *guestRecord `json:",omitempty"`
 }
 
 // fits tells whether a request asks for what the task has.
 func (r *record) fits(req Request) bool {
+	if (r.Guest == nil) != (req.Guest == nil) || r.Guest != nil && r.Guest.Guest != *req.Guest {
+		return false
+	}
 	return slices.EqualFunc(r.Networks, req.Networks, func(a, b *swarmpb.NetworkAddress) bool { return proto.Equal(a, b) }) && proto.Equal(r.DNS, req.DNS)
 }
 
@@ -81,7 +86,7 @@ func readRecords(dir string) (map[string]*record, error) {
 			return nil, fmt.Errorf("read attachment: %w", err)
 		}
 		r := new(record)
-		if json.Unmarshal(data, r) != nil || r.TaskID != e.Name() || !r.Address.Is4() {
+		if json.Unmarshal(data, r) != nil || r.TaskID != e.Name() || !r.Address.Is4() && r.Guest == nil {
 			if err := os.Remove(path); err != nil {
 				return nil, fmt.Errorf("remove attachment: %w", err)
 			}
