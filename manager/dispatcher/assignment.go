@@ -37,7 +37,9 @@ type taskMark struct {
 	template          templateKey
 	desired           swarmpb.TaskState
 	draining, drained bool
-	addresses         *swarmpb.TaskAddresses
+	// takes the volumes of the task that it replaces.
+	takes     bool
+	addresses *swarmpb.TaskAddresses
 	// ended tasks are told of no more, until their row goes.
 	ended bool
 }
@@ -141,7 +143,8 @@ func (a *assignment) advanceTasks(r *reach, nodeID string, networks networkSet) 
 	return append(changes, a.removeTemplates(needed)...)
 }
 
-// markOf is what a node must know of a task. Once it has been told that it may stop the task at once, that is final.
+// markOf is what a node must know of a task. Once it has been told that it may stop the task at once, that is final; so is
+// whose volumes the task takes over, as the other one's row may go first.
 func markOf(r *reach, task *swarmpb.Task, before taskMark) taskMark {
 	view := r.view
 	mark := taskMark{
@@ -150,12 +153,19 @@ func markOf(r *reach, task *swarmpb.Task, before taskMark) taskMark {
 		draining:  task.GetDraining(),
 		addresses: view.Addresses(task.GetId()),
 		ended:     view.Observed(task.GetId()).Ended(),
+		takes:     before.takes || takesVolumes(view, task),
 	}
 	if !mark.ended {
 		stopping := before.desired > swarmpb.TaskState_TASK_STATE_RUNNING
 		mark.drained = before.drained && stopping || isDrained(view, task, r.isReached(task.GetServiceId()))
 	}
 	return mark
+}
+
+// takesVolumes tells whether a task takes over the anonymous volumes of the one that it replaces: in place, on the same node.
+func takesVolumes(view *store.View, task *swarmpb.Task) bool {
+	node := view.NodeID(task.GetId())
+	return task.GetSameNode() && task.GetReplaces() != "" && node != "" && view.NodeID(task.GetReplaces()) == node
 }
 
 func (a *assignment) removeTasks(keep map[string]struct{}) []message {
@@ -207,6 +217,7 @@ func taskChange(view *store.View, task *swarmpb.Task, mark taskMark) message {
 		ObservedState:   view.Observed(task.GetId()),
 		Networks:        mark.addresses.GetNetworks(),
 		Drained:         mark.drained,
+		TakesVolumes:    mark.takes,
 	}}}
 }
 

@@ -22,14 +22,19 @@ func endpointOf(view *store.View, taskID string) *swarmpb.Endpoint {
 	}
 	state := swarmpb.EndpointState_ENDPOINT_STATE_STARTING
 	if rows.Observed == swarmpb.TaskState_TASK_STATE_RUNNING {
-		state = swarmpb.EndpointState_ENDPOINT_STATE_ACTIVE
-		if stops(rows.Task) || rows.Task.GetDraining() {
+		switch {
+		case stops(rows.Task) || rows.Task.GetDraining():
 			state = swarmpb.EndpointState_ENDPOINT_STATE_DRAINING
+		case rows.Status.GetHealth().GetNotReady():
+			state = swarmpb.EndpointState_ENDPOINT_STATE_STANDBY
+		default:
+			state = swarmpb.EndpointState_ENDPOINT_STATE_ACTIVE
 		}
 	}
 	return &swarmpb.Endpoint{
 		TaskId: taskID, ServiceId: rows.Task.GetServiceId(), Slot: rows.Task.GetSlot(), NodeId: node, State: state,
 		Address: rows.Status.GetAddress(), Networks: rows.Addresses.GetNetworks(),
+		Set: rows.Task.GetTemplateVersion(),
 	}
 }
 
@@ -61,9 +66,12 @@ func serviceOf(view *store.View, serviceID string) *reachedService {
 	}
 	s := &reachedService{assigned: &swarmpb.AssignedService{
 		Id: serviceID, Name: service.GetSpec().GetName(), Mode: service.GetSpec().GetEndpoint().GetMode(),
-		Ports: given.GetPorts(), Vips: given.GetVips(), Networks: networks,
+		Ports: given.GetPorts(), Vips: given.GetVips(), Networks: networks, Trial: view.ServiceProgress(serviceID).GetUpdate().Trial(),
 	}}
-	if len(given.GetPorts()) > 0 {
+	if s.assigned.GetTrial().GetPreview() {
+		s.assigned.PreviewPorts = given.GetPreviewPorts()
+	}
+	if len(s.assigned.GetPorts())+len(s.assigned.GetPreviewPorts()) > 0 {
 		s.topics = append(s.topics, everyone)
 	}
 	for _, a := range networks {

@@ -98,6 +98,13 @@ func (t *touched) see(view *store.View, c *store.Change) {
 	switch c.Table {
 	case swarmpb.Table_TABLE_SERVICE, swarmpb.Table_TABLE_SERVICE_ENDPOINT, swarmpb.Table_TABLE_TEMPLATE:
 		t.services[c.Key.ID] = struct{}{}
+	case swarmpb.Table_TABLE_SERVICE_PROGRESS:
+		before, _ := c.Old.(*swarmpb.ServiceProgress)
+		after, _ := c.New.(*swarmpb.ServiceProgress)
+		// It changes with every step of an update; what nodes are told follows from the trial alone.
+		if !proto.Equal(before.GetUpdate().Trial(), after.GetUpdate().Trial()) {
+			t.services[c.Key.ID] = struct{}{}
+		}
 	case swarmpb.Table_TABLE_TASK:
 		task, ok := c.New.(*swarmpb.Task)
 		if !ok {

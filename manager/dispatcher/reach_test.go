@@ -164,7 +164,11 @@ func (h *holder) expectReach(view *store.View, node string) {
 func modelService(view *store.View, service *swarmpb.Service, mine map[string]bool) *swarmpb.AssignedService {
 	given := view.ServiceEndpoint(service.GetId())
 	s := &swarmpb.AssignedService{Id: service.GetId(), Name: service.GetSpec().GetName(), Mode: service.GetSpec().GetEndpoint().GetMode(), Ports: given.GetPorts()}
-	shared := len(given.GetPorts()) > 0
+	if update := view.ServiceProgress(service.GetId()).GetUpdate(); update.Sets() {
+		s.Trial = &swarmpb.Trial{Set: update.GetTemplateVersion(), Share: update.GetShare(), Preview: true}
+		s.PreviewPorts = given.GetPreviewPorts()
+	}
+	shared := len(s.GetPorts())+len(s.GetPreviewPorts()) > 0
 	seen := map[string]bool{}
 	add := func(a *swarmpb.NetworkAttachment) {
 		if !seen[a.GetNetwork()] {
@@ -201,9 +205,11 @@ func modelEndpoints(view *store.View, service string, out map[string]*swarmpb.En
 			continue
 		}
 		e := &swarmpb.Endpoint{TaskId: id, ServiceId: service, Slot: task.GetSlot(), NodeId: node,
-			State: swarmpb.EndpointState_ENDPOINT_STATE_STARTING, Address: view.Status(id).GetAddress(), Networks: view.Addresses(id).GetNetworks()}
+			State: swarmpb.EndpointState_ENDPOINT_STATE_STARTING, Address: view.Status(id).GetAddress(), Networks: view.Addresses(id).GetNetworks(), Set: task.GetTemplateVersion()}
 		switch {
 		case observed != stRunning:
+		case view.Status(id).GetHealth().GetNotReady() && task.GetDesiredState() == stRunning && !task.GetDraining():
+			e.State = swarmpb.EndpointState_ENDPOINT_STATE_STANDBY
 		case task.GetDesiredState() == stRunning && !task.GetDraining():
 			e.State = swarmpb.EndpointState_ENDPOINT_STATE_ACTIVE
 		default:
@@ -272,7 +278,7 @@ func (p *plane) addressesIn(networks []*swarmpb.NetworkAttachment) (out []*swarm
 
 // change does one random thing.
 func (p *plane) change() {
-	switch rapid.IntRange(0, 11).Draw(p.t, "what") {
+	switch rapid.IntRange(0, 13).Draw(p.t, "what") {
 	case 0, 1:
 		p.newTask()
 	case 2, 3, 4:
@@ -293,8 +299,26 @@ func (p *plane) change() {
 		p.try(&swarmpb.Write{Op: &swarmpb.Write_Delete{Delete: swarmpb.NetworkKey(p.of("network", planeNetworks))}})
 	case 11:
 		p.try(&swarmpb.Write{Op: &swarmpb.Write_Delete{Delete: swarmpb.ServiceKey(p.of("service", planeServices))}})
+	case 12, 13:
+		p.writeProgress(p.of("service", planeServices))
 	}
 }
+
+// writeProgress gives a service's update another state, with two sets or without.
+func (p *plane) writeProgress(id string) {
+	p.tryPut(&swarmpb.Row{Row: &swarmpb.Row_ServiceProgress{ServiceProgress: &swarmpb.ServiceProgress{ServiceId: id, Attempt: 1 << 20, Update: &swarmpb.UpdateStatus{
+		State:           rapid.SampledFrom([]swarmpb.UpdateState{updating, updating, completed}).Draw(p.t, "update"),
+		Strategy:        rapid.SampledFrom([]swarmpb.UpdateStrategy{canary, canary, swarmpb.UpdateStrategy_UPDATE_STRATEGY_ROLLING}).Draw(p.t, "strategy"),
+		TemplateVersion: uint64(rapid.IntRange(1, 3).Draw(p.t, "template")), Share: uint32(rapid.SampledFrom([]int{0, 500, 10000}).Draw(p.t, "share")),
+		StartedAt: int64(rapid.IntRange(0, 1).Draw(p.t, "started")),
+	}}}})
+}
+
+const (
+	updating  = swarmpb.UpdateState_UPDATE_STATE_UPDATING
+	completed = swarmpb.UpdateState_UPDATE_STATE_COMPLETED
+	canary    = swarmpb.UpdateStrategy_UPDATE_STRATEGY_CANARY
+)
 
 func (p *plane) newTask() {
 	service := p.of("service", planeServices)
@@ -329,7 +353,8 @@ func (p *plane) moveTask() {
 	case 2, 3:
 		p.propose(&swarmpb.Write{Op: &swarmpb.Write_MergeStatus{MergeStatus: &swarmpb.TaskStatus{
 			TaskId: id, State: rapid.SampledFrom([]swarmpb.TaskState{stReady, stRunning, stRunning, stFailed}).Draw(p.t, "state"),
-			Address: p.of("address", []string{"", "100.64.3.7"})}}})
+			Address: p.of("address", []string{"", "100.64.3.7"}),
+			Health:  &swarmpb.HealthStatus{NotReady: rapid.Bool().Draw(p.t, "not ready")}}}})
 	case 4:
 		p.propose(&swarmpb.Write{Op: &swarmpb.Write_SetDrained{SetDrained: &swarmpb.SetDrained{TaskIds: []string{id}, At: 7}}})
 	case 5:
@@ -367,6 +392,9 @@ func (p *plane) writeEndpoint(id string) {
 	row := &swarmpb.ServiceEndpoint{ServiceId: id}
 	if rapid.Bool().Draw(p.t, "publishes") {
 		row.Ports = []*swarmpb.PortConfig{{TargetPort: 80, PublishedPort: uint32(8000 + rapid.IntRange(0, 1).Draw(p.t, "port"))}}
+	}
+	if rapid.Bool().Draw(p.t, "has preview ports") {
+		row.PreviewPorts = []*swarmpb.PortConfig{{TargetPort: 80, PublishedPort: uint32(9000 + rapid.IntRange(0, 1).Draw(p.t, "preview port"))}}
 	}
 	if rapid.Bool().Draw(p.t, "has VIPs") {
 		row.Vips = p.addressesIn(p.view().Service(id).GetSpec().GetTask().GetNetworks())

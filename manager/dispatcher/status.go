@@ -134,6 +134,15 @@ func cleanStatus(st *swarmpb.TaskStatus) (*swarmpb.TaskStatus, error) {
 		Address:   cleanText(st.GetAddress(), maxNameBytes),
 		HostPorts: ports,
 	}
+	if h := st.GetHealth(); h != nil {
+		if _, known := swarmpb.HealthState_name[int32(h.GetState())]; !known {
+			return nil, wire.Errorf(wire.CodeInvalid, "task %s: health %d is unknown", id, h.GetState())
+		}
+		clean.Health = &swarmpb.HealthStatus{
+			State: h.GetState(), NotReady: h.GetNotReady(), Failing: h.GetFailing(), NotReadyFailing: h.GetNotReadyFailing(),
+			Output: cleanText(h.GetOutput(), maxMessageBytes), At: max(h.GetAt(), 0),
+		}
+	}
 	if c := st.GetContainer(); c != nil {
 		clean.Container = &swarmpb.ContainerStatus{
 			ContainerId:   cleanText(c.GetContainerId(), maxNameBytes),
@@ -197,6 +206,7 @@ func unchanged(row, st *swarmpb.TaskStatus) bool {
 	}
 	return row.GetMessage() == st.GetMessage() && row.GetError() == st.GetError() &&
 		(st.GetAddress() == "" || row.GetAddress() == st.GetAddress()) &&
+		(st.GetHealth() == nil || row.GetHealth() != nil && st.GetHealth().GetAt() < row.GetHealth().GetAt() || proto.Equal(row.GetHealth(), st.GetHealth())) &&
 		(st.GetContainer() == nil || proto.Equal(row.GetContainer(), st.GetContainer())) &&
 		(len(st.GetHostPorts()) == 0 || equalPorts(row.GetHostPorts(), st.GetHostPorts()))
 }
