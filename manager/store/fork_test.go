@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 
@@ -164,4 +165,50 @@ func BenchmarkFork(b *testing.B) {
 			applyAll(view.Fork(), []*swarmpb.Entry{{Proposals: []*swarmpb.Proposal{{Writes: []*swarmpb.Write{task("new", 1, 2, 1, "")}}}}})
 		}
 	})
+}
+
+func TestFork_BothAppendBehindWhatTheyShare_NeitherOverwritesTheOther(t *testing.T) {
+	f := newFixture(t)
+	f.apply(service("other", "db"),
+		put(&swarmpb.Row{Row: &swarmpb.Row_Template{Template: templateOf("other", 1)}}),
+		put(&swarmpb.Row{Row: &swarmpb.Row_Template{Template: templateOf("other", 2)}}))
+	for slot := uint64(1); slot <= 20; slot++ {
+		id := fmt.Sprint("t", slot)
+		f.apply(task(id, slot, 1, 1, ""))
+		if slot <= 5 {
+			f.apply(placement(id, "n1"))
+		}
+	}
+	for _, id := range []string{"t6", "t7", "t8"} { // their numbers are free to be given again
+		f.apply(deletion(swarmpb.TaskKey(id)))
+	}
+	fork := f.store.View().Fork()
+	// The next places in memory get other tasks in each: among those that wait, on the node, among the free numbers.
+	f.apply(task("a1", 30, 1, 1, ""))
+	f.apply(placement("t9", "n1"), deletion(swarmpb.TaskKey("t10")))
+	other := task("b0", 1, 1, 1, "")
+	other.GetPut().GetTask().ServiceId = "other"
+	for _, writes := range [][]*swarmpb.Write{
+		{other, task("b1", 40, 1, 1, "")},
+		{placement("t11", "n1"), deletion(swarmpb.TaskKey("t12")), deletion(swarmpb.TaskKey("t13"))},
+	} {
+		applyAll(fork, []*swarmpb.Entry{{Proposals: []*swarmpb.Proposal{{Writes: writes}}}})
+	}
+	for name, s := range map[string]*Store{"original": f.store, "fork": fork} {
+		if err := s.View().Verify(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	on := func(v *View) (ids []string) {
+		for task := range v.TasksOn("n1") {
+			ids = append(ids, task.Id)
+		}
+		return ids
+	}
+	if got := on(f.store.View()); !slices.Equal(got, []string{"t1", "t2", "t3", "t4", "t5", "t9"}) {
+		t.Errorf("the original's node has %v", got)
+	}
+	if got := on(fork.View()); !slices.Equal(got, []string{"t1", "t11", "t2", "t3", "t4", "t5"}) {
+		t.Errorf("the fork's node has %v", got)
+	}
 }
