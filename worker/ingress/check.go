@@ -10,7 +10,7 @@ import (
 	"github.com/google/nftables"
 )
 
-// reload replaces the table by what it should be, in one transaction: no packet sees it half made. Sockets are bound and released as settle does.
+// reload makes the table what it should be, in one transaction: no packet sees it half made. Sockets are bound and released as settle does.
 func (i *Ingress) reload() error {
 	i.unloaded = true
 	if err := i.kernel.ready(); err != nil {
@@ -63,10 +63,7 @@ func (i *Ingress) reload() error {
 	} else if !supported {
 		i.cfg.Logger.Warn("the kernel has no connection tracking zones: a client's second connection from one port, through another node, to the same task gets no answer")
 	}
-	if err := i.table.load(i.kernel, i.layout, elements); err != nil {
-		return errors.Join(err, i.kernel.drop())
-	}
-	if err := i.kernel.commit(); err != nil {
+	if err := i.table.exchange(i.kernel, i.layout, elements); err != nil {
 		i.dirty = true
 		return fmt.Errorf("load nftables table %s: %w", Table, err)
 	}
@@ -76,6 +73,31 @@ func (i *Ingress) reload() error {
 	i.loaded, i.unloaded = true, false
 	i.changed()
 	return errors.Join(i.takePrint(), i.ensureResets())
+}
+
+// exchange loads rules and elements into the table as it is. Where that has other chains than ours, or is refused, as somebody or
+// another version made it differently, it replaces the table.
+func (t *table) exchange(k *kernel, l layout, elements map[*nftables.Set][]nftables.SetElement) error {
+	for _, inPlace := range []bool{true, false} {
+		if err := t.load(k, l, elements, inPlace); err != nil {
+			return errors.Join(err, k.drop())
+		}
+		err := k.commit()
+		if !inPlace {
+			return err
+		}
+		if err != nil {
+			continue
+		}
+		there, err := k.chainsOf(t.inet)
+		if err != nil {
+			return err
+		}
+		if slices.Equal(there, slices.Sorted(maps.Keys(t.chains))) {
+			return nil
+		}
+	}
+	return nil
 }
 
 // loadRefused loads the table that the kernel refused before; nil: it holds all.

@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -149,14 +152,20 @@ func TestRestart_NoConnectionFails_UntilAndWhileTheManagersTellAll(t *testing.T)
 	must(t, err)
 	slots := fmt.Sprint(h.balances[portKey{unix.IPPROTO_TCP, 8080}].backends)
 
+	targets := []string{h.at(8080), h.at6(8080), h.at(9090)}
+	for _, to := range targets {
+		eventually(t, to+" answers", func() bool { _, err := get(l.client, "tcp", to); return err == nil })
+	}
+	lost := func() int { return retransmitted(t, l.client) + retransmitted(t, a.ns) + retransmitted(t, b.ns) }
+	before := lost()
 	var failed atomic.Int64
 	var stop atomic.Bool
 	done := make(chan int)
 	go func() {
 		n := 0
 		for ; !stop.Load(); n++ {
-			for _, to := range []string{h.at(8080), h.at6(8080), h.at(9090)} {
-				if _, err := get(l.client, "tcp", to); err != nil {
+			for _, to := range targets {
+				if _, err := getWithin(l.client, "tcp", to, 30*time.Second); err != nil {
 					t.Log(err)
 					failed.Add(1)
 				}
@@ -190,8 +199,64 @@ func TestRestart_NoConnectionFails_UntilAndWhileTheManagersTellAll(t *testing.T)
 	if n := <-done; n == 0 || failed.Load() > 0 {
 		t.Errorf("%d of %d rounds failed", failed.Load(), n)
 	}
+	if n := lost() - before; n > 0 {
+		t.Errorf("%d packets that open a connection were lost", n)
+	}
 	if _, err := get(l.client, "tcp", h.at(8081)); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("what is gone since: %v; want it refused", err)
+	}
+}
+
+// retransmitted is how many SYN and SYN-ACK a namespace has sent again.
+func retransmitted(t *testing.T, ns string) int {
+	t.Helper()
+	var b []byte
+	must(t, in(ns, func() (err error) { b, err = os.ReadFile("/proc/thread-self/net/netstat"); return err }))
+	lines := strings.Split(string(b), "\n")
+	names, values := strings.Fields(lines[0]), strings.Fields(lines[1])
+	n, err := strconv.Atoi(values[slices.Index(names, "TCPSynRetrans")])
+	must(t, err)
+	return n
+}
+
+// A connection that begins while a table is exchanged for another may be led by neither, so the tables stay.
+func TestRestart_TablesAreFilledAnewInPlace(t *testing.T) {
+	l := newLab(t, 1)
+	h := l.hosts[0]
+	c, err := nftables.New()
+	must(t, err)
+	restart := func() string {
+		h.Close()
+		next, err := New(Config{Logger: h.cfg.Logger, UplinkGroup: testGroup, FabricLink: testFab, ReplyRule: 32000})
+		must(t, err)
+		h.Ingress = next
+		must(t, h.Configure(h.place()))
+		var out []string
+		for _, table := range h.table.all() {
+			answer, err := h.kernel.ask(unix.NFT_MSG_GETTABLE, byte(table.Family), 0, append([]byte{12, 0, unix.NFTA_TABLE_NAME, 0}, table.Name+"\x00\x00"...))
+			must(t, err)
+			eachAttribute(answer[0].Data[4:], func(kind uint16, v []byte) {
+				const tableHandle = 4 // NFTA_TABLE_HANDLE
+				if kind == tableHandle {
+					out = append(out, fmt.Sprintf("%d: %x", table.Family, v))
+				}
+			})
+		}
+		return fmt.Sprint(out)
+	}
+	before := restart()
+	if after := restart(); after != before || strings.Count(before, ":") != 3 {
+		t.Errorf("the tables are %s, were %s", after, before)
+	}
+	for _, table := range h.table.all() {
+		c.AddChain(&nftables.Chain{Name: "of another version", Table: table})
+	}
+	must(t, c.Flush())
+	restart()
+	for _, table := range h.table.all() {
+		if chains, err := h.kernel.chainsOf(table); err != nil || slices.Contains(chains, "of another version") {
+			t.Errorf("chains that are not ours stay: %v, %v", chains, err)
+		}
 	}
 }
 

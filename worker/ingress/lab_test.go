@@ -460,15 +460,17 @@ func plain(a net.Addr) string {
 }
 
 // get connects from a namespace and returns the server's line.
-func get(ns, network, to string) (string, error) {
+func get(ns, network, to string) (string, error) { return getWithin(ns, network, to, time.Second) }
+
+func getWithin(ns, network, to string, within time.Duration) (string, error) {
 	var line string
 	err := in(ns, func() error {
-		c, err := net.DialTimeout(network, to, time.Second)
+		c, err := net.DialTimeout(network, to, within)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(time.Second))
+		_ = c.SetDeadline(time.Now().Add(within))
 		if strings.HasPrefix(network, "udp") {
 			_, _ = c.Write([]byte("hello"))
 		}

@@ -118,11 +118,21 @@ func (k *kernel) add(s *nftables.Set, elements []nftables.SetElement) error {
 	return nil
 }
 
+// addSet makes a set, or takes the one that is there, with what the packet path wrote into it.
 func (k *kernel) addSet(s *nftables.Set, elements []nftables.SetElement) error {
 	if err := k.conn.AddSet(s, nil); err != nil {
 		return fmt.Errorf("encode set %s: %w", s.Name, err)
 	}
 	k.pending = true
+	return k.add(s, elements)
+}
+
+// fillSet makes a set that holds these elements alone.
+func (k *kernel) fillSet(s *nftables.Set, elements []nftables.SetElement) error {
+	if err := k.addSet(s, nil); err != nil {
+		return err
+	}
+	k.conn.FlushSet(s)
 	return k.add(s, elements)
 }
 
@@ -132,6 +142,33 @@ func (k *kernel) replaceTable(t *nftables.Table) {
 	k.conn.DelTable(t)
 	k.conn.AddTable(t)
 	k.pending = true
+}
+
+// reuseTable has the transaction begin with the table as it is, or an empty one. A connection that begins while a table is exchanged for
+// another may be led by neither: the new one's chains come before the old one's, are still empty as it passes them, and the others are
+// empty already. Chains that stay, and whose rules and elements are exchanged, have a rule for it at any time.
+func (k *kernel) reuseTable(t *nftables.Table) {
+	k.conn.AddTable(t)
+	k.pending = true
+}
+
+// chainsOf are the names of a table's chains, sorted.
+func (k *kernel) chainsOf(t *nftables.Table) ([]string, error) {
+	if err := k.ready(); err != nil {
+		return nil, err
+	}
+	all, err := k.conn.ListChainsOfTableFamily(t.Family)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("list nftables chains: %w", err), k.drop())
+	}
+	var out []string
+	for _, c := range all {
+		if c.Table.Name == t.Name && c.Table.Family == t.Family {
+			out = append(out, c.Name)
+		}
+	}
+	slices.Sort(out)
+	return out, nil
 }
 
 // removeTables removes tables, which need not be there.

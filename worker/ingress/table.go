@@ -30,6 +30,8 @@ type table struct {
 
 	published, ports, sourceNAT, nodeOfMAC *nftables.Set
 	backends, pods, nodes, fabric, reached [2]*nftables.Set // by family
+
+	chains map[string]bool // as last loaded
 }
 
 func newTable() *table {
@@ -112,15 +114,20 @@ func (l layout) usedFamilies() []family {
 	return families[:]
 }
 
-// load has the transaction replace the table by one with the given elements. published comes with the chains that
+// load has the transaction fill the table with our rules and the given elements, in place or anew. published comes with the chains that
 // it names, so the order is: sets, class chains, elements, hooks.
-func (t *table) load(k *kernel, l layout, elements map[*nftables.Set][]nftables.SetElement) error {
-	k.replaceTable(t.inet)
+func (t *table) load(k *kernel, l layout, elements map[*nftables.Set][]nftables.SetElement, inPlace bool) error {
+	t.chains = map[string]bool{}
+	if inPlace {
+		k.reuseTable(t.inet)
+	} else {
+		k.replaceTable(t.inet)
+	}
 	for _, s := range t.sets() {
 		if s == t.published {
 			continue
 		}
-		if err := k.addSet(s, elements[s]); err != nil {
+		if err := k.fillSet(s, elements[s]); err != nil {
 			return err
 		}
 	}
@@ -134,7 +141,7 @@ func (t *table) load(k *kernel, l layout, elements map[*nftables.Set][]nftables.
 			t.classChain(k, kind, c)
 		}
 	}
-	if err := k.addSet(t.published, elements[t.published]); err != nil {
+	if err := k.fillSet(t.published, elements[t.published]); err != nil {
 		return err
 	}
 	t.rawHooks(k, l)
@@ -146,13 +153,22 @@ func (t *table) load(k *kernel, l layout, elements map[*nftables.Set][]nftables.
 }
 
 func (t *table) chain(k *kernel, name string) *nftables.Chain {
-	return k.conn.AddChain(&nftables.Chain{Name: name, Table: t.inet})
+	return t.empty(k, &nftables.Chain{Name: name, Table: t.inet})
 }
 
 func (t *table) base(k *kernel, name string, kind nftables.ChainType, hook *nftables.ChainHook, priority int32) *nftables.Chain {
-	return k.conn.AddChain(&nftables.Chain{
-		Name: name, Table: t.inet, Type: kind, Hooknum: hook, Priority: nftables.ChainPriorityRef(nftables.ChainPriority(priority)),
+	policy := nftables.ChainPolicyAccept
+	return t.empty(k, &nftables.Chain{
+		Name: name, Table: t.inet, Type: kind, Hooknum: hook, Priority: nftables.ChainPriorityRef(nftables.ChainPriority(priority)), Policy: &policy,
 	})
+}
+
+// empty adds a chain, without the rules that it may have already.
+func (t *table) empty(k *kernel, c *nftables.Chain) *nftables.Chain {
+	t.chains[c.Name] = true
+	k.conn.AddChain(c)
+	k.conn.FlushChain(c)
+	return c
 }
 
 func rule(k *kernel, c *nftables.Chain, parts ...[]expr.Any) {

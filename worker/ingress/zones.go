@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -18,7 +19,7 @@ import (
 //
 // The zone is the node's number, which the last four bytes of a fabric device's MAC hold as its mark. It depends on no element, so that
 // no change of members moves an established flow into another zone, where it would be a new one. The rules have tables of their own,
-// as the library cannot encode them and collects a transaction that nothing can be added to; they too are replaced in one.
+// as the library cannot encode them and collects a transaction that nothing can be added to; they too are exchanged in one, and in place.
 
 // zoneTables are the tables of the rules, one a family; the host's own is of both.
 var zoneTables = [2]*nftables.Table{
@@ -31,21 +32,37 @@ func (t *table) all() []*nftables.Table { return append([]*nftables.Table{t.inet
 
 const zoneChain = "zones"
 
-// loadZones replaces the tables in one transaction. A kernel without zones has none: there such a second connection gets no answer.
+// loadZones loads the tables in one transaction: in place, or anew where they hold what is not ours. A kernel without zones has none:
+// there such a second connection gets no answer.
 func (k *kernel) loadZones(l layout) (supported bool, err error) {
-	b, err := encodeZones(l)
-	if err != nil {
-		return false, err
-	}
-	if err := k.transact(b); errors.Is(err, unix.EOPNOTSUPP) {
-		return false, nil
-	} else if err != nil {
-		return false, fmt.Errorf("load nftables tables of zones: %w", err)
+	for _, inPlace := range []bool{true, false} {
+		b, err := encodeZones(l, inPlace)
+		if err != nil {
+			return false, err
+		}
+		err = k.transact(b)
+		if errors.Is(err, unix.EOPNOTSUPP) && !inPlace {
+			return false, nil
+		}
+		if err != nil && !inPlace {
+			return false, fmt.Errorf("load nftables tables of zones: %w", err)
+		}
+		ours := err == nil
+		for _, t := range zoneTables {
+			there, err := k.chainsOf(t)
+			if err != nil {
+				return false, err
+			}
+			ours = ours && slices.Equal(there, []string{zoneChain})
+		}
+		if ours {
+			return true, nil
+		}
 	}
 	return true, nil
 }
 
-func encodeZones(l layout) ([]byte, error) {
+func encodeZones(l layout, inPlace bool) ([]byte, error) {
 	const request, create = unix.NLM_F_REQUEST, unix.NLM_F_CREATE
 	b := &batch{}
 	message := func(t *nftables.Table, kind, flags uint16) {
@@ -54,7 +71,11 @@ func encodeZones(l layout) ([]byte, error) {
 	b.message(unix.NFNL_MSG_BATCH_BEGIN, request, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)
 	b.end()
 	for _, t := range zoneTables {
-		for _, m := range []struct{ kind, flags uint16 }{{unix.NFT_MSG_NEWTABLE, create}, {unix.NFT_MSG_DELTABLE, 0}, {unix.NFT_MSG_NEWTABLE, create}} {
+		begin := []struct{ kind, flags uint16 }{{unix.NFT_MSG_NEWTABLE, create}, {unix.NFT_MSG_DELTABLE, 0}, {unix.NFT_MSG_NEWTABLE, create}}
+		if inPlace {
+			begin = begin[:1]
+		}
+		for _, m := range begin {
 			message(t, m.kind, m.flags)
 			b.name(unix.NFTA_TABLE_NAME, t.Name)
 			b.end()
@@ -68,6 +89,11 @@ func encodeZones(l layout) ([]byte, error) {
 		b.number(unix.NFTA_HOOK_PRIORITY, uint32(priority))
 		b.close(hook)
 		b.name(unix.NFTA_CHAIN_TYPE, string(nftables.ChainTypeFilter))
+		b.number(unix.NFTA_CHAIN_POLICY, uint32(nftables.ChainPolicyAccept))
+		b.end()
+		message(t, unix.NFT_MSG_DELRULE, 0)
+		b.name(unix.NFTA_RULE_TABLE, t.Name)
+		b.name(unix.NFTA_RULE_CHAIN, zoneChain)
 		b.end()
 		message(t, unix.NFT_MSG_NEWRULE, create|unix.NLM_F_APPEND)
 		b.name(unix.NFTA_RULE_TABLE, t.Name)
