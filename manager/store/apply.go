@@ -163,9 +163,14 @@ func (t *tx) checkReferences(change Change) *refusal {
 			return t.checkNetworks(row)
 		}
 	case *swarmpb.ServiceProgress:
-		version := rolloutTemplate(row)
-		if version != 0 && t.ServiceProgress(row.ServiceId) == row && t.Template(row.ServiceId, version) == nil {
-			return gone(swarmpb.TemplateRowKey(row.ServiceId, version))
+		for _, version := range rolloutTemplates(row) {
+			if version != 0 && t.ServiceProgress(row.ServiceId) == row && t.Template(row.ServiceId, version) == nil {
+				return gone(swarmpb.TemplateRowKey(row.ServiceId, version))
+			}
+		}
+	case *swarmpb.ServiceRevision:
+		if t.ServiceRevision(row.ServiceId, row.Revision) == row && t.Template(row.ServiceId, row.TemplateVersion) == nil {
+			return gone(swarmpb.TemplateRowKey(row.ServiceId, row.TemplateVersion))
 		}
 	}
 	return nil

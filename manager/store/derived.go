@@ -71,6 +71,18 @@ func (v *View) heirsOf(replaced string) func(func(string) bool) {
 
 // indexTask keeps the secondary indexes: each is touched only when the task's key in it changes.
 func (t *tx) indexTask(old, next *taskRow) {
+	row := cmp.Or(next, old)
+	if old.unready() {
+		t.ownService(row.task.ServiceId).addUnready(row.task.TemplateVersion, -1)
+	}
+	t.indexState(old, next)
+	if next.unready() {
+		t.ownService(row.task.ServiceId).addUnready(row.task.TemplateVersion, +1)
+	}
+}
+
+// indexState keeps all of them but the count of tasks that are not ready.
+func (t *tx) indexState(old, next *taskRow) {
 	if old != nil && next != nil && old.observed() == next.observed() && old.waits() == next.waits() && old.nodeID() == next.nodeID() {
 		return
 	}
@@ -345,20 +357,26 @@ func (t *tx) ownService(id string) *serviceIndex {
 	return next
 }
 
+// find is where the count of a template's tasks in a state is, or belongs.
+func (s *serviceIndex) find(template uint64, state swarmpb.TaskState) (at int, found bool) {
+	return slices.BinarySearchFunc(s.counts, stateCount{template: template, state: state}, func(a, b stateCount) int {
+		return cmp.Or(cmp.Compare(a.template, b.template), cmp.Compare(a.state, b.state))
+	})
+}
+
+// addUnready changes the number of a template's tasks that run and are not ready. They are counted as running then.
+func (s *serviceIndex) addUnready(template uint64, n int) {
+	if at, found := s.find(template, swarmpb.TaskState_TASK_STATE_RUNNING); found {
+		s.counts[at].unready += n
+	}
+}
+
 // add changes the number of a template's tasks in a state; a count that reaches zero goes.
 func (s *serviceIndex) add(template uint64, state swarmpb.TaskState, n int) {
-	at, found := slices.BinarySearchFunc(s.counts, stateCount{template: template, state: state}, func(a, b stateCount) int {
-		if a.template != b.template {
-			if a.template < b.template {
-				return -1
-			}
-			return 1
-		}
-		return int(a.state) - int(b.state)
-	})
+	at, found := s.find(template, state)
 	switch {
 	case !found:
-		s.counts = slices.Insert(s.counts, at, stateCount{template, state, n})
+		s.counts = slices.Insert(s.counts, at, stateCount{template: template, state: state, count: n})
 	case s.counts[at].count+n == 0:
 		s.counts = slices.Delete(s.counts, at, at+1)
 	default:

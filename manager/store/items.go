@@ -42,6 +42,11 @@ func (r *taskRow) claims() bool {
 	return r != nil && r.placement.GetNodeId() != "" && !r.observed().Ended()
 }
 
+// unready tells whether the task runs and is not ready for connections.
+func (r *taskRow) unready() bool {
+	return r != nil && r.observed() == swarmpb.TaskState_TASK_STATE_RUNNING && !r.status.Up()
+}
+
 // isNew tells whether the task is to get addresses first.
 func (r *taskRow) isNew() bool {
 	return r != nil && r.lacks && r.observed() == swarmpb.TaskState_TASK_STATE_NEW

@@ -11,6 +11,10 @@ const (
 	MaxRequests = 10_000
 	// MaxAlarms is the most alarms kept. What is raised beyond it counts up one alarm of kind AlarmOverflow.
 	MaxAlarms = 1_000
+	// MaxRevisions is how many specs of a service are kept; the oldest go first.
+	MaxRevisions = 10
+	// MaxProbeOutput bounds what a status says of a probe's output, in bytes.
+	MaxProbeOutput = 1 << 10
 	// MaxFeedChanges is the most changes that the feed holds for watchers that lag.
 	MaxFeedChanges = 1 << 16
 	// MaxRowBytes bounds one record of a snapshot.

@@ -223,14 +223,15 @@ func (v *View) inUse(networkID, name string, removing bool) *refusal {
 	return nil
 }
 
-// goesTo tells whether a service makes tasks of a template, or may by itself: its spec's, that of an update on its way,
-// and the one that this may go back to.
+// goesTo tells whether a service makes tasks of a template, or may by itself: its spec's, those of an update on its way,
+// and the one that this may go back to. What only a user may go back to does not count: a network may go for all that
+// the service's history names it, and then that revision cannot come back.
 func (v *View) goesTo(service *swarmpb.Service, version uint64) bool {
 	if version == service.TemplateVersion {
 		return true
 	}
-	target := rolloutTemplate(v.ServiceProgress(service.Id))
-	return target != 0 && (version == target || version == service.PreviousTemplateVersion)
+	needed := rolloutTemplates(v.ServiceProgress(service.Id))
+	return version == needed[0] || version == needed[1] || needed[0] != 0 && version == service.PreviousTemplateVersion
 }
 
 // checkNetworks refuses a service whose tasks would be in a network that is not there, or about to go.
@@ -263,9 +264,7 @@ func (t *tx) setDrained(op *swarmpb.SetDrained) *refusal {
 		if task == nil || task.status == nil || task.status.DrainedAt != 0 {
 			continue
 		}
-		row := swarmpb.Clone(task.status)
-		// Shared with the status before, as in a merge.
-		row.Container = task.status.Container
+		row := copyStatus(task.status)
 		row.DrainedAt = op.At
 		t.sharePart(task, row)
 		row.Version = t.index

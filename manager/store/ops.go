@@ -77,6 +77,10 @@ func (t *tx) put(row *swarmpb.Row) *refusal {
 		return t.putNetworkProgress(row.NetworkProgress)
 	case *swarmpb.Row_ServiceEndpoint:
 		return t.putEndpoint(row.ServiceEndpoint)
+	case *swarmpb.Row_ServiceRevision:
+		return t.putRevision(row.ServiceRevision)
+	case *swarmpb.Row_ServiceMetric:
+		return t.putMetric(row.ServiceMetric)
 	default:
 		return invalid("put %s: only the store writes it", swarmpb.Table_TABLE_REQUEST.Name())
 	}
@@ -94,7 +98,7 @@ func checkKey(key *swarmpb.RowKey) *refusal {
 		return invalid("%s: its key is longer than %d bytes", key.Table.Name(), MaxKeyLength)
 	}
 	switch key.Table {
-	case swarmpb.Table_TABLE_TEMPLATE, swarmpb.Table_TABLE_SLOT_PROGRESS:
+	case swarmpb.Table_TABLE_TEMPLATE, swarmpb.Table_TABLE_SLOT_PROGRESS, swarmpb.Table_TABLE_SERVICE_REVISION:
 		if key.Number == 0 {
 			return invalid("%s of service %s: numbers start from 1", key.Table.Name(), key.Id)
 		}
@@ -240,6 +244,8 @@ func (t *tx) delete(key *swarmpb.RowKey) *refusal {
 		return invalid("delete %s: it goes with its task", key.Describe())
 	case swarmpb.Table_TABLE_TEMPLATE:
 		return invalid("delete %s: it goes when nothing refers to it", key.Describe())
+	case swarmpb.Table_TABLE_SERVICE_REVISION:
+		return invalid("delete %s: it goes with its service, or when it is old", key.Describe())
 	case swarmpb.Table_TABLE_NODE:
 		if status := t.NodeStatus(key.Id); status != nil {
 			t.write(swarmpb.Table_TABLE_NODE_STATUS, at, status, nil)
@@ -274,6 +280,10 @@ func (t *tx) deleteService(service *swarmpb.Service) *refusal {
 	if endpoint := t.ServiceEndpoint(service.Id); endpoint != nil {
 		t.write(swarmpb.Table_TABLE_SERVICE_ENDPOINT, Key{ID: service.Id}, endpoint, nil)
 	}
+	if metric := t.ServiceMetric(service.Id); metric != nil {
+		t.write(swarmpb.Table_TABLE_SERVICE_METRIC, Key{ID: service.Id}, metric, nil)
+	}
+	t.dropRevisions(service.Id, 0)
 	t.write(swarmpb.Table_TABLE_SERVICE, Key{ID: service.Id}, service, nil)
 	return nil
 }

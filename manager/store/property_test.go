@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -63,7 +64,16 @@ func templateOf(service string, version uint64) *swarmpb.Template {
 
 // drawWrites makes what belongs in one proposal.
 func drawWrites(t *rapid.T) []*swarmpb.Write {
-	switch rapid.IntRange(0, 18).Draw(t, "op") {
+	switch rapid.IntRange(0, 20).Draw(t, "op") {
+	case 19:
+		return []*swarmpb.Write{put(&swarmpb.Row{Row: &swarmpb.Row_ServiceRevision{ServiceRevision: &swarmpb.ServiceRevision{
+			ServiceId: rapid.SampledFrom(someServices).Draw(t, "revision of"), Revision: rapid.Uint64Range(1, 40).Draw(t, "revision"),
+			TemplateVersion: rapid.Uint64Range(0, 2).Draw(t, "template"),
+		}}})}
+	case 20:
+		return []*swarmpb.Write{put(&swarmpb.Row{Row: &swarmpb.Row_ServiceMetric{ServiceMetric: &swarmpb.ServiceMetric{
+			ServiceId: rapid.SampledFrom(someServices).Draw(t, "metric of"), Value: rapid.SampledFrom([]float64{0, -1.5, math.NaN(), math.Inf(1)}).Draw(t, "value"),
+		}}})}
 	case 16:
 		id := rapid.SampledFrom(someNetworks).Draw(t, "network")
 		return []*swarmpb.Write{
@@ -119,7 +129,7 @@ func drawWrites(t *rapid.T) []*swarmpb.Write {
 	case 8, 9, 10:
 		return []*swarmpb.Write{{Op: &swarmpb.Write_MergeStatus{MergeStatus: &swarmpb.TaskStatus{
 			TaskId: drawTaskID(t), State: rapid.SampledFrom(someStates).Draw(t, "state"), At: rapid.Int64Range(1, 3).Draw(t, "at"),
-			Address: rapid.SampledFrom([]string{"", "100.64.0.2"}).Draw(t, "address"),
+			Address: rapid.SampledFrom([]string{"", "100.64.0.2"}).Draw(t, "address"), Health: drawHealth(t),
 		}}}}
 	case 11:
 		return []*swarmpb.Write{{Op: &swarmpb.Write_SetTaskState{SetTaskState: &swarmpb.SetTaskState{
@@ -148,10 +158,19 @@ func drawWrites(t *rapid.T) []*swarmpb.Write {
 					State:                 swarmpb.UpdateState(rapid.IntRange(0, 6).Draw(t, "update")),
 					TemplateVersion:       rapid.Uint64Range(0, 2).Draw(t, "to"),
 					FailedTemplateVersion: rapid.Uint64Range(0, 1).Draw(t, "failed"),
+					Strategy:              swarmpb.UpdateStrategy(rapid.IntRange(0, 5).Draw(t, "strategy")),
+					StableTemplateVersion: rapid.Uint64Range(0, 2).Draw(t, "stable"),
 				},
 			}}}),
 		}
 	}
+}
+
+func drawHealth(t *rapid.T) *swarmpb.HealthStatus {
+	if rapid.Bool().Draw(t, "no health") {
+		return nil
+	}
+	return &swarmpb.HealthStatus{NotReady: rapid.Bool().Draw(t, "not ready"), At: rapid.Int64Range(1, 3).Draw(t, "health at")}
 }
 
 func drawService(t *rapid.T) []*swarmpb.Write {
@@ -173,7 +192,11 @@ func drawService(t *rapid.T) []*swarmpb.Write {
 
 func drawDelete(t *rapid.T) *swarmpb.Write {
 	var key *swarmpb.RowKey
-	switch rapid.IntRange(0, 7).Draw(t, "what") {
+	switch rapid.IntRange(0, 9).Draw(t, "what") {
+	case 9:
+		key = swarmpb.ServiceRevisionKey(rapid.SampledFrom(someServices).Draw(t, "service"), rapid.Uint64Range(1, 40).Draw(t, "revision"))
+	case 8:
+		key = swarmpb.ServiceMetricKey(rapid.SampledFrom(someServices).Draw(t, "service"))
 	case 7:
 		key = swarmpb.AllocationKey("uplink", rapid.SampledFrom([]string{"10.0.0.0/24", "10.0.0.1", "10.0.0.2", "10.0.0.3", "8", "0.0.0.8"}).Draw(t, "address"))
 	case 6:
@@ -522,9 +545,10 @@ func checkNetworkIndexes(t *rapid.T, v *View) {
 			got = append(got, service.Id)
 		}
 		for service := range v.Services() {
-			target := rolloutTemplate(v.ServiceProgress(service.Id))
+			needed := rolloutTemplates(v.ServiceProgress(service.Id))
+			target := needed[0]
 			back := target != 0 && service.PreviousTemplateVersion != 0 && in(service.Id, service.PreviousTemplateVersion)
-			if in(service.Id, service.TemplateVersion) || target != 0 && in(service.Id, target) || back {
+			if in(service.Id, service.TemplateVersion) || target != 0 && in(service.Id, target) || needed[1] != 0 && in(service.Id, needed[1]) || back {
 				want = append(want, service.Id)
 			}
 		}

@@ -43,5 +43,8 @@ func (t *tx) sharePart(task *taskRow, part proto.Message) {
 		if container := row.Container; container != nil && container != task.status.GetContainer() {
 			container.ImageDigest = t.strings.share(container.ImageDigest)
 		}
+		if health := row.Health; health != nil && health != task.status.GetHealth() {
+			health.Output = t.strings.share(health.Output)
+		}
 	}
 }

@@ -181,6 +181,18 @@ func (v *View) serviceRows(yield func(*swarmpb.Row) bool) bool {
 			return false
 		}
 	}
+	for metric := range values(v.metrics) {
+		if !yield(&swarmpb.Row{Row: &swarmpb.Row_ServiceMetric{ServiceMetric: metric}}) {
+			return false
+		}
+	}
+	v.revisions.Scan(func(revision *swarmpb.ServiceRevision) bool {
+		more = yield(&swarmpb.Row{Row: &swarmpb.Row_ServiceRevision{ServiceRevision: revision}})
+		return more
+	})
+	if !more {
+		return false
+	}
 	v.slots.Scan(func(slot *swarmpb.SlotProgress) bool {
 		more = yield(&swarmpb.Row{Row: &swarmpb.Row_SlotProgress{SlotProgress: slot}})
 		return more
@@ -338,6 +350,10 @@ func content(row *swarmpb.Row) proto.Message {
 		return row.NetworkProgress
 	case *swarmpb.Row_ServiceEndpoint:
 		return row.ServiceEndpoint
+	case *swarmpb.Row_ServiceRevision:
+		return row.ServiceRevision
+	case *swarmpb.Row_ServiceMetric:
+		return row.ServiceMetric
 	default:
 		return nil
 	}

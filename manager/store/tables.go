@@ -78,6 +78,10 @@ func (t *tx) set(table swarmpb.Table, key Key, row proto.Message) {
 		setValue(t.networkProgress, key.ID, row)
 	case swarmpb.Table_TABLE_SERVICE_ENDPOINT:
 		setValue(t.endpoints, key.ID, row)
+	case swarmpb.Table_TABLE_SERVICE_REVISION:
+		t.setRevision(key, row)
+	case swarmpb.Table_TABLE_SERVICE_METRIC:
+		setValue(t.metrics, key.ID, row)
 	}
 }
 
@@ -133,10 +137,14 @@ func (t *tx) setService(id string, row proto.Message) {
 }
 
 func (t *tx) setProgress(serviceID string, row proto.Message) {
-	t.refer(serviceID, rolloutTemplate(t.ServiceProgress(serviceID)), -1)
+	for _, version := range rolloutTemplates(t.ServiceProgress(serviceID)) {
+		t.refer(serviceID, version, -1)
+	}
 	setValue(t.progress, serviceID, row)
 	progress, _ := row.(*swarmpb.ServiceProgress)
-	t.refer(serviceID, rolloutTemplate(progress), +1)
+	for _, version := range rolloutTemplates(progress) {
+		t.refer(serviceID, version, +1)
+	}
 }
 
 // rolloutTemplate is the template that a service goes to, or stays at, by its progress rather than by its spec; 0
@@ -153,6 +161,16 @@ func rolloutTemplate(progress *swarmpb.ServiceProgress) uint64 {
 		}
 	}
 	return update.GetTemplateVersion()
+}
+
+// rolloutTemplates are those that a service's progress needs, 0 for none: rolloutTemplate, and beside it that of the
+// old set, which new tasks of that set are made from for as long as there are two.
+func rolloutTemplates(progress *swarmpb.ServiceProgress) [2]uint64 {
+	needed := [2]uint64{rolloutTemplate(progress), 0}
+	if update := progress.GetUpdate(); update.Sets() {
+		needed[1] = update.GetStableTemplateVersion()
+	}
+	return needed
 }
 
 // setTaskPart sets one of the rows of a task, whose rows are old now. The others are there only as long as the
@@ -235,6 +253,13 @@ func (v *View) get(table swarmpb.Table, key Key) (row proto.Message, version uin
 		return found(v.NetworkProgress(key.ID))
 	case swarmpb.Table_TABLE_SERVICE_ENDPOINT:
 		return found(v.ServiceEndpoint(key.ID))
+	case swarmpb.Table_TABLE_SERVICE_REVISION:
+		// Written once, so that its number is its version.
+		if revision := v.ServiceRevision(key.ID, key.Number); revision != nil {
+			return revision, revision.Revision, true
+		}
+	case swarmpb.Table_TABLE_SERVICE_METRIC:
+		return found(v.ServiceMetric(key.ID))
 	default:
 		return nil, 0, false
 	}

@@ -1,6 +1,9 @@
 package store
 
 import (
+	"strings"
+	"unicode/utf8"
+
 	"google.golang.org/protobuf/proto"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
@@ -175,9 +178,17 @@ func (t *tx) mergeStatus(row *swarmpb.TaskStatus) *refusal {
 		return nil
 	}
 	old := task.status
-	if old != nil && (row.State < old.State || (row.State == old.State && row.At < old.At)) {
+	if old != nil && row.State < old.State {
 		return nil
 	}
+	health := newerHealth(old.GetHealth(), row.Health)
+	if old != nil && row.State == old.State && row.At < old.At {
+		if health == old.Health {
+			return nil
+		}
+		row = copyStatus(old)
+	}
+	row.Health = health
 	row.DrainedAt = old.GetDrainedAt()
 	// What the worker no longer names is still true: a container that has ended keeps its ID and address.
 	if row.Container == nil {
@@ -199,6 +210,32 @@ func (t *tx) mergeStatus(row *swarmpb.TaskStatus) *refusal {
 	row.Version = t.index
 	t.writePart(swarmpb.Table_TABLE_TASK_STATUS, task, message(old), row)
 	return nil
+}
+
+// newerHealth is what probes said last, by their own time: a task's health changes either way while its state stays. What
+// is taken in is bounded.
+func newerHealth(old, row *swarmpb.HealthStatus) *swarmpb.HealthStatus {
+	if row == nil || old != nil && row.At < old.At {
+		return old
+	}
+	if len(row.Output) > MaxProbeOutput {
+		end := MaxProbeOutput
+		for end > 0 && !utf8.RuneStart(row.Output[end]) {
+			end--
+		}
+		row.Output = strings.Clone(row.Output[:end])
+	}
+	if proto.Equal(row, old) {
+		return old
+	}
+	return row
+}
+
+// copyStatus is a copy that shares what is never changed.
+func copyStatus(old *swarmpb.TaskStatus) *swarmpb.TaskStatus {
+	row := swarmpb.Clone(old)
+	row.Container, row.Health = old.Container, old.Health
+	return row
 }
 
 // deleteTask takes a task away with the rows beside it.

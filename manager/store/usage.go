@@ -48,6 +48,8 @@ type stateCount struct {
 	template uint64
 	state    swarmpb.TaskState
 	count    int
+	// unready are those of them in RUNNING that are not ready for connections.
+	unready int
 }
 
 // Usage is what the tasks placed on a node claim, from placement until they have ended. A task that replaces
@@ -129,6 +131,20 @@ func (v *View) Count(serviceID string, templateVersion uint64, state swarmpb.Tas
 		}
 	}
 	return 0
+}
+
+// Up is the number of a template's tasks that run and are ready for connections, whatever is desired of them and
+// however their nodes are.
+func (v *View) Up(serviceID string, templateVersion uint64) int {
+	index, ok := v.perService.Get(serviceID)
+	if !ok {
+		return 0
+	}
+	at, found := index.find(templateVersion, swarmpb.TaskState_TASK_STATE_RUNNING)
+	if !found {
+		return 0
+	}
+	return index.counts[at].count - index.counts[at].unready
 }
 
 // TaskCountOf is the number of a service's tasks, of all templates and states.

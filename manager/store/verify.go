@@ -47,6 +47,8 @@ type nodeTotals struct {
 type serviceTotals struct {
 	tasks  int
 	counts map[stateCount]int
+	// unready is template -> tasks that run and are not ready.
+	unready map[uint64]int
 }
 
 func (r *rebuild) node(id string) *nodeTotals {
@@ -58,7 +60,7 @@ func (r *rebuild) node(id string) *nodeTotals {
 
 func (r *rebuild) service(id string) *serviceTotals {
 	if r.services[id] == nil {
-		r.services[id] = &serviceTotals{counts: make(map[stateCount]int)}
+		r.services[id] = &serviceTotals{counts: make(map[stateCount]int), unready: make(map[uint64]int)}
 	}
 	return r.services[id]
 }
@@ -79,7 +81,12 @@ func (r *rebuild) objects(v *View) error {
 		r.refer(service.Id, service.PreviousTemplateVersion)
 	}
 	for progress := range values(v.progress) {
-		r.refer(progress.ServiceId, rolloutTemplate(progress))
+		for _, version := range rolloutTemplates(progress) {
+			r.refer(progress.ServiceId, version)
+		}
+	}
+	if err := r.revisions(v); err != nil {
+		return err
 	}
 	var err error
 	v.allocations.Scan(func(a *swarmpb.Allocation) bool {
@@ -122,6 +129,9 @@ func (r *rebuild) task(v *View, row *taskRow) error {
 	service := r.service(task.ServiceId)
 	service.tasks++
 	service.counts[stateCount{template: task.TemplateVersion, state: row.observed()}]++
+	if row.observed() == swarmpb.TaskState_TASK_STATE_RUNNING && row.status.GetHealth().GetNotReady() {
+		service.unready[task.TemplateVersion]++
+	}
 	r.refer(task.ServiceId, task.TemplateVersion)
 	if index, ok := v.perService.Get(task.ServiceId); !ok {
 		return fmt.Errorf("service %s has no index, but task %s", task.ServiceId, task.Id)
@@ -277,6 +287,13 @@ func (r *rebuild) compareServices(v *View) error {
 			if n := was.counts[stateCount{template: c.template, state: c.state}]; n != c.count {
 				err = fmt.Errorf("service %s: %d tasks of template %d are kept in state %s, the rows give %d",
 					id, c.count, c.template, c.state.Name(), n)
+			}
+			unready := 0
+			if c.state == swarmpb.TaskState_TASK_STATE_RUNNING {
+				unready = was.unready[c.template]
+			}
+			if c.unready != unready {
+				err = fmt.Errorf("service %s: %d tasks of template %d are kept as not ready, the rows give %d", id, c.unready, c.template, unready)
 			}
 		}
 		return err == nil

@@ -31,6 +31,8 @@ type View struct {
 	networks        *btree.Map[string, *swarmpb.Network]
 	networkProgress *btree.Map[string, *swarmpb.NetworkProgress]
 	endpoints       *btree.Map[string, *swarmpb.ServiceEndpoint]
+	revisions       *btree.BTreeG[*swarmpb.ServiceRevision]
+	metrics         *btree.Map[string, *swarmpb.ServiceMetric]
 
 	// What follows is derived from the rows above; verify.go says how.
 
@@ -91,6 +93,8 @@ func newView() *View {
 		networks:        btree.NewMap[string, *swarmpb.Network](0),
 		networkProgress: btree.NewMap[string, *swarmpb.NetworkProgress](0),
 		endpoints:       btree.NewMap[string, *swarmpb.ServiceEndpoint](0),
+		revisions:       newTree(lessRevision),
+		metrics:         btree.NewMap[string, *swarmpb.ServiceMetric](0),
 		networkNames:    btree.NewMap[string, string](0),
 		attachments:     newTree(lessAttachment),
 	}
@@ -121,6 +125,8 @@ func (v *View) fork() *View {
 	next.networks = copyMap(v.networks)
 	next.networkProgress = copyMap(v.networkProgress)
 	next.endpoints = copyMap(v.endpoints)
+	next.revisions = copyTree(v.revisions)
+	next.metrics = copyMap(v.metrics)
 	next.networkNames = copyMap(v.networkNames)
 	next.attachments = copyTree(v.attachments)
 	return &next

@@ -42,6 +42,10 @@ func (x *Row) Key() *RowKey {
 		return NetworkProgressKey(row.NetworkProgress.GetNetworkId())
 	case *Row_ServiceEndpoint:
 		return ServiceEndpointKey(row.ServiceEndpoint.GetServiceId())
+	case *Row_ServiceRevision:
+		return ServiceRevisionKey(row.ServiceRevision.GetServiceId(), row.ServiceRevision.GetRevision())
+	case *Row_ServiceMetric:
+		return ServiceMetricKey(row.ServiceMetric.GetServiceId())
 	default:
 		return nil
 	}
@@ -67,6 +71,8 @@ func (x *RowKey) Describe() string {
 	switch x.GetTable() {
 	case Table_TABLE_TEMPLATE:
 		return fmt.Sprintf("template %d of service %s", x.GetNumber(), x.GetId())
+	case Table_TABLE_SERVICE_REVISION:
+		return fmt.Sprintf("version %d of service %s", x.GetNumber(), x.GetId())
 	case Table_TABLE_SLOT_PROGRESS:
 		return fmt.Sprintf("slot %d of service %s", x.GetNumber(), x.GetId())
 	case Table_TABLE_ALLOCATION:
@@ -146,4 +152,14 @@ func NetworkProgressKey(networkID string) *RowKey {
 // ServiceEndpointKey names the row of what a service was given.
 func ServiceEndpointKey(serviceID string) *RowKey {
 	return &RowKey{Table: Table_TABLE_SERVICE_ENDPOINT, Id: serviceID}
+}
+
+// ServiceRevisionKey names the row of a spec that a service has had.
+func ServiceRevisionKey(serviceID string, revision uint64) *RowKey {
+	return &RowKey{Table: Table_TABLE_SERVICE_REVISION, Id: serviceID, Number: revision}
+}
+
+// ServiceMetricKey names the row of what a service's canary metric says.
+func ServiceMetricKey(serviceID string) *RowKey {
+	return &RowKey{Table: Table_TABLE_SERVICE_METRIC, Id: serviceID}
 }
