@@ -3,6 +3,9 @@ package scheduler
 import (
 	"fmt"
 	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
@@ -93,29 +96,53 @@ func (a Attribute) Of(n *Node) string {
 	return ""
 }
 
-// Constraint compares an attribute of a node with a value; case is ignored. A node without the attribute has
-// the empty value, so it satisfies every !=.
+// Constraint compares an attribute of a node with values; case is ignored. A node without the attribute has the empty
+// value, so it satisfies every !=, not in and !~, and no comparison of numbers.
 type Constraint struct {
 	attribute Attribute
+	op        swarmpb.ConstraintOp
 	not       bool
-	value     string
-	prefix    netip.Prefix // node.ip
+	values    []string
+	prefixes  []netip.Prefix // node.ip
+	number    float64
+	regexp    *regexp.Regexp
+	text      string
 }
 
 // NewConstraint makes a parsed constraint ready to be matched.
 func NewConstraint(parsed swarmpb.Constraint) (Constraint, error) {
-	c := Constraint{not: !parsed.Equal, value: parsed.Value}
+	c := Constraint{op: parsed.Op, values: slices.Clone(parsed.Values), text: parsed.String()}
 	var err error
 	if c.attribute, err = ParseAttribute(parsed.Key); err != nil {
 		return c, fmt.Errorf("constraint: %w", err)
 	}
-	switch c.attribute.kind {
-	case nodeIP:
-		if c.prefix, err = parsePrefix(c.value); err != nil {
+	switch c.op {
+	case swarmpb.ConstraintNotEqual, swarmpb.ConstraintNotIn, swarmpb.ConstraintNotMatch:
+		c.not = true
+	}
+	switch c.op {
+	case swarmpb.ConstraintMatch, swarmpb.ConstraintNotMatch:
+		if c.regexp, err = parsed.Regexp(); err != nil {
 			return c, fmt.Errorf("constraint %s: %w", parsed.Key, err)
 		}
-	case nodeArch:
-		c.value = architecture(c.value)
+		return c, nil
+	case swarmpb.ConstraintLess, swarmpb.ConstraintAtMost, swarmpb.ConstraintMore, swarmpb.ConstraintAtLeast:
+		if c.number, err = strconv.ParseFloat(c.values[0], 64); err != nil {
+			return c, fmt.Errorf("constraint %s: %w", parsed.Key, err)
+		}
+		return c, nil
+	}
+	for i, value := range c.values {
+		switch c.attribute.kind {
+		case nodeIP:
+			prefix, err := parsePrefix(value)
+			if err != nil {
+				return c, fmt.Errorf("constraint %s: %w", parsed.Key, err)
+			}
+			c.prefixes = append(c.prefixes, prefix)
+		case nodeArch:
+			c.values[i] = architecture(value)
+		}
 	}
 	return c, nil
 }
@@ -136,9 +163,38 @@ func parsePrefix(s string) (netip.Prefix, error) {
 // Match reports whether the node satisfies the constraint.
 func (c *Constraint) Match(n *Node) bool {
 	if c.attribute.kind == nodeIP {
-		return c.prefix.Contains(n.Address) != c.not
+		return slices.ContainsFunc(c.prefixes, func(p netip.Prefix) bool { return p.Contains(n.Address) }) != c.not
 	}
-	return strings.EqualFold(c.attribute.Of(n), c.value) != c.not
+	value := c.attribute.Of(n)
+	switch c.op {
+	case swarmpb.ConstraintMatch, swarmpb.ConstraintNotMatch:
+		return c.regexp.MatchString(value) != c.not
+	case swarmpb.ConstraintLess, swarmpb.ConstraintAtMost, swarmpb.ConstraintMore, swarmpb.ConstraintAtLeast:
+		number, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+		if err != nil {
+			return false
+		}
+		switch c.op {
+		case swarmpb.ConstraintLess:
+			return number < c.number
+		case swarmpb.ConstraintAtMost:
+			return number <= c.number
+		case swarmpb.ConstraintMore:
+			return number > c.number
+		default:
+			return number >= c.number
+		}
+	}
+	return slices.ContainsFunc(c.values, func(v string) bool { return strings.EqualFold(value, v) }) != c.not
+}
+
+// own tells whether nodes that are alike in everything else may differ in what the constraint looks at.
+func (c *Constraint) own() bool {
+	switch c.attribute.kind {
+	case nodeID, nodeHostname, nodeIP:
+		return true
+	}
+	return false
 }
 
 // architecture gives the one name for what uname and Go call differently.

@@ -10,32 +10,55 @@ import (
 func TestConstraint_OnNode_Matches(t *testing.T) {
 	node := &Node{
 		ID: "n1", Hostname: "web-1", Role: swarmpb.NodeRole_NODE_ROLE_WORKER, Address: netip.MustParseAddr("10.1.2.3"),
-		OS: "linux", Arch: "amd64", Labels: map[string]string{"zone": "Seoul-A"}, EngineLabels: map[string]string{"gpu": "yes"},
+		OS: "linux", Arch: "amd64", Labels: map[string]string{"zone": "Seoul-A", "in": "x", "cores": " 16", "a<b": "1"}, EngineLabels: map[string]string{"gpu": "yes"},
 	}
 	for text, want := range map[string]bool{
-		"node.id==n1":                    true,
-		"node.id != n1":                  false,
-		"NODE.HOSTNAME == WEB-1":         true,
-		"node.hostname!=web-2":           true,
-		"node.role==worker":              true,
-		"node.role==manager":             false,
-		"node.ip==10.1.2.3":              true,
-		"node.ip==10.1.0.0/16":           true,
-		"node.ip!=10.1.0.0/16":           false,
-		"node.ip==10.2.0.0/16":           false,
-		"node.platform.os==Linux":        true,
-		"node.platform.arch==x86_64":     true,
-		"node.platform.arch!=aarch64":    true,
-		"node.labels.zone==seoul-a":      true,
-		"Node.Labels.zone==Seoul-A":      true,
-		"node.labels.ZONE==seoul-a":      false, // a label's own name keeps its case
-		"node.labels.missing!=x":         true,
-		"node.labels.missing==x":         false,
-		"engine.labels.gpu==yes":         true,
-		"engine.labels.gpu!=yes":         false,
-		"node.labels.zone==a!=b":         false, // the first operator counts
-		"node.labels.zone!=a==b":         true,
-		" node.labels.zone  ==  seoul-a": true,
+		"node.id==n1":                            true,
+		"node.id != n1":                          false,
+		"NODE.HOSTNAME == WEB-1":                 true,
+		"node.hostname!=web-2":                   true,
+		"node.role==worker":                      true,
+		"node.role==manager":                     false,
+		"node.ip==10.1.2.3":                      true,
+		"node.ip==10.1.0.0/16":                   true,
+		"node.ip!=10.1.0.0/16":                   false,
+		"node.ip==10.2.0.0/16":                   false,
+		"node.platform.os==Linux":                true,
+		"node.platform.arch==x86_64":             true,
+		"node.platform.arch!=aarch64":            true,
+		"node.labels.zone==seoul-a":              true,
+		"Node.Labels.zone==Seoul-A":              true,
+		"node.labels.ZONE==seoul-a":              false, // a label's own name keeps its case
+		"node.labels.missing!=x":                 true,
+		"node.labels.missing==x":                 false,
+		"engine.labels.gpu==yes":                 true,
+		"engine.labels.gpu!=yes":                 false,
+		"node.labels.zone==a!=b":                 false, // the first operator counts
+		"node.labels.zone!=a==b":                 true,
+		" node.labels.zone  ==  seoul-a":         true,
+		"node.labels.zone in (b, seoul-a)":       true,
+		"node.labels.zone IN (b,c)":              false,
+		"node.labels.zone not in (b, c)":         true,
+		"node.labels.zone not  in (seoul-a)":     false,
+		"node.labels.missing in (x)":             false,
+		"node.labels.missing not in (x)":         true,
+		"node.labels.in==x":                      true,
+		"node.labels.zone in (a==b, seoul-a)":    true,
+		"node.ip in (10.2.0.0/16, 10.1.2.3)":     true,
+		"node.ip not in (10.2.0.0/16, 10.1.2.3)": false,
+		"node.role in (manager, worker)":         true,
+		"node.labels.cores>8":                    true,
+		"node.labels.cores > 16":                 false,
+		"node.labels.cores>=16":                  true,
+		"node.labels.cores<16.5":                 true,
+		"node.labels.cores<=15":                  false,
+		"node.labels.zone>1":                     false, // no number
+		"node.labels.missing<1":                  false,
+		"node.labels.zone=~^seoul-[ab]$":         true,
+		"node.labels.zone=~busan":                false,
+		"node.labels.zone!~busan":                true,
+		"node.hostname=~^web-\\d+$":              true,
+		"node.labels.missing!~.":                 true,
 	} {
 		c, err := constraint(text)
 		if err != nil {
@@ -60,6 +83,7 @@ func FuzzConstraint_Parsed_CanBeMatched(f *testing.F) {
 	for _, s := range []string{
 		"node.id==a", "node.ip!=10.0.0.0/8", "node.ip==fe80::1%eth0", "node.ip!=::0000%00000000/00", "node.ip==::ffff:10.0.0.0/104", "node.labels.a.b==c",
 		"node.role==MANAGER", "engine.labels.x!= y", "==", "!=",
+		"node.labels.x in (a,b)", "node.id not in (", "node.labels.x=~(", "node.labels.x=~a{1000}{1000}", "node.labels.n<=1e400", "node.labels.n>NaN", "node.labels.n<0x1p3",
 	} {
 		f.Add(s)
 	}
