@@ -45,6 +45,24 @@ func (x *UpdateStatus) Trial() *Trial {
 	return &Trial{Set: x.GetTemplateVersion(), Share: min(x.GetShare(), WholeShare), Preview: true}
 }
 
+// Has tells whether the endpoint is of the trial's set; nobody is without a trial.
+func (x *Trial) Has(e *Endpoint) bool {
+	return x != nil && e.GetSet() == x.GetSet()
+}
+
+// ShareOf is the share of new connections that the endpoint's side gets, in hundredths of a percent: all of them without a
+// trial.
+func (x *Trial) ShareOf(e *Endpoint) uint32 {
+	switch share := min(x.GetShare(), WholeShare); {
+	case x == nil:
+		return WholeShare
+	case x.Has(e):
+		return share
+	default:
+		return WholeShare - share
+	}
+}
+
 // Replicas is how many of a service's replicas the new set should have, rounded up; all of them unless Sets().
 func (x *UpdateStatus) Replicas(all uint64) uint64 {
 	if !x.Sets() {

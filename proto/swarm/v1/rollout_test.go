@@ -150,3 +150,18 @@ func inverse[E interface {
 		}
 	}
 }
+
+func TestTrial_ShareOf_DividesBetweenItsSetAndTheOthers(t *testing.T) {
+	one, two := &Endpoint{Set: 1}, &Endpoint{Set: 2}
+	for _, c := range []struct {
+		trial    *Trial
+		one, two uint32
+	}{
+		{nil, 10000, 10000}, {&Trial{Set: 2}, 10000, 0}, {&Trial{Set: 2, Share: 500}, 9500, 500},
+		{&Trial{Set: 2, Share: 10000}, 0, 10000}, {&Trial{Set: 2, Share: 20000}, 0, 10000},
+	} {
+		if a, b := c.trial.ShareOf(one), c.trial.ShareOf(two); a != c.one || b != c.two || c.trial.Has(one) || c.trial.Has(two) != (c.trial != nil) {
+			t.Errorf("%v: shares %d and %d, want %d and %d", c.trial, a, b, c.one, c.two)
+		}
+	}
+}
