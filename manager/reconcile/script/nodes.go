@@ -78,7 +78,7 @@ func (n *nodes) place(w *World, task *swarmpb.Task, load map[string]int) *swarmp
 			best = node
 		}
 	}
-	placement := &swarmpb.TaskPlacement{TaskId: task.Id, NodeId: best, At: w.now.UnixNano()}
+	placement := &swarmpb.TaskPlacement{TaskId: task.Id, NodeId: best, At: w.Now().UnixNano()}
 	if best == "" {
 		if w.View().Placement(task.Id) != nil {
 			return nil
@@ -108,12 +108,12 @@ func (n *nodes) advance(w *World, task *swarmpb.Task) *swarmpb.TaskStatus {
 		}
 		return w.status(task.Id, swarmpb.TaskState_TASK_STATE_READY)
 	case state == swarmpb.TaskState_TASK_STATE_READY:
-		if task.DesiredState < swarmpb.TaskState_TASK_STATE_RUNNING || w.now.UnixNano() < task.StartNotBefore {
+		if task.DesiredState < swarmpb.TaskState_TASK_STATE_RUNNING || w.Now().UnixNano() < task.StartNotBefore {
 			return nil
 		}
 		return w.status(task.Id, swarmpb.TaskState_TASK_STATE_RUNNING)
 	default:
-		if end, ok := endOf(view, task, acts); ok && !w.now.Before(end) {
+		if end, ok := endOf(view, task, acts); ok && !w.Now().Before(end) {
 			return w.status(task.Id, acts.end)
 		}
 		return nil
@@ -153,7 +153,7 @@ func (n *nodes) next(w *World) (next time.Time, ok bool) {
 
 // status is what a worker would report of a task that is in a state now.
 func (w *World) status(taskID string, state swarmpb.TaskState) *swarmpb.TaskStatus {
-	now := w.now.UnixNano()
+	now := w.Now().UnixNano()
 	status := &swarmpb.TaskStatus{TaskId: taskID, State: state, At: now}
 	container := swarmpb.Clone(w.View().Status(taskID).GetContainer())
 	switch {
@@ -170,15 +170,4 @@ func (w *World) status(taskID string, state swarmpb.TaskState) *swarmpb.TaskStat
 	}
 	status.Container = container
 	return status
-}
-
-func compareIDs(a, b reconcile.ID) int {
-	return cmp.Or(strings.Compare(a.Object, b.Object), cmp.Compare(a.Slot, b.Slot))
-}
-
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
 }

@@ -92,7 +92,7 @@ func (w *World) NodeState(id string, state swarmpb.NodeState) error {
 			Id: id, Spec: &swarmpb.NodeSpec{Availability: swarmpb.NodeAvailability_NODE_AVAILABILITY_ACTIVE}}}}))
 	}
 	return w.Write(append(writes, Put(&swarmpb.Row{Row: &swarmpb.Row_NodeStatus{NodeStatus: &swarmpb.NodeStatus{
-		NodeId: id, State: state, Since: w.now.UnixNano()}}}))...)
+		NodeId: id, State: state, Since: w.Now().UnixNano()}}}))...)
 }
 
 // NodeAvailability changes what an operator wants of a node.

@@ -54,8 +54,8 @@ func (w *World) row(service *swarmpb.Service, task *swarmpb.Task) []string {
 			notes = append(notes, fmt.Sprintf("%s #%d", verb, old.Attempt))
 		}
 	}
-	if at := time.Unix(0, task.StartNotBefore); task.StartNotBefore != 0 && at.After(w.now) {
-		notes = append(notes, "starts in "+at.Sub(w.now).String())
+	if at := time.Unix(0, task.StartNotBefore); task.StartNotBefore != 0 && at.After(w.Now()) {
+		notes = append(notes, "starts in "+at.Sub(w.Now()).String())
 	}
 	if text := view.Status(task.Id).GetError(); text != "" {
 		notes = append(notes, text)
@@ -91,8 +91,8 @@ func (w *World) doStatus(args []string) (string, error) {
 		if progress.GivenUp {
 			b.WriteString(", given up")
 		}
-		if at := time.Unix(0, progress.NotBefore); at.After(w.now) {
-			fmt.Fprintf(&b, ", goes on in %s", at.Sub(w.now))
+		if at := time.Unix(0, progress.NotBefore); at.After(w.Now()) {
+			fmt.Fprintf(&b, ", goes on in %s", at.Sub(w.Now()))
 		}
 		b.WriteString("\n")
 	}
