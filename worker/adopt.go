@@ -59,7 +59,7 @@ func (f *fleet) adopt(ctx context.Context) {
 			return
 		}
 		if f.issues.set(aboutRuntime, err); err == nil {
-			for _, id := range f.match(containers) {
+			for _, id := range f.match(append(containers, f.guests()...)) {
 				f.goneByID(ctx, id)
 			}
 			break

@@ -28,7 +28,7 @@ func (f *fleet) attach(wait context.Context, t *task) (network.Attachment, error
 			f.mu.Unlock()
 			return at, nil
 		}
-		if errors.Is(err, network.ErrUnsupported) {
+		if errors.Is(err, network.ErrUnsupported) || errors.Is(err, network.ErrUnsuited) {
 			return at, finalError{err}
 		} else if errors.Is(err, network.ErrNotConfigured) {
 			f.say(t, f.attachWaitsFor(err), "")
@@ -64,7 +64,7 @@ func (f *fleet) requestOf(t *task) network.Request {
 	if err != nil {
 		hostname = "" // which specOf has refused, or will
 	}
-	return network.Request{TaskID: t.id, Networks: assigned.GetNetworks(), DNS: container.GetDns(), Hostname: hostnameOf(assigned, hostname)}
+	return network.Request{TaskID: t.id, Networks: assigned.GetNetworks(), DNS: container.GetDns(), Hostname: hostnameOf(assigned, hostname), Guest: guestOf(template)}
 }
 
 // learnPorts finds the host ports of a task that was started just before this process began.

@@ -15,6 +15,9 @@ import (
 // when it is done again; wait ends early when the task is to do something else. A step that is cut short by ctx
 // changes no state.
 func (f *fleet) step(ctx, wait context.Context, t *task, act action) {
+	if f.stepGuest(ctx, wait, t, act) {
+		return
+	}
 	switch act {
 	case accept:
 		f.update(t, swarmpb.TaskState_TASK_STATE_ACCEPTED, nil)

@@ -42,6 +42,9 @@ type Network interface {
 	Attach(ctx context.Context, req network.Request) (network.Attachment, error)
 	// Publish binds the task's host ports; network.ErrPortTaken when one is not free.
 	Publish(ctx context.Context, taskID string, ports []*swarmpb.PortConfig) ([]*swarmpb.PortConfig, error)
+	// AwaitGuest returns once a guest that is attached (Request.Guest) has gone, and says why; Guests are the tasks of all of them.
+	AwaitGuest(ctx context.Context, taskID string) (why string, err error)
+	Guests() []string
 	// Gone takes a task whose process has ended out of this node's balancers and names, and resets its connections.
 	Gone(ctx context.Context, taskID string) error
 	// Listening tells whether a task listens where its service's clients will connect to, and within what time after its start it

@@ -63,6 +63,11 @@ func (x *ServiceSpec) Validate() error {
 		p.add("service", "it has no spec", "give at least a name and an image")
 		return p.err()
 	}
+	if x.IsAttachment() {
+		p.add(fmt.Sprintf("service %q", x.Name), "it stands for a container outside of services, and cannot be made or changed as a service",
+			"attach such a container with `swarmctl network connect`, and end that with `swarmctl network disconnect`")
+		return p.err()
+	}
 	p.serviceName(x.Name)
 	p.labels("label", x.Labels)
 	p.task(x.Task)

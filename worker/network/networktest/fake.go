@@ -39,6 +39,7 @@ type Fake struct {
 	changes     chan struct{}
 	refused     map[string]error           // of Attach, by task
 	requests    map[string]network.Request // the newest, by task
+	left        map[string]chan struct{}   // of guests, by task: closed when they have gone
 }
 
 // Configure takes the node's block; one without a block changes nothing.
@@ -70,6 +71,9 @@ func (n *Fake) Attach(_ context.Context, req network.Request) (network.Attachmen
 	}
 	if !n.block.IsValid() {
 		return network.Attachment{}, fmt.Errorf("attach %s: %w", taskID, network.ErrNotConfigured)
+	}
+	if req.Guest != nil {
+		return n.attachGuest(req), nil
 	}
 	if _, ok := n.attached[taskID]; !ok {
 		addr, err := n.free()
@@ -170,6 +174,7 @@ func (n *Fake) keep(wanted func(id string) bool) {
 	maps.DeleteFunc(n.attached, func(id string, _ netip.Addr) bool { return !wanted(id) })
 	maps.DeleteFunc(n.networks, func(id string, _ []*swarmpb.NetworkAddress) bool { return !wanted(id) })
 	maps.DeleteFunc(n.ports, func(_ uint32, owner string) bool { return !wanted(owner) })
+	maps.DeleteFunc(n.left, func(id string, _ chan struct{}) bool { return !wanted(id) })
 }
 
 // Attached are the tasks that are, sorted.
