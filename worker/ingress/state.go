@@ -16,8 +16,11 @@ const defaultWeight = 100
 type service struct {
 	id        string
 	ports     []*swarmpb.PortConfig
+	trial     *swarmpb.Trial
+	preview   []*swarmpb.PortConfig        // ports that lead to the trial's set alone
 	endpoints map[string]*swarmpb.Endpoint // by task
 	random    []string                     // endpoint of each slot; what moves as little as possible
+	shown     []string                     // that of the preview ports
 }
 
 // state is what the managers told, and what is known here besides. Its messages are read-only.
@@ -68,7 +71,7 @@ func (s *state) take(u Update) (map[string]bool, leaving) {
 		s.forgetAllBut(u, touched, out)
 	}
 	for _, m := range u.Services {
-		s.service(m.GetId()).ports = m.GetPorts()
+		s.setService(s.service(m.GetId()), m, out)
 		touched[m.GetId()] = true
 	}
 	for _, task := range u.RemovedEndpoints { // first, as one that comes may have the address of one that goes
@@ -79,7 +82,7 @@ func (s *state) take(u Update) (map[string]bool, leaving) {
 	}
 	for _, id := range u.RemovedServices {
 		if v := s.services[id]; v != nil {
-			v.ports = nil
+			s.setService(v, nil, out)
 			touched[id] = true
 		}
 	}
@@ -102,16 +105,12 @@ func (s *state) forgetAllBut(u Update, touched map[string]bool, out leaving) {
 		keep[m.GetId()] = true
 	}
 	for id, v := range s.services {
-		if !keep[id] && v.ports != nil {
-			v.ports = nil
+		if !keep[id] && (v.ports != nil || v.trial != nil || v.preview != nil) {
+			s.setService(v, nil, out)
 			touched[id] = true
 		}
 	}
 	maps.DeleteFunc(s.gone, func(task string, _ bool) bool { return s.tasks[task] == "" })
-}
-
-func (v *service) takesUDP() bool {
-	return slices.ContainsFunc(v.ports, func(p *swarmpb.PortConfig) bool { return p.GetProtocol() == swarmpb.Protocol_PROTOCOL_UDP })
 }
 
 func (s *state) setEndpoint(e *swarmpb.Endpoint, touched map[string]bool, out leaving) {
@@ -133,8 +132,7 @@ func (s *state) setEndpoint(e *swarmpb.Endpoint, touched map[string]bool, out le
 			s.held[now]++
 		}
 	}
-	draining := swarmpb.EndpointState_ENDPOINT_STATE_DRAINING
-	if has && e.GetState() == draining && before.GetState() != draining && v.takesUDP() {
+	if has && v.loses(before, e) && v.takesUDP() {
 		out.udp[now] = true
 	}
 }
@@ -166,7 +164,7 @@ func (s *state) release(a netip.Addr, out leaving) {
 // tidy drops services of which nothing is left to know, and what is known of nodes without endpoints.
 func (s *state) tidy(touched map[string]bool) {
 	for id := range touched {
-		if v := s.services[id]; v != nil && len(v.ports) == 0 && len(v.endpoints) == 0 {
+		if v := s.services[id]; v != nil && len(v.ports)+len(v.preview)+len(v.endpoints) == 0 {
 			delete(s.services, id)
 		}
 	}
@@ -209,30 +207,6 @@ func (s *state) addresses() map[netip.Addr]bool {
 func uplinkAddress(e *swarmpb.Endpoint) (netip.Addr, bool) {
 	a, err := netip.ParseAddr(e.GetAddress())
 	return a, err == nil && a.Is4()
-}
-
-// candidates are the endpoints that take new connections: the active ones with an address, of nodes that are not said to be
-// dead; all active ones when those are all that is left.
-func (s *state) candidates(v *service) []slots.Candidate {
-	var alive, dead []slots.Candidate
-	for task, e := range v.endpoints {
-		if _, ok := uplinkAddress(e); !ok || s.gone[task] || e.GetState() != swarmpb.EndpointState_ENDPOINT_STATE_ACTIVE {
-			continue
-		}
-		c := slots.Candidate{ID: task, Node: e.GetNodeId(), Weight: e.GetWeight()}
-		if c.Weight == 0 {
-			c.Weight = defaultWeight
-		}
-		if s.dead[c.Node] {
-			dead = append(dead, c)
-		} else {
-			alive = append(alive, c)
-		}
-	}
-	if len(alive) == 0 {
-		return dead
-	}
-	return alive
 }
 
 // claim brings the claims of the services up to date and tells which ports that concerns.
@@ -278,30 +252,37 @@ func (s *state) claimed(k portKey) *balance {
 
 // balances are what the service's ports should be in the kernel.
 func (s *state) balances(v *service) map[portKey]*balance {
-	if len(v.ports) == 0 {
-		return nil
+	out := map[portKey]*balance{}
+	s.balance(out, v, v.ports, &v.random, s.candidates(v))
+	s.balance(out, v, v.preview, &v.shown, s.previewed(v))
+	return out
+}
+
+// balance adds ports that share their endpoints. Those of their slots that are taken by chance are in random.
+func (s *state) balance(out map[portKey]*balance, v *service, ports []*swarmpb.PortConfig, random *[]string, all slots.Candidates) {
+	if len(ports) == 0 {
+		return
 	}
-	all := s.candidates(v)
 	var chance, stable []string
 	assigned := func(kind byte) []string {
 		if kind == byClient {
 			if stable == nil {
-				stable = s.stable(all)
+				stable = slots.AssignStable(all.All()) // the same on every node that knows the same endpoints, so without a subset
 			}
 			return stable
 		}
 		if chance == nil {
-			chance = s.chance(v, all)
+			chance = slots.Next(*random, all.Subset(v.id, s.self, s.nodes, slots.Limit))
+			*random = chance
 		}
 		return chance
 	}
-	out := map[portKey]*balance{}
-	for _, p := range v.ports {
+	for _, p := range ports {
 		b := &balance{kind: byChance, sourceNAT: p.GetSource() == swarmpb.PublishSource_PUBLISH_SOURCE_NAT}
 		if p.GetAffinity() == swarmpb.Affinity_AFFINITY_CLIENT_IP {
 			b.kind = byClient
 		}
-		if len(all) > 0 {
+		if len(all.Rest)+len(all.Trial) > 0 {
 			ids := assigned(b.kind)
 			b.backends = make([]netip.AddrPort, len(ids))
 			for i, id := range ids {
@@ -313,22 +294,6 @@ func (s *state) balances(v *service) map[portKey]*balance {
 			out[key] = b
 		}
 	}
-	return out
-}
-
-func (s *state) chance(v *service, all []slots.Candidate) []string {
-	shares := slots.Subset(v.id, s.self, s.nodes, all, slots.Limit)
-	v.random = slots.Assign(slots.ClassFor(shares), v.random, shares)
-	return v.random
-}
-
-// stable is the same on every node that knows the same endpoints, so it takes no subset.
-func (s *state) stable(all []slots.Candidate) []string {
-	shares := make([]slots.Share, len(all))
-	for i, c := range all {
-		shares[i] = slots.Share{ID: c.ID, Weight: c.Weight}
-	}
-	return slots.AssignStable(slots.ClassFor(shares), shares)
 }
 
 // recall gives a service without slots those that a former process gave it, as far as its endpoints still have the

@@ -1,8 +1,11 @@
 // Package slots decides which slot of a balancer leads to which endpoint. A connection takes a slot by chance or by its
 // client's address, so an endpoint's share of the slots is its share of the connections.
 //
+// A balancer has one side, or two while a rollout has two sets of endpoints: then the slots are divided between the sides
+// first, and each side's among its endpoints.
+//
 // It is pure: no clock, no randomness, no I/O. Shares are those of the largest-remainder method: each endpoint has its
-// exact share of the class's slots, rounded up or down.
+// exact share of its side's slots, rounded up or down.
 package slots
 
 import (
@@ -14,20 +17,44 @@ import (
 // Classes are the numbers of slots that a balancer may have, all powers of two.
 var Classes = [...]int{16, 64, 256, 1024, 4096}
 
-// PerEndpoint is the least number of slots an endpoint that ClassFor plans with, so that shares are within a tenth of even.
-const PerEndpoint = 16
+const (
+	// PerEndpoint is the least number of slots an endpoint that a class is planned with, so that shares are within a tenth of
+	// even.
+	PerEndpoint = 16
+	// perDivided is that where two sides differ in what an endpoint gets: the one with the least would cost the others slots.
+	perDivided = 8
+	// fineClass is the least class for unequal weights, and for two sides: a share is then right to within 0.4 points, and the
+	// sides' to within 0.2.
+	fineClass = 256
+	// finest is the class with the most slots.
+	finest = 4096
+)
 
-// fineClass is the least class for unequal weights: a share is then right to within 0.4 points.
-const fineClass = 256
-
-// Share is an endpoint and its share in proportion to the others'. One of weight 0 gets no slot.
+// Share is an endpoint and its share in proportion to the others' of its side. One of weight 0 gets no slot.
 type Share struct {
 	ID     string
 	Weight uint32
 }
 
-// ClassFor is the number of slots for the shares. Beyond 256 endpoints they have fewer than PerEndpoint each.
-func ClassFor(shares []Share) int {
+// ClassFor is the number of slots for the sides. Beyond 256 endpoints, and for a very small share of many, they have fewer than
+// PerEndpoint each.
+func ClassFor(s Sides) int {
+	s = s.used()
+	if !s.both() {
+		return classOf(s.only())
+	}
+	least := max(fineClass, classOf(s.Rest), classOf(s.Trial))
+	for _, c := range Classes {
+		trial := s.slotsOfTrial(c)
+		if c >= least && trial >= perDivided*len(s.Trial) && c-trial >= perDivided*len(s.Rest) {
+			return c
+		}
+	}
+	return finest
+}
+
+// classOf is the number of slots for one side.
+func classOf(shares []Share) int {
 	n, least := 0, 0
 	var weight uint32
 	for _, s := range shares {
@@ -44,12 +71,24 @@ func ClassFor(shares []Share) int {
 			return c
 		}
 	}
-	return Classes[len(Classes)-1]
+	return finest
 }
 
-// Assign gives every slot of the class an endpoint's ID, or none ("") when no share has a weight. IDs must be unique. It
-// moves as few of the old slots as the new shares allow; old ones of another class count as none.
-func Assign(class int, old []string, shares []Share) []string {
+// Next is Assign with a class that is enough: the one that the sides need, or the old one where that is finer and two sides
+// are moving in it, or nothing would move. So a share that grows moves what it must alone, and what serves as it should stays.
+func Next(old []string, s Sides) []string {
+	class := ClassFor(s)
+	if len(old) > class && slices.Contains(Classes[:], len(old)) {
+		if now := Assign(len(old), old, s); s.used().both() || slices.Equal(now, old) {
+			return now
+		}
+	}
+	return Assign(class, old, s)
+}
+
+// Assign gives every slot of the class an endpoint's ID, or none ("") when no share has a weight. IDs must be unique, over
+// both sides. It moves as few of the old slots as the new shares allow; old ones of another class count as none.
+func Assign(class int, old []string, s Sides) []string {
 	if len(old) != class {
 		old = make([]string, class)
 	}
@@ -57,8 +96,12 @@ func Assign(class int, old []string, shares []Share) []string {
 	for _, id := range old {
 		held[id]++
 	}
-	sorted := sortedShares(shares)
-	quota := quotas(class, sorted, held)
+	s = s.used()
+	trial := s.slotsOfTrial(class)
+	quota := map[string]int{}
+	quotas(quota, class-trial, s.Rest, held)
+	quotas(quota, trial, s.Trial, held)
+	sorted := slices.Concat(s.Rest, s.Trial)
 	out := make([]string, class)
 	for i, id := range old {
 		if id != "" && quota[id] > 0 {
@@ -83,42 +126,6 @@ func Assign(class int, old []string, shares []Share) []string {
 	return out
 }
 
-// AssignStable is Assign for client affinity: the outcome depends on the shares alone, so all nodes that know the same
-// endpoints send a client to the same one. It moves more slots on a change than Assign does: the endpoints take turns in
-// choosing the next free slot from an order of their own (Maglev hashing).
-func AssignStable(class int, shares []Share) []string {
-	sorted := sortedShares(shares)
-	quota := quotas(class, sorted, nil)
-	type chooser struct {
-		id         string
-		next, step uint32
-		left       int
-	}
-	choosers := make([]chooser, len(sorted))
-	for i, s := range sorted {
-		// An odd step visits every slot of a power of two.
-		choosers[i] = chooser{s.ID, hash32("offset", s.ID), hash32("step", s.ID) | 1, quota[s.ID]}
-	}
-	out := make([]string, class)
-	for left := class; left > 0 && len(choosers) > 0; {
-		for i := range choosers {
-			c := &choosers[i]
-			for c.left > 0 {
-				slot := c.next % uint32(class)
-				c.next += c.step
-				if out[slot] == "" {
-					out[slot] = c.id
-					c.left--
-					left--
-					break
-				}
-			}
-		}
-		choosers = slices.DeleteFunc(choosers, func(c chooser) bool { return c.left == 0 })
-	}
-	return out
-}
-
 // sortedShares are those with a weight, by ID.
 func sortedShares(shares []Share) []Share {
 	out := slices.DeleteFunc(slices.Clone(shares), func(s Share) bool { return s.Weight == 0 })
@@ -126,9 +133,9 @@ func sortedShares(shares []Share) []Share {
 	return out
 }
 
-// quotas divides the slots by the largest remainder; of equal remainders, those who hold more than their whole part
-// already come first, then by ID.
-func quotas(class int, sorted []Share, held map[string]int) map[string]int {
+// quotas divides so many slots among the shares by the largest remainder; of equal remainders, those who hold more than their
+// whole part already come first, then by ID.
+func quotas(quota map[string]int, slotsOf int, sorted []Share, held map[string]int) {
 	var total uint64
 	for _, s := range sorted {
 		total += uint64(s.Weight)
@@ -138,14 +145,13 @@ func quotas(class int, sorted []Share, held map[string]int) map[string]int {
 		remainder uint64
 		holds     bool
 	}
-	quota := make(map[string]int, len(sorted))
 	rests := make([]rest, 0, len(sorted))
-	left := class
+	left := slotsOf
 	for _, s := range sorted {
-		whole := int(uint64(class) * uint64(s.Weight) / total)
+		whole := int(uint64(slotsOf) * uint64(s.Weight) / total)
 		quota[s.ID] = whole
 		left -= whole
-		rests = append(rests, rest{s.ID, uint64(class) * uint64(s.Weight) % total, held[s.ID] > whole})
+		rests = append(rests, rest{s.ID, uint64(slotsOf) * uint64(s.Weight) % total, held[s.ID] > whole})
 	}
 	slices.SortFunc(rests, func(a, b rest) int {
 		if c := cmp.Compare(b.remainder, a.remainder); c != 0 {
@@ -162,7 +168,6 @@ func quotas(class int, sorted []Share, held map[string]int) map[string]int {
 	for i := 0; i < left && i < len(rests); i++ {
 		quota[rests[i].id]++
 	}
-	return quota
 }
 
 func hash32(kind, s string) uint32 {

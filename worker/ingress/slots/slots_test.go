@@ -63,14 +63,14 @@ func TestAssign_AnyHistory_SharesAreExactAndAsFewAsPossibleMove(t *testing.T) {
 		var old []string
 		for range rapid.IntRange(1, 4).Draw(t, "changes") {
 			shares := genShares(t, "endpoints")
-			class := ClassFor(shares)
+			class := ClassFor(One(shares))
 			if rapid.Bool().Draw(t, "another class") {
 				class = rapid.SampledFrom(Classes[:]).Draw(t, "class")
 			}
-			got := Assign(class, old, shares)
+			got := Assign(class, old, One(shares))
 			checkShares(t, class, got, shares)
 			shuffled := rapid.Permutation(shares).Draw(t, "order")
-			if !slices.Equal(got, Assign(class, old, shuffled)) {
+			if !slices.Equal(got, Assign(class, old, One(shuffled))) {
 				t.Fatal("the order of the shares counts")
 			}
 			if len(old) == class {
@@ -103,9 +103,9 @@ func TestAssign_OneEndpointComesOrGoes_OnlyItsSlotsMove(t *testing.T) {
 		const class = 1024
 		one := rapid.IntRange(0, n-1).Draw(t, "one")
 		without := slices.Delete(slices.Clone(shares), one, one+1)
-		fewer := Assign(class, nil, without)
-		more := Assign(class, fewer, shares)
-		again := Assign(class, more, without)
+		fewer := Assign(class, nil, One(without))
+		more := Assign(class, fewer, One(shares))
+		again := Assign(class, more, One(without))
 		for i := range more {
 			if more[i] != fewer[i] && more[i] != shares[one].ID {
 				t.Fatalf("slot %d moved from %s to %s as %s came", i, fewer[i], more[i], shares[one].ID)
@@ -120,10 +120,10 @@ func TestAssign_OneEndpointComesOrGoes_OnlyItsSlotsMove(t *testing.T) {
 func TestAssignStable_SharesAreExact_AndDependOnTheSetAlone(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		shares := genShares(t, "endpoints")
-		class := ClassFor(shares)
-		got := AssignStable(class, shares)
+		class := ClassFor(One(shares))
+		got := AssignStable(One(shares))
 		checkShares(t, class, got, shares)
-		if !slices.Equal(got, AssignStable(class, rapid.Permutation(shares).Draw(t, "order"))) {
+		if !slices.Equal(got, AssignStable(One(rapid.Permutation(shares).Draw(t, "order")))) {
 			t.Fatal("the order of the shares counts")
 		}
 	})
@@ -134,9 +134,9 @@ func TestAssignStable_OneOfTenGoes_MostClientsStay(t *testing.T) {
 	for i := range 10 {
 		shares = append(shares, Share{fmt.Sprintf("t%03d", i), 100})
 	}
-	before := AssignStable(256, shares)
+	before := AssignStable(One(shares))
 	for one := range shares {
-		after := AssignStable(256, slices.Delete(slices.Clone(shares), one, one+1))
+		after := AssignStable(One(slices.Delete(slices.Clone(shares), one, one+1)))
 		moved := 0
 		for i := range after {
 			if after[i] != before[i] && before[i] != shares[one].ID {
@@ -158,14 +158,14 @@ func TestClassFor_SixteenSlotsAnEndpoint_FineForWeights(t *testing.T) {
 		return out
 	}
 	for n, want := range map[int]int{0: 16, 1: 16, 2: 64, 4: 64, 5: 256, 16: 256, 17: 1024, 64: 1024, 65: 4096, 256: 4096, 5000: 4096} {
-		if got := ClassFor(shares(n)); got != want {
+		if got := ClassFor(One(shares(n))); got != want {
 			t.Errorf("%d endpoints: class %d, want %d", n, got, want)
 		}
 	}
-	if got := ClassFor([]Share{{"a", 95}, {"b", 5}, {"c", 0}}); got != 256 {
+	if got := ClassFor(One([]Share{{"a", 95}, {"b", 5}, {"c", 0}})); got != 256 {
 		t.Errorf("a canary: class %d, want 256", got)
 	}
-	if got := ClassFor([]Share{{"a", 100}, {"b", 0}}); got != 16 {
+	if got := ClassFor(One([]Share{{"a", 100}, {"b", 0}})); got != 16 {
 		t.Errorf("one endpoint and one of weight 0: class %d, want 16", got)
 	}
 }

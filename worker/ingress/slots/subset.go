@@ -14,6 +14,40 @@ type Candidate struct {
 	Weight   uint32
 }
 
+// leastOfSide is how many of the limit a side gets at least: a node's connections are not to hang on one or two.
+const leastOfSide = 16
+
+// Candidates are all endpoints of a balancer, as Sides are those that a node has chosen of them.
+type Candidates struct {
+	Rest, Trial []Candidate
+	Share       uint32
+}
+
+// Subset chooses about limit of the candidates of both sides together, of each in proportion to its share.
+func (c Candidates) Subset(seed, self string, nodes []string, limit int) Sides {
+	forRest, forTrial := limit, limit
+	if c.Share > 0 && c.Share < Whole && len(c.Rest) > 0 && len(c.Trial) > 0 {
+		forTrial = min(max(limit*int(c.Share)/Whole, leastOfSide), limit-leastOfSide)
+		forRest = limit - min(forTrial, len(c.Trial))
+		forTrial = limit - min(forRest, len(c.Rest))
+	}
+	return Sides{
+		Rest: Subset(seed, self, nodes, c.Rest, forRest), Trial: Subset(seed, self, nodes, c.Trial, forTrial), Share: c.Share,
+	}
+}
+
+// All are the candidates, whatever their number.
+func (c Candidates) All() Sides {
+	shares := func(all []Candidate) []Share {
+		out := make([]Share, len(all))
+		for i, c := range all {
+			out[i] = Share{c.ID, c.Weight}
+		}
+		return out
+	}
+	return Sides{Rest: shares(c.Rest), Trial: shares(c.Trial), Share: c.Share}
+}
+
 // Subset chooses about limit of the candidates for the balancer of the node self, one of nodes, all of which choose among
 // the same candidates. Over all nodes each candidate gets exactly its share.
 //

@@ -73,8 +73,8 @@ func TestSubset_ThenSlots_ClusterWideShareIsWithinATenthOfEven(t *testing.T) {
 		local := 0
 		for _, self := range nodes {
 			chosen := Subset("web", self, nodes, all, Limit)
-			class := ClassFor(chosen)
-			for _, id := range Assign(class, nil, chosen) {
+			class := ClassFor(One(chosen))
+			for _, id := range Assign(class, nil, One(chosen)) {
 				share[id] += float64(c.replicas) / float64(class) / float64(c.nodes)
 			}
 			for _, a := range all {
