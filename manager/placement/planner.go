@@ -20,6 +20,8 @@ const roundTasks = 4000
 
 // planner decides. It keeps what is under way and which services wait for what; everything else is the view's.
 type planner struct {
+	// only, when set, is the one service whose tasks are placed.
+	only string
 	// queue holds the services to look at, each once, first come first served; work is it by service.
 	queue []*work
 	work  map[string]*work
@@ -104,6 +106,9 @@ func (p *planner) reset(view *store.View) {
 
 // enqueue gives the service a turn; one that it has already starts over.
 func (p *planner) enqueue(service string) {
+	if p.only != "" && p.only != service {
+		return
+	}
 	if w := p.work[service]; w != nil {
 		w.after = position{}
 		return
