@@ -63,7 +63,7 @@ func (i *Ingress) reload() error {
 	} else if !supported {
 		i.cfg.Logger.Warn("the kernel has no connection tracking zones: a client's second connection from one port, through another node, to the same task gets no answer")
 	}
-	if err := i.table.exchange(i.kernel, i.layout, elements); err != nil {
+	if err := i.kernel.exchange(i.table.inet, func(l *loading) error { return i.table.load(l, i.layout, elements) }); err != nil {
 		i.dirty = true
 		return fmt.Errorf("load nftables table %s: %w", Table, err)
 	}
@@ -73,31 +73,6 @@ func (i *Ingress) reload() error {
 	i.loaded, i.unloaded = true, false
 	i.changed()
 	return errors.Join(i.takePrint(), i.ensureResets())
-}
-
-// exchange loads rules and elements into the table as it is. Where that has other chains than ours, or is refused, as somebody or
-// another version made it differently, it replaces the table.
-func (t *table) exchange(k *kernel, l layout, elements map[*nftables.Set][]nftables.SetElement) error {
-	for _, inPlace := range []bool{true, false} {
-		if err := t.load(k, l, elements, inPlace); err != nil {
-			return errors.Join(err, k.drop())
-		}
-		err := k.commit()
-		if !inPlace {
-			return err
-		}
-		if err != nil {
-			continue
-		}
-		there, err := k.chainsOf(t.inet)
-		if err != nil {
-			return err
-		}
-		if slices.Equal(there, slices.Sorted(maps.Keys(t.chains))) {
-			return nil
-		}
-	}
-	return nil
 }
 
 // loadRefused loads the table that the kernel refused before; nil: it holds all.

@@ -219,6 +219,25 @@ func retransmitted(t *testing.T, ns string) int {
 	return n
 }
 
+// tableHandles change when a table is another one of the same name.
+func tableHandles(t *testing.T, k *kernel, tables ...*nftables.Table) string {
+	t.Helper()
+	const tableHandle = 4 // NFTA_TABLE_HANDLE
+	out := ""
+	for _, table := range tables {
+		b := &batch{}
+		b.name(unix.NFTA_TABLE_NAME, table.Name)
+		answer, err := k.ask(unix.NFT_MSG_GETTABLE, byte(table.Family), 0, b.buf)
+		must(t, err)
+		eachAttribute(answer[0].Data[4:], func(kind uint16, v []byte) {
+			if kind == tableHandle {
+				out += fmt.Sprintf("%d:%x ", table.Family, v)
+			}
+		})
+	}
+	return out
+}
+
 // A connection that begins while a table is exchanged for another may be led by neither, so the tables stay.
 func TestRestart_TablesAreFilledAnewInPlace(t *testing.T) {
 	l := newLab(t, 1)
@@ -231,18 +250,7 @@ func TestRestart_TablesAreFilledAnewInPlace(t *testing.T) {
 		must(t, err)
 		h.Ingress = next
 		must(t, h.Configure(h.place()))
-		var out []string
-		for _, table := range h.table.all() {
-			answer, err := h.kernel.ask(unix.NFT_MSG_GETTABLE, byte(table.Family), 0, append([]byte{12, 0, unix.NFTA_TABLE_NAME, 0}, table.Name+"\x00\x00"...))
-			must(t, err)
-			eachAttribute(answer[0].Data[4:], func(kind uint16, v []byte) {
-				const tableHandle = 4 // NFTA_TABLE_HANDLE
-				if kind == tableHandle {
-					out = append(out, fmt.Sprintf("%d: %x", table.Family, v))
-				}
-			})
-		}
-		return fmt.Sprint(out)
+		return tableHandles(t, h.kernel, h.table.all()...)
 	}
 	before := restart()
 	if after := restart(); after != before || strings.Count(before, ":") != 3 {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 
@@ -136,20 +137,53 @@ func (k *kernel) fillSet(s *nftables.Set, elements []nftables.SetElement) error 
 	return k.add(s, elements)
 }
 
-// replaceTable has the transaction begin with an empty table of ours.
-func (k *kernel) replaceTable(t *nftables.Table) {
-	k.conn.AddTable(t) // so that the delete finds one
-	k.conn.DelTable(t)
-	k.conn.AddTable(t)
-	k.pending = true
+// loading is the transaction that fills a table with our sets, chains and rules.
+type loading struct {
+	*kernel
+	chains map[string]bool // ours
 }
 
-// reuseTable has the transaction begin with the table as it is, or an empty one. A connection that begins while a table is exchanged for
-// another may be led by neither: the new one's chains come before the old one's, are still empty as it passes them, and the others are
-// empty already. Chains that stay, and whose rules and elements are exchanged, have a rule for it at any time.
-func (k *kernel) reuseTable(t *nftables.Table) {
-	k.conn.AddTable(t)
-	k.pending = true
+// exchange fills a table with what load makes, in one transaction. A connection that begins while a table is exchanged for another may be led
+// by neither: the new one's chains come before the old one's, are still empty as it passes them, and the others are empty already. So
+// the table stays, its chains and sets too, and what they hold is exchanged. Only one that has other chains than ours, or that
+// is refused, as somebody or another version made it differently, is replaced.
+func (k *kernel) exchange(t *nftables.Table, load func(*loading) error) error {
+	for _, inPlace := range []bool{true, false} {
+		l := &loading{kernel: k, chains: map[string]bool{}}
+		k.conn.AddTable(t)
+		if !inPlace {
+			k.conn.DelTable(t)
+			k.conn.AddTable(t)
+		}
+		k.pending = true
+		if err := load(l); err != nil {
+			return errors.Join(err, k.drop())
+		}
+		err := k.commit()
+		if !inPlace {
+			return err
+		}
+		if err != nil {
+			continue
+		}
+		there, err := k.chainsOf(t)
+		if err != nil || slices.Equal(there, slices.Sorted(maps.Keys(l.chains))) {
+			return err
+		}
+	}
+	return nil
+}
+
+// chain adds a chain, without the rules that it may have already.
+func (l *loading) chain(c *nftables.Chain) *nftables.Chain {
+	l.chains[c.Name] = true
+	if c.Hooknum != nil {
+		policy := nftables.ChainPolicyAccept
+		c.Policy = &policy
+	}
+	l.conn.AddChain(c)
+	l.conn.FlushChain(c)
+	return c
 }
 
 // chainsOf are the names of a table's chains, sorted.

@@ -30,8 +30,6 @@ type table struct {
 
 	published, ports, sourceNAT, nodeOfMAC *nftables.Set
 	backends, pods, nodes, fabric, reached [2]*nftables.Set // by family
-
-	chains map[string]bool // as last loaded
 }
 
 func newTable() *table {
@@ -114,15 +112,9 @@ func (l layout) usedFamilies() []family {
 	return families[:]
 }
 
-// load has the transaction fill the table with our rules and the given elements, in place or anew. published comes with the chains that
-// it names, so the order is: sets, class chains, elements, hooks.
-func (t *table) load(k *kernel, l layout, elements map[*nftables.Set][]nftables.SetElement, inPlace bool) error {
-	t.chains = map[string]bool{}
-	if inPlace {
-		k.reuseTable(t.inet)
-	} else {
-		k.replaceTable(t.inet)
-	}
+// load fills the table with our rules and the given elements. published comes with the chains that it names, so the order is: sets,
+// class chains, elements, hooks.
+func (t *table) load(k *loading, l layout, elements map[*nftables.Set][]nftables.SetElement) error {
 	for _, s := range t.sets() {
 		if s == t.published {
 			continue
@@ -152,26 +144,17 @@ func (t *table) load(k *kernel, l layout, elements map[*nftables.Set][]nftables.
 	return nil
 }
 
-func (t *table) chain(k *kernel, name string) *nftables.Chain {
-	return t.empty(k, &nftables.Chain{Name: name, Table: t.inet})
+func (t *table) chain(k *loading, name string) *nftables.Chain {
+	return k.chain(&nftables.Chain{Name: name, Table: t.inet})
 }
 
-func (t *table) base(k *kernel, name string, kind nftables.ChainType, hook *nftables.ChainHook, priority int32) *nftables.Chain {
-	policy := nftables.ChainPolicyAccept
-	return t.empty(k, &nftables.Chain{
-		Name: name, Table: t.inet, Type: kind, Hooknum: hook, Priority: nftables.ChainPriorityRef(nftables.ChainPriority(priority)), Policy: &policy,
+func (t *table) base(k *loading, name string, kind nftables.ChainType, hook *nftables.ChainHook, priority int32) *nftables.Chain {
+	return k.chain(&nftables.Chain{
+		Name: name, Table: t.inet, Type: kind, Hooknum: hook, Priority: nftables.ChainPriorityRef(nftables.ChainPriority(priority)),
 	})
 }
 
-// empty adds a chain, without the rules that it may have already.
-func (t *table) empty(k *kernel, c *nftables.Chain) *nftables.Chain {
-	t.chains[c.Name] = true
-	k.conn.AddChain(c)
-	k.conn.FlushChain(c)
-	return c
-}
-
-func rule(k *kernel, c *nftables.Chain, parts ...[]expr.Any) {
+func rule(k *loading, c *nftables.Chain, parts ...[]expr.Any) {
 	k.conn.AddRule(&nftables.Rule{Table: c.Table, Chain: c, Exprs: join(parts...)})
 }
 
@@ -182,7 +165,7 @@ const (
 )
 
 // classChain translates by (proto, port, slot). The backend's address and port come into the registers of the key.
-func (t *table) classChain(k *kernel, kind byte, class int) {
+func (t *table) classChain(k *loading, kind byte, class int) {
 	c := t.chain(k, chainName(kind, class))
 	for i, f := range families {
 		slot := []expr.Any{&expr.Numgen{Register: reg2, Modulus: uint32(class), Type: unix.NFT_NG_RANDOM}}
@@ -200,7 +183,7 @@ func (t *table) classChain(k *kernel, kind byte, class int) {
 
 // rawHooks drop what a task sends from an address that is not its own, and spare the fabric's own packets connection tracking.
 // A task may write any source into a packet; a member's would be let into the fabric, another task's be taken for it.
-func (t *table) rawHooks(k *kernel, l layout) {
+func (t *table) rawHooks(k *loading, l layout) {
 	pre := t.base(k, "pre-raw", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -300)
 	rule(k, pre, group(expr.MetaKeyIIFGROUP, expr.CmpOpEq, l.uplinkGroup), notFromThere(), drop())
 	if l.host.DataPathPort == 0 {
@@ -215,7 +198,7 @@ func (t *table) rawHooks(k *kernel, l layout) {
 }
 
 // translation leads what is sent to a published port of this host to a slot. Loopback is left to the proxy.
-func (t *table) translation(k *kernel, l layout) {
+func (t *table) translation(k *loading, l layout) {
 	lb := t.chain(k, "lb")
 	rule(k, lb, protoPort(), []expr.Any{&expr.Lookup{SourceRegister: reg0, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: t.published.Name, SetID: t.published.ID}})
 	pre := t.base(k, "pre-nat", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, -105)
@@ -229,7 +212,7 @@ func (t *table) translation(k *kernel, l layout) {
 }
 
 // mangleHooks remember from which node a kept client's flow came, and lead its replies back there.
-func (t *table) mangleHooks(k *kernel, l layout) {
+func (t *table) mangleHooks(k *loading, l layout) {
 	remember := t.chain(k, "remember")
 	t.setMark(k, remember, l.mask, expr.Ct{Key: expr.CtKeyMARK}, func(register uint32) []expr.Any {
 		return []expr.Any{
@@ -252,7 +235,7 @@ func (t *table) mangleHooks(k *kernel, l layout) {
 
 // setMark fills a chain that sets our bits of a mark to those of value and keeps the others. Kernels before 6.13 cannot
 // combine two registers, so where others' bits are set our bits are set one by one.
-func (t *table) setMark(k *kernel, c *nftables.Chain, mask uint32, mark any, value func(register uint32) []expr.Any) {
+func (t *table) setMark(k *loading, c *nftables.Chain, mask uint32, mark any, value func(register uint32) []expr.Any) {
 	load := func() expr.Any {
 		if m, ok := mark.(expr.Ct); ok {
 			m.Register = scratch
@@ -284,7 +267,7 @@ func (t *table) setMark(k *kernel, c *nftables.Chain, mask uint32, mark any, val
 }
 
 // filters refuse what leads nowhere, at once, and keep tasks apart.
-func (t *table) filters(k *kernel, l layout) {
+func (t *table) filters(k *loading, l layout) {
 	// A task that is gone: its clients, here or beyond the fabric, get a reset.
 	dead := t.base(k, "pre-dead", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -90)
 	in := t.base(k, "input", nftables.ChainTypeFilter, nftables.ChainHookInput, -5)
@@ -333,7 +316,7 @@ func (t *table) filters(k *kernel, l layout) {
 }
 
 // sources translates the few sources that replies would not find back to.
-func (t *table) sources(k *kernel, l layout) {
+func (t *table) sources(k *loading, l layout) {
 	post := t.base(k, "post-nat", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, 95)
 	toUplink := group(expr.MetaKeyOIFGROUP, expr.CmpOpEq, l.uplinkGroup)
 	toFabric := link(expr.MetaKeyOIFNAME, expr.CmpOpEq, l.fabric)

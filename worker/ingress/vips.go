@@ -54,13 +54,10 @@ func (c VIPConfig) resolvers() []netip.Addr {
 	return []netip.Addr{ResolverAddress}
 }
 
-// VIP is a service's address: every port and protocol, ICMP too, leads to one of the backends; none = refused. While there is a
-// trial, its backends together get Share (of slots.Whole) of the connections, and Backends the rest, as slots.Sides says.
+// VIP is a service's address: every port and protocol, ICMP too, leads to one of the backends; none = refused.
 type VIP struct {
 	Address  netip.Addr
 	Backends []Backend
-	Trial    []Backend
-	Share    uint32
 }
 
 // Backend is a task's address of the VIP's family. Weight: its share in proportion to the others'; 0 = none.
@@ -148,10 +145,7 @@ func (v *VIPs) load() error {
 	for a, b := range v.held {
 		v.table.rebalance(c, a, nil, b, true)
 	}
-	if err := v.table.load(v.kernel, v.cfg, c.given); err != nil {
-		return errors.Join(err, v.kernel.drop())
-	}
-	if err := v.kernel.commit(); err != nil {
+	if err := v.kernel.exchange(v.table.inet, func(l *loading) error { return v.table.load(l, v.cfg, c.given) }); err != nil {
 		return fmt.Errorf("load nftables table %s: %w", v.table.inet.Name, err)
 	}
 	generation, err := v.kernel.currentGeneration()
@@ -165,17 +159,19 @@ func (v *VIPs) load() error {
 	return nil
 }
 
-func (t *vipTable) load(k *kernel, cfg VIPConfig, elements map[*nftables.Set][]nftables.SetElement) error {
-	k.replaceTable(t.inet)
-	chain := func(name string) *nftables.Chain { return k.conn.AddChain(&nftables.Chain{Name: name, Table: t.inet}) }
+func (t *vipTable) load(k *loading, cfg VIPConfig, elements map[*nftables.Set][]nftables.SetElement) error {
+	chain := func(name string) *nftables.Chain { return k.chain(&nftables.Chain{Name: name, Table: t.inet}) }
 	base := func(name string, kind nftables.ChainType, priority *nftables.ChainPriority) *nftables.Chain {
-		return k.conn.AddChain(&nftables.Chain{Name: name, Table: t.inet, Type: kind, Hooknum: nftables.ChainHookOutput, Priority: priority})
+		return k.chain(&nftables.Chain{Name: name, Table: t.inet, Type: kind, Hooknum: nftables.ChainHookOutput, Priority: priority})
 	}
 	for i := range families {
-		for _, s := range []*nftables.Set{t.backends[i], t.known[i], t.gone[i]} {
-			if err := k.addSet(s, elements[s]); err != nil {
+		for _, s := range []*nftables.Set{t.backends[i], t.known[i]} {
+			if err := k.fillSet(s, elements[s]); err != nil {
 				return err
 			}
+		}
+		if err := k.addSet(t.gone[i], nil); err != nil {
+			return err
 		}
 	}
 	for _, class := range slots.Classes {
@@ -189,7 +185,7 @@ func (t *vipTable) load(k *kernel, cfg VIPConfig, elements map[*nftables.Set][]n
 		}
 	}
 	for i := range families {
-		if err := k.addSet(t.vips[i], elements[t.vips[i]]); err != nil {
+		if err := k.fillSet(t.vips[i], elements[t.vips[i]]); err != nil {
 			return err
 		}
 	}
@@ -448,6 +444,40 @@ func (v *VIPs) send(transaction []byte) error {
 		}
 	}
 	return nil
+}
+
+func balanceVIP(vip VIP, old vipBalance) (vipBalance, error) {
+	if !vip.Address.IsValid() {
+		return nil, errors.New("change VIPs: one has no address")
+	}
+	shares := make([]slots.Share, 0, len(vip.Backends))
+	byID := map[string]netip.Addr{}
+	for _, b := range vip.Backends {
+		if familyOf(b.Address) != familyOf(vip.Address) || !b.Address.IsValid() {
+			return nil, fmt.Errorf("change VIPs: backend %s is not of the family of %s", b.Address, vip.Address)
+		}
+		id := string(b.Address.AsSlice())
+		if _, ok := byID[id]; ok {
+			return nil, fmt.Errorf("change VIPs: %s names backend %s twice", vip.Address, b.Address)
+		}
+		byID[id] = b.Address
+		if b.Weight > 0 {
+			shares = append(shares, slots.Share{ID: id, Weight: b.Weight})
+		}
+	}
+	if len(shares) == 0 {
+		return vipBalance{}, nil
+	}
+	before := make([]string, len(old))
+	for i, a := range old {
+		before[i] = string(a.AsSlice())
+	}
+	ids := slots.Assign(slots.ClassFor(shares), before, shares)
+	to := make(vipBalance, len(ids))
+	for i, id := range ids {
+		to[i] = byID[id]
+	}
+	return to, nil
 }
 
 // Flush deletes the namespace's connection tracking entries to a backend's address: all, or those of UDP alone.

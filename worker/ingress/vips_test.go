@@ -255,7 +255,7 @@ func TestVIP_RestartAndRepair(t *testing.T) {
 	v := o.open(0)
 	other := netip.MustParseAddr("10.0.7.3")
 	must(t, v.Apply(VIPUpdate{Full: true, VIPs: append(o.vips(1), VIP{Address: other})}))
-	slots := fmt.Sprint(v.held)
+	slots, handles := fmt.Sprint(v.held), tableHandles(t, v.kernel, v.table.inet)
 	v.Close()
 	if err := v.Apply(VIPUpdate{}); err == nil {
 		t.Error("closed VIPs were changed")
@@ -263,6 +263,9 @@ func TestVIP_RestartAndRepair(t *testing.T) {
 	again := o.open(0)
 	if fmt.Sprint(again.held) != slots {
 		t.Errorf("after a restart: %v, were %s", again.held, slots)
+	}
+	if now := tableHandles(t, again.kernel, again.table.inet); now != handles || now == "" {
+		t.Errorf("after a restart the table is another one, %s, was %s: connections that began meanwhile may have been refused", now, handles)
 	}
 	works := func(when string) {
 		t.Helper()
