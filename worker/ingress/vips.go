@@ -54,10 +54,13 @@ func (c VIPConfig) resolvers() []netip.Addr {
 	return []netip.Addr{ResolverAddress}
 }
 
-// VIP is a service's address: every port and protocol, ICMP too, leads to one of the backends; none = refused.
+// VIP is a service's address: every port and protocol, ICMP too, leads to one of the backends; none = refused. While there is a
+// trial, its backends together get Share (of slots.Whole) of the connections, and Backends the rest, as slots.Sides says.
 type VIP struct {
 	Address  netip.Addr
 	Backends []Backend
+	Trial    []Backend
+	Share    uint32
 }
 
 // Backend is a task's address of the VIP's family. Weight: its share in proportion to the others'; 0 = none.
@@ -444,40 +447,6 @@ func (v *VIPs) send(transaction []byte) error {
 		}
 	}
 	return nil
-}
-
-func balanceVIP(vip VIP, old vipBalance) (vipBalance, error) {
-	if !vip.Address.IsValid() {
-		return nil, errors.New("change VIPs: one has no address")
-	}
-	shares := make([]slots.Share, 0, len(vip.Backends))
-	byID := map[string]netip.Addr{}
-	for _, b := range vip.Backends {
-		if familyOf(b.Address) != familyOf(vip.Address) || !b.Address.IsValid() {
-			return nil, fmt.Errorf("change VIPs: backend %s is not of the family of %s", b.Address, vip.Address)
-		}
-		id := string(b.Address.AsSlice())
-		if _, ok := byID[id]; ok {
-			return nil, fmt.Errorf("change VIPs: %s names backend %s twice", vip.Address, b.Address)
-		}
-		byID[id] = b.Address
-		if b.Weight > 0 {
-			shares = append(shares, slots.Share{ID: id, Weight: b.Weight})
-		}
-	}
-	if len(shares) == 0 {
-		return vipBalance{}, nil
-	}
-	before := make([]string, len(old))
-	for i, a := range old {
-		before[i] = string(a.AsSlice())
-	}
-	ids := slots.Assign(slots.ClassFor(shares), before, shares)
-	to := make(vipBalance, len(ids))
-	for i, id := range ids {
-		to[i] = byID[id]
-	}
-	return to, nil
 }
 
 // Flush deletes the namespace's connection tracking entries to a backend's address: all, or those of UDP alone.
