@@ -8,7 +8,7 @@ func (x *TaskSpec) NeedsAddresses() bool { return len(x.GetNetworks()) > 0 }
 // Reached tells whether the cluster sends connections to the service's tasks, by an ingress port or in a network: they
 // are drained before they stop.
 func (x *ServiceSpec) Reached() bool {
-	if x.GetTask().NeedsAddresses() {
+	if x.GetTask().NeedsAddresses() || len(x.GetUpdate().GetPreviewPorts()) > 0 {
 		return true
 	}
 	for _, port := range x.GetEndpoint().GetPorts() {

@@ -77,7 +77,8 @@ func (x *ServiceSpec) Validate() error {
 	if x.Rollback.GetFailureAction() == FailureAction_FAILURE_ACTION_ROLLBACK {
 		p.add("rollback failure action", "a rollback cannot be rolled back", "use pause or continue")
 	}
-	p.ports(x.GetEndpoint().GetPorts())
+	p.trial(x)
+	p.ports("publish", x.GetEndpoint().GetPorts())
 	known(&p, "endpoint mode", x.GetEndpoint().GetMode(), EndpointMode_name)
 	if size := proto.Size(x); size > MaxSpecBytes {
 		p.addf("service", fmt.Sprintf("at most %d are taken; move data into the image or a volume", MaxSpecBytes),
@@ -117,15 +118,15 @@ func (p *problems) labels(field string, labels map[string]string) {
 	}
 }
 
-func (p *problems) ports(ports []*PortConfig) {
+func (p *problems) ports(what string, ports []*PortConfig) {
 	if len(ports) > MaxPorts {
-		p.addf("publish", fmt.Sprintf("use at most %d, or several services", MaxPorts), "%d ports are too many", len(ports))
+		p.addf(what, fmt.Sprintf("use at most %d, or several services", MaxPorts), "%d ports are too many", len(ports))
 	}
 	seen := make(map[publishedPort]bool)
 	for i, port := range ports {
-		field := fmt.Sprintf("publish %d", port.GetPublishedPort())
+		field := fmt.Sprintf("%s %d", what, port.GetPublishedPort())
 		if port.GetPublishedPort() == 0 {
-			field = fmt.Sprintf("publish #%d (target %d)", i+1, port.GetTargetPort())
+			field = fmt.Sprintf("%s #%d (target %d)", what, i+1, port.GetTargetPort())
 		}
 		known(p, field+" protocol", port.GetProtocol(), Protocol_name)
 		known(p, field+" mode", port.GetMode(), PublishMode_name)
@@ -165,6 +166,7 @@ func (p *problems) update(field string, config *UpdateConfig) {
 		p.addf(field+" max failure ratio", "use 0 to 1", "%v is not a share", r)
 	}
 	known(p, field+" order", config.Order, UpdateOrder_name)
+	p.strategy(field, config)
 }
 
 // Validate checks what an operator may set of a node.

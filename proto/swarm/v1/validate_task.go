@@ -86,6 +86,8 @@ func (p *problems) container(c *ContainerSpec) {
 		p.add(fmt.Sprintf("stop signal %q", c.StopSignal), "there is no such signal", "use one such as SIGTERM, SIGINT or 15")
 	}
 	p.duration("stop grace period", c.StopGracePeriod)
+	p.stopping(c)
+	p.health(c)
 	for _, list := range []struct {
 		field string
 		names []string
