@@ -40,7 +40,7 @@ build: ## build bin/swarmd and bin/swarmctl, static
 build/whoami.tar: $(wildcard e2e/whoami/*.go e2e/sctp/*.go e2e/image/*.go e2e/mkimage/*.go)
 	@mkdir -p build
 	go build -trimpath -ldflags '-s -w -buildid=' -o build/whoami ./e2e/whoami
-	go run ./e2e/mkimage -binary build/whoami -o $@ whoami:v1 whoami:v2 whoami:latest
+	go run ./e2e/mkimage -binary build/whoami -o $@ whoami:v1 whoami:v2 whoami:v3 whoami:latest whoami:crash whoami:sick whoami:health
 
 .PHONY: image
 image: build/whoami.tar ## build the demo image, build/whoami.tar (OCI archive)

@@ -26,6 +26,8 @@ type File struct {
 	Source  string
 	Content []byte
 	Mode    int64
+	// Link makes it a symbolic link to that path instead.
+	Link string
 }
 
 // Spec is what an image is built from. The result depends on nothing else: the same spec has the same digest.
@@ -91,6 +93,12 @@ func addFile(w *tar.Writer, f File, dirs map[string]bool) error {
 		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: d + "/", Mode: mode}); err != nil {
 			return fmt.Errorf("write layer: %w", err)
 		}
+	}
+	if f.Link != "" {
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: f.Link, Mode: 0o777}); err != nil {
+			return fmt.Errorf("write layer: %w", err)
+		}
+		return nil
 	}
 	mode := f.Mode
 	if mode == 0 {

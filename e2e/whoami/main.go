@@ -2,16 +2,36 @@
 //
 //	/               hostname, task, node, addresses, version and the request as it arrived; with ?wait=2s after that time
 //	/tiny           204, and in its header who it is and who asked: what a benchmark asks for
-//	/healthz        200 "ok", or 503 after /unhealthy
+//	/healthz        200 "ok", or 503 while it is unhealthy; /unhealthy and /healthy switch it
+//	/readyz         200 "ready", or 503 while it is not ready, or unhealthy; /unready and /ready switch it
+//	/note?text=T    writes a line with T to its log
 //	/slow?ms=N      answers after N milliseconds
 //	/exit?code=N    ends the process
-//	/unhealthy      makes /healthz fail from now on
 //	/call?url=U     fetches U from here
 //	/resolve?name=N the addresses of N; ?address=A the names of A
 //	/bytes?n=N      N bytes;  /count says how many the request's body has
 //
 // It listens on port 80 (or $PORT) and ends cleanly on SIGTERM, after the requests under way. On the same port it answers UDP
-// datagrams, and with SCTP=1 in its environment SCTP messages.
+// datagrams, calls of grpc.health.v1.Health/Check (the services "", "live" and, as /readyz says, "ready") without TLS, and with
+// SCTP=1 in its environment SCTP messages. Its log says "SIGTERM" and "stopped" when it is stopped.
+//
+// Its environment makes it a version that is no good:
+//
+//	HEALTHY_AFTER=3s    unhealthy, and not ready, for so long after its start; never: for ever
+//	CRASH_AFTER=3s      ends with exit code 1 so long after its start
+//	LISTEN_AFTER=3s     does not listen before
+//
+// Called with arguments it is what health checks and hooks run beside the server, also as /bin/sh -c "ARGUMENTS":
+//
+//	get PATH    asks the server in this container; says what it answers, and is a success if that is 200
+//	hang        never ends, and ignores SIGTERM
+//	flood       writes as fast as it can, for ever
+//	leak        leaves a process behind, in a session of its own, and succeeds
+//	sleep TIME  succeeds after that time
+//	exit N      ends with that code
+//
+// The images around it are in e2e/image: whoami:v1, v2, v3 and latest, which differ in what they say of themselves; whoami:crash (CRASH_AFTER=3s),
+// whoami:sick (HEALTHY_AFTER=never), and whoami:health, which has a HEALTHCHECK of its own: get /healthz every second, 2 retries.
 package main
 
 import (
@@ -25,7 +45,6 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
-	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -34,6 +53,9 @@ import (
 const longestSlow = 10 * time.Minute
 
 func main() {
+	if args, ok := command(os.Args); ok {
+		os.Exit(runCommand(args))
+	}
 	if err := run(); err != nil {
 		log.Print(err)
 		os.Exit(1)
@@ -43,9 +65,13 @@ func main() {
 func run() error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	port := os.Getenv("PORT")
-	if port == "" {
-		port = "80"
+	h, err := newHealth()
+	if err != nil {
+		return err
+	}
+	port := serverPort()
+	if !sleepFor(ctx, "LISTEN_AFTER") {
+		return nil
 	}
 	l, err := net.Listen("tcp", ":"+port)
 	if err != nil {
@@ -61,7 +87,15 @@ func run() error {
 	if os.Getenv("SCTP") != "" {
 		go echoSCTP(ctx, uint16(at.Port))
 	}
-	srv := &http.Server{Handler: handler(), ReadHeaderTimeout: 10 * time.Second}
+	go func() {
+		if os.Getenv("CRASH_AFTER") != "" && sleepFor(ctx, "CRASH_AFTER") {
+			log.Print("crashes, as its environment says")
+			os.Exit(1)
+		}
+	}()
+	srv := &http.Server{Handler: handler(h), ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols)}
+	srv.Protocols.SetHTTP1(true)
+	srv.Protocols.SetUnencryptedHTTP2(true) // for gRPC
 	log.Printf("whoami %s listens on %s", version(), l.Addr())
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(l) }()
@@ -69,6 +103,7 @@ func run() error {
 	case err := <-done:
 		return err
 	case <-ctx.Done():
+		log.Print("SIGTERM")
 	}
 	if err := srv.Shutdown(context.Background()); err != nil {
 		return err
@@ -80,6 +115,20 @@ func run() error {
 	return nil
 }
 
+func serverPort() string { return cmp.Or(os.Getenv("PORT"), "80") }
+
+// sleepFor waits for the time of an environment variable, none if it is not set; false when ctx ended first. What is no time
+// counts as one that is over: the variable is a test's own.
+func sleepFor(ctx context.Context, variable string) bool {
+	wait, _ := time.ParseDuration(os.Getenv(variable))
+	select {
+	case <-time.After(wait):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
 func version() string {
 	if v := os.Getenv("WHOAMI_VERSION"); v != "" {
 		return v
@@ -87,9 +136,9 @@ func version() string {
 	return "dev"
 }
 
-func handler() http.Handler {
-	var unhealthy atomic.Bool
+func handler(h *health) http.Handler {
 	mux := http.NewServeMux()
+	h.register(mux)
 	mux.HandleFunc("/{$}", func(w http.ResponseWriter, r *http.Request) {
 		wait, err := time.ParseDuration(cmp.Or(r.FormValue("wait"), "0s"))
 		answerAfter(w, r, wait, err)
@@ -99,17 +148,6 @@ func handler() http.Handler {
 	mux.HandleFunc("/resolve", resolve)
 	mux.HandleFunc("/bytes", send)
 	mux.HandleFunc("/count", count)
-	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
-		if unhealthy.Load() {
-			http.Error(w, "unhealthy", http.StatusServiceUnavailable)
-			return
-		}
-		_, _ = fmt.Fprintln(w, "ok")
-	})
-	mux.HandleFunc("/unhealthy", func(w http.ResponseWriter, _ *http.Request) {
-		unhealthy.Store(true)
-		_, _ = fmt.Fprintln(w, "unhealthy from now on")
-	})
 	mux.HandleFunc("/slow", func(w http.ResponseWriter, r *http.Request) {
 		ms, err := strconv.Atoi(r.FormValue("ms"))
 		answerAfter(w, r, time.Duration(ms)*time.Millisecond, err)
