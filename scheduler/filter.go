@@ -16,7 +16,9 @@ const (
 	NotReady
 	Constrained
 	WrongPlatform
+	CannotEncrypt
 	Insufficient
+	NoGeneric
 	PortInUse
 	TooManyReplicas
 	filters
@@ -27,6 +29,8 @@ var filterWords = [filters]struct{ one, many string }{
 	Constrained:     {"scheduling constraints not satisfied on 1 node", "scheduling constraints not satisfied on %d nodes"},
 	WrongPlatform:   {"unsupported platform on 1 node", "unsupported platform on %d nodes"},
 	Insufficient:    {"insufficient resources on 1 node", "insufficient resources on %d nodes"},
+	CannotEncrypt:   {"no encryption of networks on 1 node", "no encryption of networks on %d nodes"},
+	NoGeneric:       {"insufficient generic resources on 1 node", "insufficient generic resources on %d nodes"},
 	PortInUse:       {"host-mode port already in use on 1 node", "host-mode port already in use on %d nodes"},
 	TooManyReplicas: {"max replicas per node limit exceeded on 1 node", "max replicas per node limit exceeded on %d nodes"},
 }
@@ -36,7 +40,7 @@ type Rejections [filters]int
 
 // Crowded reports whether some node would suit but for what is on it now.
 func (r Rejections) Crowded() bool {
-	return r[Insufficient]+r[PortInUse]+r[TooManyReplicas] > 0
+	return r[Insufficient]+r[NoGeneric]+r[PortInUse]+r[TooManyReplicas] > 0
 }
 
 // String is the reason that a user sees, the most frequent first:
@@ -61,18 +65,21 @@ func (r Rejections) String() string {
 	return "no suitable node (" + strings.Join(parts, "; ") + ")"
 }
 
-// fixed runs the filters whose answer stays the same while tasks are being placed.
-func (q *Requirements) fixed(n *Node) Filter {
+// ofClass runs the filters whose answer is the same for a class of nodes, and stays so while tasks are being placed.
+func (q *Requirements) ofClass(n *Node) Filter {
 	if !n.Ready {
 		return NotReady
 	}
 	for i := range q.Constraints {
-		if !q.Constraints[i].Match(n) {
+		if c := &q.Constraints[i]; !c.own() && !c.Match(n) {
 			return Constrained
 		}
 	}
 	if len(q.Platforms) > 0 && !slices.ContainsFunc(q.Platforms, func(p Platform) bool { return p.match(n) }) {
 		return WrongPlatform
+	}
+	if q.Encrypted && !n.Encrypts {
+		return CannotEncrypt
 	}
 	return Accepted
 }
@@ -81,6 +88,9 @@ func (q *Requirements) fixed(n *Node) Filter {
 func (q *Requirements) variable(n *Node, of int) Filter {
 	if !covers(n.Free, q.Reserve) {
 		return Insufficient
+	}
+	if len(q.Generic) > 0 && !n.hasGeneric(q.Generic, nil) {
+		return NoGeneric
 	}
 	for _, p := range q.Ports {
 		if n.Ports[p] {

@@ -26,6 +26,10 @@ type Node struct {
 	Tasks int
 	// Ports in use. Place adds to it.
 	Ports map[Port]bool
+	// Generic is what is left of the generic resources, by kind.
+	Generic []Generic
+	// Encrypts: it can take tasks of encrypted networks.
+	Encrypts bool
 	// reserved is share(), kept since the division is what ranking would cost most.
 	reserved uint32
 }
@@ -45,6 +49,8 @@ func NewNode(node *swarmpb.Node, status *swarmpb.NodeStatus) Node {
 		Labels:       node.GetSpec().GetLabels(),
 		EngineLabels: d.GetEngine().GetLabels(),
 		Capacity:     has, Free: has,
+		Generic:  newGeneric(d.GetResources().GetGeneric()),
+		Encrypts: len(d.GetNetwork().GetWireguardKey()) > 0,
 	}
 }
 
@@ -102,6 +108,14 @@ type Nodes struct {
 	nodes  []Node // by ID
 	hashes []uint64
 	index  map[string]int32
+	// classes of nodes, and each node's; verdicts are the present group's, by class.
+	class    []int32
+	classes  []class
+	verdicts []Filter
+	// shapes are the nodes in the order in which tasks of a kind want them; journal is which nodes have changed since
+	// the first of them was made.
+	shapes  map[string]*shape
+	journal []int32
 	// Space that rounds use one after another.
 	scratch []candidate
 	order   []int32
@@ -120,13 +134,15 @@ func NewNodes(nodes []Node) *Nodes {
 		nodes[i].reserved = nodes[i].share()
 		n.index[nodes[i].ID] = int32(i)
 	}
+	n.classify()
 	return n
 }
 
-// Node returns a node with what is left on it, or nil. Between groups, Claim and Extend
-// may change it.
+// Node returns a node with what is left on it, or nil. Before the next call of Place its methods that claim may be
+// called; what makes its class is not to be changed.
 func (n *Nodes) Node(id string) *Node {
 	if at, ok := n.index[id]; ok {
+		n.changed(at)
 		return &n.nodes[at]
 	}
 	return nil

@@ -19,6 +19,20 @@ type Requirements struct {
 	Spread []Attribute
 	// MaxPerNode tasks of the service on one node; 0 = no limit.
 	MaxPerNode uint64
+	// Generic resources, each kind once.
+	Generic []Want
+	// Encrypted: one of its networks is, so the node must be able to encrypt.
+	Encrypted bool
+	// Binpack puts tasks where most is reserved already; else where least is.
+	Binpack bool
+	// alike is the same for requirements that ask the same; empty = not known yet.
+	alike string
+}
+
+// Want is an amount of a generic resource.
+type Want struct {
+	Kind  string
+	Count int64
 }
 
 // Platform is an operating system and an architecture; an empty one stands for any.
@@ -38,6 +52,11 @@ func NewRequirements(t *swarmpb.Template) (*Requirements, error) {
 		Reserve:    Resources{NanoCPUs: max(reserve.GetNanoCpus(), 0), MemoryBytes: max(reserve.GetMemoryBytes(), 0)},
 		Ports:      HostPorts(t.GetHostPorts()),
 		MaxPerNode: t.GetSpec().GetPlacement().GetMaxReplicasPerNode(),
+		Generic:    wants(reserve.GetGeneric()),
+		Binpack:    t.GetSpec().GetPlacement().GetStrategy() == swarmpb.PlacementStrategy_PLACEMENT_STRATEGY_BINPACK,
+	}
+	for _, p := range t.GetSpec().GetPlacement().GetPlatforms() {
+		q.Platforms = append(q.Platforms, Platform{OS: p.GetOs(), Arch: p.GetArchitecture()})
 	}
 	for _, s := range t.GetSpec().GetPlacement().GetConstraints() {
 		parsed, err := swarmpb.ParseConstraint(s)
@@ -57,7 +76,30 @@ func NewRequirements(t *swarmpb.Template) (*Requirements, error) {
 		}
 		q.Spread = append(q.Spread, a)
 	}
+	q.alike = q.likeness()
 	return q, nil
+}
+
+func wants(reserved []*swarmpb.GenericResource) []Want {
+	var out []Want
+	for _, g := range reserved {
+		if g.GetCount() > 0 {
+			out = append(out, Want{Kind: g.GetKind(), Count: g.GetCount()})
+		}
+	}
+	return out
+}
+
+// likeness tells requirements apart that do not ask the same.
+func (q *Requirements) likeness() string {
+	if q.alike != "" {
+		return q.alike
+	}
+	b := fmt.Appendf(nil, "%d %d %d %t %t %v %v %v", q.Reserve.NanoCPUs, q.Reserve.MemoryBytes, q.MaxPerNode, q.Encrypted, q.Binpack, q.Ports, q.Platforms, q.Generic)
+	for i := range q.Constraints {
+		b = fmt.Appendf(b, " %q", q.Constraints[i].text)
+	}
+	return string(b)
 }
 
 // HostPorts picks the ports that a task binds on its node's address under a number of the user's choice.

@@ -3,25 +3,27 @@
 // Place is pure: its answer depends on the nodes and the group it is given and on nothing else. There is no
 // I/O, clock, goroutine or randomness here, and no result depends on the order of a map or of the nodes.
 //
-// Tasks come in groups of one service and one template, because they ask the same of a node: each filter
-// runs once for a node and a group, never once for a task. A node must pass every filter:
+// Tasks come in groups of one service and one template, because they ask the same of a node. A node must pass every
+// filter; those that only look at what it is are run once for a class of nodes that are alike:
 //
 //   - it is ready and takes new tasks
-//   - it satisfies the constraints and the platform
-//   - what is free covers the reservations
+//   - it satisfies the constraints and the platform, and can encrypt where a network is encrypted
+//   - what is free covers the reservations, and the generic resources, which are claimed by instance
 //   - its host ports that the group wants are free
 //   - it stays within the service's greatest number of replicas a node
 //
-// Those that pass are ranked, for every task anew: the branch of the spread preferences with the fewest
-// tasks of the service, level by level; then the node with the fewest tasks of the service, the fewest tasks,
-// the smallest reserved share; then a hash of service and node, so that services do not all begin on the same
-// one of several equal nodes. Heaps keep that order, so that a task costs the logarithm of the nodes.
+// Those that pass are ranked, for every task anew: nodes on which the service fails again and again last; the branch of
+// the spread preferences with the fewest tasks of the service, level by level; then the node with the fewest tasks of the
+// service, the fewest tasks, the smallest reserved share (or, to pack, the greatest); then a hash of service and node, so
+// that services do not all begin on the same one of several equal nodes. Heaps keep that order, so that a task costs the
+// logarithm of the nodes; the one for services without any task is kept between groups that ask the same.
 //
 // A task that replaces another under stop-first takes over its predecessor's claim if it stays on that node.
 // The predecessor no longer counts in the ranking, and on equal terms the successor stays where it was: a
 // balanced service is updated in place, and an unbalanced one evens out.
 //
-// When no node is left, Rejections says how many nodes each filter refused, in Docker's words.
+// When no node is left, Rejections says how many nodes each filter refused, in Docker's words; Explain says it node by
+// node, Preempt which tasks of lower priority would have to go, and Rebalance which tasks would be better off elsewhere.
 package scheduler
 
 import (
@@ -51,6 +53,8 @@ type Group struct {
 	Tasks []Task
 	// OnNode is the number of the service's tasks by node ID, with those that group's tasks replace.
 	OnNode map[string]int
+	// Failing are nodes on which the service has failed again and again of late: they come last.
+	Failing map[string]bool
 }
 
 // Task is one task of a group.
@@ -68,6 +72,7 @@ type Claim struct {
 	Node      string
 	Resources Resources
 	Ports     []Port
+	Generic   []*swarmpb.GenericResource
 	taken     bool
 }
 
@@ -78,18 +83,26 @@ type Assignment struct {
 	Node string
 	// Rejections says why not, when Node is empty.
 	Rejections Rejections
+	// Generic is what it gets of the generic resources that it wants.
+	Generic []*swarmpb.GenericResource
 }
 
 // Place chooses a node for each task of the group and takes what it assigned out of what is free on the nodes,
 // so that a group placed next sees it. It answers in the order of the group's tasks.
 func (n *Nodes) Place(group *Group) []Assignment {
-	r := newRound(n, group)
 	out := make([]Assignment, len(group.Tasks))
+	for i := range group.Tasks {
+		out[i].Task = group.Tasks[i].ID
+	}
+	if n.placeFresh(group, out) {
+		return out
+	}
+	r := newRound(n, group)
 	var none Rejections
 	full := false
 	for i := range group.Tasks {
 		t := &group.Tasks[i]
-		out[i].Task = t.ID
+		r.out = &out[i]
 		if t.Node != "" {
 			out[i].Node, out[i].Rejections = r.placeOn(t)
 			continue
@@ -113,6 +126,7 @@ type round struct {
 	req   *Requirements
 	cands []candidate // by index of the node
 	tree  tree
+	out   *Assignment // of the task at hand
 }
 
 // candidate is a node in the eyes of one group.
@@ -127,11 +141,16 @@ type candidate struct {
 	out   Filter
 }
 
-const oneOfService = 1 << 32
+const (
+	oneOfService = 1 << 32
+	// failing is above any number of tasks.
+	failing = 1 << 62
+)
 
 func newRound(n *Nodes, g *Group) *round {
 	r := &round{nodes: n, group: g, req: g.Requirements, cands: n.scratch}
 	seed := hashString(g.Service)
+	n.judge(r.req)
 	for i := range n.nodes {
 		node := &n.nodes[i]
 		of := 0
@@ -143,7 +162,10 @@ func newRound(n *Nodes, g *Group) *round {
 			load: uint64(of)*oneOfService + uint64(max(node.Tasks, 0)), hash: mix(n.hashes[i] ^ seed),
 			share: node.reserved, all: int32(of), pos: -1,
 		}
-		if c.out = r.req.fixed(node); c.out == Accepted {
+		if len(g.Failing) > 0 && g.Failing[node.ID] {
+			c.load += failing
+		}
+		if c.out = n.fixed(r.req, int32(i)); c.out == Accepted {
 			c.out = r.req.variable(node, int(c.all))
 		}
 	}
@@ -151,7 +173,7 @@ func newRound(n *Nodes, g *Group) *round {
 	for i := range g.Tasks {
 		if held := g.Tasks[i].Held; held != nil && held != last {
 			last = held
-			if at, ok := n.index[held.Node]; ok && r.cands[at].load >= oneOfService {
+			if at, ok := n.index[held.Node]; ok && r.cands[at].load&^failing >= oneOfService {
 				r.cands[at].load -= oneOfService
 			}
 		}
@@ -199,18 +221,22 @@ func (r *round) placeOn(t *Task) (string, Rejections) {
 // takesOver reports whether a task fits on the node in the place of the one that holds the claim.
 func (r *round) takesOver(at int32, held *Claim) bool {
 	c := &r.cands[at]
-	if held.taken || c.out == NotReady || c.out == Constrained || c.out == WrongPlatform {
+	if held.taken || c.out > Accepted && c.out < Insufficient {
 		return false
 	}
 	node := &r.nodes.nodes[at]
-	return covers(node.Free, beyond(r.req.Reserve, held.Resources)) &&
+	return node.hasGeneric(r.req.Generic, held.Generic) && covers(node.Free, beyond(r.req.Reserve, held.Resources)) &&
 		!slices.ContainsFunc(r.req.Ports, func(p Port) bool { return node.Ports[p] && !slices.Contains(held.Ports, p) }) &&
 		(r.req.MaxPerNode == 0 || uint64(c.all) <= r.req.MaxPerNode)
 }
 
 func (r *round) claim(at int32) {
 	c := &r.cands[at]
-	r.nodes.nodes[at].take(r.req.Reserve, r.req.Ports, 1)
+	node := &r.nodes.nodes[at]
+	node.take(r.req.Reserve, r.req.Ports, 1)
+	if len(r.req.Generic) > 0 {
+		r.out.Generic = node.takeGeneric(r.req.Generic, nil)
+	}
 	c.load++
 	c.all++
 	r.claimed(at)
@@ -218,7 +244,11 @@ func (r *round) claim(at int32) {
 
 func (r *round) claimHeld(at int32, held *Claim) {
 	held.taken = true
-	r.nodes.nodes[at].take(beyond(r.req.Reserve, held.Resources), r.req.Ports, 0)
+	node := &r.nodes.nodes[at]
+	node.take(beyond(r.req.Reserve, held.Resources), r.req.Ports, 0)
+	if len(r.req.Generic) > 0 {
+		r.out.Generic = node.takeGeneric(r.req.Generic, held.Generic)
+	}
 	r.claimed(at)
 }
 
@@ -230,6 +260,7 @@ func (r *round) claimed(at int32) {
 	if c.out == Accepted {
 		c.out = r.req.variable(node, int(c.all))
 	}
+	r.nodes.changed(at)
 	r.tree.moved(at)
 }
 
@@ -247,6 +278,12 @@ func (r *round) rejections() Rejections {
 // before is the order among the nodes of one branch.
 func (r *round) before(i, j int32) bool {
 	a, b := &r.cands[i], &r.cands[j]
+	if r.req.Binpack {
+		if x, y := a.load&failing, b.load&failing; x != y {
+			return x < y
+		}
+		return fuller(&r.nodes.nodes[i], &r.nodes.nodes[j], cmp.Or(cmp.Compare(a.hash, b.hash), cmp.Compare(i, j)) < 0)
+	}
 	if a.load != b.load {
 		return a.load < b.load
 	}
@@ -254,6 +291,17 @@ func (r *round) before(i, j int32) bool {
 		return a.share < b.share
 	}
 	return cmp.Or(cmp.Compare(a.hash, b.hash), cmp.Compare(i, j)) < 0
+}
+
+// fuller is the order of binpack: what is reserved more first, then what has more tasks.
+func fuller(a, b *Node, otherwise bool) bool {
+	if a.reserved != b.reserved {
+		return a.reserved > b.reserved
+	}
+	if a.Tasks != b.Tasks {
+		return a.Tasks > b.Tasks
+	}
+	return otherwise
 }
 
 // beyond is what must still be free when a claim of size held becomes one of the larger of both.

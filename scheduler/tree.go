@@ -34,7 +34,7 @@ func (t *tree) build(r *round, seed uint64) {
 			c.leaf = t.child(c.leaf, a.Of(&r.nodes.nodes[i]), seed+uint64(level))
 		}
 		leaf := &t.branches[c.leaf]
-		leaf.count += int(c.load / oneOfService)
+		leaf.count += int(c.load &^ failing / oneOfService)
 		if c.out != Accepted {
 			continue
 		}
@@ -119,7 +119,7 @@ func (t *tree) moved(at int32) {
 	}
 	for {
 		if pos >= 0 {
-			t.down(b, pos)
+			t.down(b, t.up(b, pos)) // up: with binpack, a task more makes a node a better one
 		}
 		at := &t.branches[b]
 		at.count++
@@ -190,7 +190,8 @@ func (t *tree) down(b, pos int32) {
 	t.set(b, pos, x)
 }
 
-func (t *tree) up(b, pos int32) {
+// up returns where it has got to.
+func (t *tree) up(b, pos int32) int32 {
 	heap, leaf := t.branches[b].heap, t.isLeaf(b)
 	x := heap[pos]
 	for pos > 0 {
@@ -202,4 +203,5 @@ func (t *tree) up(b, pos int32) {
 		pos = parent
 	}
 	t.set(b, pos, x)
+	return pos
 }

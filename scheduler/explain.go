@@ -1,0 +1,95 @@
+package scheduler
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Verdict is what the filters say of one node for the tasks of a group.
+type Verdict struct {
+	Node   string
+	Filter Filter // Accepted: the node would take one
+	// Detail says what is asked and what there is: needs 2 CPUs, 0.5 of 4 free.
+	Detail string
+}
+
+// Explain judges every node for one more task of the group, by node ID, and changes nothing.
+func (n *Nodes) Explain(g *Group) []Verdict {
+	q := g.Requirements
+	n.judge(q)
+	out := make([]Verdict, len(n.nodes))
+	for i := range n.nodes {
+		node := &n.nodes[i]
+		v := &out[i]
+		v.Node, v.Filter = node.ID, n.fixed(q, int32(i))
+		if v.Filter == Accepted {
+			v.Filter = q.variable(node, g.OnNode[node.ID])
+		}
+		v.Detail = q.detail(node, v.Filter, g)
+	}
+	return out
+}
+
+func (q *Requirements) detail(n *Node, f Filter, g *Group) string {
+	switch f {
+	case Accepted:
+		if g.Failing[n.ID] {
+			return "suits, but comes last: the service has failed here again and again of late"
+		}
+		return "suits"
+	case NotReady:
+		return "is down, or takes no new tasks"
+	case Constrained:
+		for i := range q.Constraints {
+			if c := &q.Constraints[i]; !c.Match(n) {
+				if value := c.attribute.Of(n); value != "" {
+					return fmt.Sprintf("%s: the node has %q", c.text, value)
+				}
+				return c.text + ": the node has none"
+			}
+		}
+	case WrongPlatform:
+		var want []string
+		for _, p := range q.Platforms {
+			want = append(want, p.OS+"/"+p.Arch)
+		}
+		return fmt.Sprintf("the image is for %s, the node is %s/%s", strings.Join(want, ", "), n.OS, n.Arch)
+	case CannotEncrypt:
+		return "a network of the service is encrypted, and the node has no WireGuard"
+	case Insufficient:
+		var short []string
+		if q.Reserve.NanoCPUs > n.Free.NanoCPUs {
+			short = append(short, fmt.Sprintf("needs %s CPUs, %s of %s free", cpus(q.Reserve.NanoCPUs), cpus(n.Free.NanoCPUs), cpus(n.Capacity.NanoCPUs)))
+		}
+		if q.Reserve.MemoryBytes > n.Free.MemoryBytes {
+			short = append(short, fmt.Sprintf("needs %s of memory, %s of %s free", mebibytes(q.Reserve.MemoryBytes), mebibytes(n.Free.MemoryBytes), mebibytes(n.Capacity.MemoryBytes)))
+		}
+		return strings.Join(short, "; ")
+	case NoGeneric:
+		for _, w := range q.Generic {
+			have := int64(0)
+			if g := n.generic(w.Kind); g != nil {
+				have = max(g.left(), 0)
+			}
+			if have < w.Count {
+				return fmt.Sprintf("needs %d of %s, %d free", w.Count, w.Kind, have)
+			}
+		}
+	case PortInUse:
+		for _, p := range q.Ports {
+			if n.Ports[p] {
+				return fmt.Sprintf("port %d/%s is in use", p.Number, p.Protocol.Name())
+			}
+		}
+	case TooManyReplicas:
+		return fmt.Sprintf("has %d tasks of the service, %d are allowed on a node", g.OnNode[n.ID], q.MaxPerNode)
+	}
+	return ""
+}
+
+func cpus(nano int64) string { return strconv.FormatFloat(float64(nano)/1e9, 'f', -1, 64) }
+
+func mebibytes(b int64) string {
+	return strconv.FormatFloat(float64(b/(1<<10))/(1<<10), 'f', -1, 64) + " MiB"
+}

@@ -1,0 +1,174 @@
+package scheduler
+
+import (
+	"cmp"
+	"slices"
+)
+
+// Balance is a service as Rebalance sees it.
+type Balance struct {
+	Service      string
+	Requirements *Requirements
+	// OnNode is the number of the service's tasks by node.
+	OnNode map[string]int
+	// Movable are the nodes from which a task may be moved now, with one such task of each.
+	Movable map[string]string
+}
+
+// Move is a task that would be better off elsewhere.
+type Move struct {
+	Service, Task, From, To string
+}
+
+// skew is how a move changes the sums of squares of what is to be even: the tasks in the branches of each spread
+// preference, the service's tasks a node, and the tasks a node. A move is an improvement if the first of them that
+// changes gets smaller. All of them are whole numbers that no sequence of improvements can lower for ever, so it ends.
+type skew [maxLevels + 2]int
+
+// maxLevels of spread preferences are looked at.
+const maxLevels = 6
+
+func (s skew) improves() bool {
+	for _, d := range s {
+		if d != 0 {
+			return d < 0
+		}
+	}
+	return false
+}
+
+// Rebalance proposes at most so many moves, at most one a service, in the order of the services. Each makes the
+// placement more even by itself and after those before it; the nodes and OnNode count it as done.
+// Services that pack tasks are left alone, and so are nodes that no filter accepts.
+func (n *Nodes) Rebalance(services []Balance, most int) []Move {
+	var out []Move
+	for i := range services {
+		if len(out) == most {
+			break
+		}
+		s := &services[i]
+		if s.Requirements.Binpack || len(s.Movable) == 0 {
+			continue
+		}
+		from, to, ok := n.move(s)
+		if !ok {
+			continue
+		}
+		out = append(out, Move{Service: s.Service, Task: s.Movable[n.nodes[from].ID], From: n.nodes[from].ID, To: n.nodes[to].ID})
+		delete(s.Movable, n.nodes[from].ID)
+		n.shift(s, from, to)
+	}
+	return out
+}
+
+// shift counts a move as done.
+func (n *Nodes) shift(s *Balance, from, to int32) {
+	q := s.Requirements
+	a, b := &n.nodes[from], &n.nodes[to]
+	b.take(q.Reserve, q.Ports, 1)
+	if len(q.Generic) > 0 {
+		b.takeGeneric(q.Generic, nil)
+	}
+	a.take(Resources{NanoCPUs: -q.Reserve.NanoCPUs, MemoryBytes: -q.Reserve.MemoryBytes}, nil, -1)
+	for _, p := range q.Ports {
+		delete(a.Ports, p)
+	}
+	n.changed(from)
+	n.changed(to)
+	s.OnNode[a.ID]--
+	s.OnNode[b.ID]++
+}
+
+// branchOf is the path of a node along the spread preferences.
+type branchOf [maxLevels]string
+
+// move finds the best improvement of one service; of equally good ones that from the fuller to the emptier node.
+func (n *Nodes) move(s *Balance) (from, to int32, ok bool) {
+	q := s.Requirements
+	n.judge(q)
+	levels := min(len(q.Spread), maxLevels)
+	counts := map[branchOf]int{}
+	fullest, emptiest := map[branchOf]int32{}, map[branchOf]int32{}
+	var leaves []branchOf
+	for i := range n.nodes {
+		at, node := int32(i), &n.nodes[i]
+		var leaf branchOf
+		for l := range levels {
+			leaf[l] = q.Spread[l].Of(node)
+			var branch branchOf
+			copy(branch[:l+1], leaf[:l+1])
+			counts[branchKey(branch, l)] += s.OnNode[node.ID]
+		}
+		seen := false
+		if s.Movable[node.ID] != "" {
+			best, known := fullest[leaf]
+			if !known || n.compare(s, at, best) > 0 {
+				fullest[leaf] = at
+			}
+			seen = true
+		}
+		if n.fixed(q, at) == Accepted && q.variable(node, s.OnNode[node.ID]) == Accepted {
+			best, known := emptiest[leaf]
+			if !known || n.compare(s, at, best) < 0 {
+				emptiest[leaf] = at
+			}
+			seen = true
+		}
+		if seen && !slices.Contains(leaves, leaf) {
+			leaves = append(leaves, leaf)
+		}
+	}
+	var best skew
+	for _, a := range leaves {
+		f, movable := fullest[a]
+		if !movable {
+			continue
+		}
+		for _, b := range leaves {
+			t, takes := emptiest[b]
+			if !takes || t == f {
+				continue
+			}
+			d := n.gain(s, f, t, a, b, counts, levels)
+			if d.improves() && (!ok || less(d, best) || d == best && n.tie(s, f, t, from, to) < 0) {
+				from, to, best, ok = f, t, d, true
+			}
+		}
+	}
+	return from, to, ok
+}
+
+// branchKey tells a branch from a deeper one whose further values are empty.
+func branchKey(b branchOf, level int) branchOf {
+	b[level] += "\x00"
+	return b
+}
+
+func (n *Nodes) gain(s *Balance, from, to int32, a, b branchOf, counts map[branchOf]int, levels int) skew {
+	var d skew
+	var x, y branchOf
+	for l := range levels {
+		x[l], y[l] = a[l], b[l]
+		if x != y {
+			d[l] = 2*(counts[branchKey(y, l)]-counts[branchKey(x, l)]) + 2
+		}
+	}
+	f, t := &n.nodes[from], &n.nodes[to]
+	d[maxLevels] = 2*(s.OnNode[t.ID]-s.OnNode[f.ID]) + 2
+	d[maxLevels+1] = 2*(t.Tasks-f.Tasks) + 2
+	return d
+}
+
+func less(a, b skew) bool { return slices.Compare(a[:], b[:]) < 0 }
+
+// compare orders nodes by how full they are for the service.
+func (n *Nodes) compare(s *Balance, i, j int32) int {
+	a, b := &n.nodes[i], &n.nodes[j]
+	return cmp.Or(cmp.Compare(s.OnNode[a.ID], s.OnNode[b.ID]), cmp.Compare(a.Tasks, b.Tasks),
+		cmp.Compare(a.reserved, b.reserved), cmp.Compare(a.ID, b.ID))
+}
+
+// tie settles which of two equally good moves is made.
+func (n *Nodes) tie(s *Balance, from, to, otherFrom, otherTo int32) int {
+	return cmp.Or(n.compare(s, otherFrom, from), n.compare(s, to, otherTo))
+}
