@@ -167,7 +167,7 @@ func TestWait_Timeout_EndsWithAnError(t *testing.T) {
 		"service create --timeout 5ms whoami:v1": "swarmctl: service web0000000000000000000web has not settled within 5ms; the cluster goes on, see `swarmctl service ps web0000000000000000000web`\n",
 		"service rm --timeout 5ms web":           "swarmctl: service web has not settled within 5ms; the cluster goes on, see `swarmctl service ls`\n",
 	} {
-		if o := f.run(strings.Fields(line)...); o.code != exitFailed || o.stderr != want {
+		if o := f.run(strings.Fields(line)...); o.code != exitTimeout || o.stderr != want {
 			t.Errorf("%s: %+v", line, o)
 		}
 	}

@@ -31,12 +31,12 @@ type fake struct {
 	logs    *fakeLogs
 	clock   *fakeClock
 	// terminal is whether swarmctl can draw, and its size.
-	terminal      bool
-	width, height int
-	stdin         string
-	input         io.Reader          // in place of stdin
-	patience      time.Duration      // of calls
-	cancel        context.CancelFunc // of the run under way
+	terminal, colours bool
+	width, height     int
+	stdin             string
+	input             io.Reader          // in place of stdin
+	patience          time.Duration      // of calls
+	cancel            context.CancelFunc // of the run under way
 }
 
 // start serves; a worker has no Control.
@@ -95,7 +95,7 @@ func (f *fake) runIn(ctx context.Context, args ...string) outcome {
 	var out, err bytes.Buffer
 	a := &app{
 		in: strings.NewReader(f.stdin), out: &out, err: &err, terminal: f.terminal, width: f.width, height: f.height,
-		now: f.clock.now, ticks: f.clock.ticks, patience: f.patience,
+		now: f.clock.now, ticks: f.clock.ticks, patience: f.patience, author: "ann@desk", colours: f.colours,
 	}
 	if len(args) > 0 && args[len(args)-1] != "--help" {
 		args = append([]string{"--host", "unix://" + f.socket}, args...)
@@ -222,7 +222,8 @@ type fakeControl struct {
 	wished      int // calls that wished for a stale answer
 	requests    []string
 	changes     []*swarmpb.NodeSpec
-	networks    []*swarmpb.NetworkInfo
+	rollouts
+	networks []*swarmpb.NetworkInfo
 	// network is what becomes of networks: each GetNetwork takes the next.
 	network []func(c *fakeControl)
 	made    *swarmpb.NetworkSpec
@@ -334,7 +335,7 @@ func (c *fakeControl) CreateService(ctx context.Context, req *swarmpb.CreateServ
 	if err := c.answer(ctx); err != nil {
 		return nil, err
 	}
-	c.created, c.requested = swarmpb.Clone(req.Spec), swarmpb.Clone(req)
+	c.created, c.requested, c.authors = swarmpb.Clone(req.Spec), swarmpb.Clone(req), append(c.authors, req.Author)
 	if req.Spec.Name == "" {
 		req.Spec.Name = "calm_otter"
 	}
@@ -352,8 +353,8 @@ func (c *fakeControl) UpdateService(_ context.Context, req *swarmpb.UpdateServic
 	if err := req.Spec.Validate(); err != nil {
 		return nil, wire.Errorf(wire.CodeInvalid, "%w", err)
 	}
-	c.updated = append(c.updated, req.Spec)
-	return &swarmpb.UpdateServiceResponse{Id: req.Service, Warnings: c.warnings}, nil
+	c.updated, c.authors = append(c.updated, req.Spec), append(c.authors, req.Author)
+	return &swarmpb.UpdateServiceResponse{Id: req.Service, Warnings: c.warnings, Revision: c.revision}, nil
 }
 
 func (c *fakeControl) RemoveService(ctx context.Context, req *swarmpb.RemoveServiceRequest) (*swarmpb.RemoveServiceResponse, error) {

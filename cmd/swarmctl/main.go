@@ -2,7 +2,8 @@
 // share: output.go what listings look like, inspect.go what an object looks like, progress.go when a wait is over.
 //
 // What it promises: results go to standard output, all else to standard error. It exits with 0 when what was asked for
-// has been done, with 1 and a reason when it has not, and with 130 when it was interrupted. JSON has lowerCamelCase
+// has been done or waits for a person, with 1 and a reason when it has not, with 2 when a plan does not come to an end,
+// with 124 when --timeout was over before, and with 130 when it was interrupted. JSON has lowerCamelCase
 // fields that are always there, numbers as numbers, times as RFC 3339 and durations as text.
 package main
 
@@ -29,9 +30,9 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the process at once
-	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr, now: time.Now, ticks: ticks, patience: patience}
+	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr, now: time.Now, ticks: ticks, patience: patience, author: author()}
 	if fd := int(os.Stdout.Fd()); term.IsTerminal(fd) {
-		a.terminal = true
+		a.terminal, a.colours = true, os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 		if width, height, err := term.GetSize(fd); err == nil {
 			a.width, a.height = width, height
 		}
@@ -50,11 +51,13 @@ type app struct {
 	in       io.Reader
 	out, err io.Writer
 	// terminal: out can be drawn on; its size in characters, 0 = not known.
-	terminal      bool
-	width, height int
-	now           func() time.Time
-	ticks         func(time.Duration) (<-chan time.Time, func())
-	host          string
+	terminal, colours bool
+	width, height     int
+	now               func() time.Time
+	ticks             func(time.Duration) (<-chan time.Time, func())
+	host              string
+	// author is who the history names for what this run asks for.
+	author string
 	// patience is how long a call is tried again while there is no leader.
 	patience time.Duration
 	// stale: answers may come from this manager's own copy. A run warns of one of them.
@@ -70,11 +73,24 @@ func (a *app) reading(cmd *cobra.Command) {
 // errInterrupted is what a wait ends with on Ctrl-C.
 var errInterrupted = errors.New("interrupted")
 
-// Exit codes.
+// Exit codes. Those of timeout and interruption are what timeout(1) and shells use.
 const (
 	exitFailed      = 1
+	exitNoEnd       = 2 // a plan does not come to an end
+	exitTimeout     = 124
 	exitInterrupted = 130
 )
+
+// coded is an error with an exit code of its own.
+type coded struct {
+	error
+	code int
+}
+
+func (c coded) Unwrap() error { return c.error }
+
+// timedOut marks the error of a wait whose --timeout was over.
+func timedOut(err error) error { return coded{err, exitTimeout} }
 
 func (a *app) main(ctx context.Context, args []string) int {
 	cmd := a.command()
@@ -83,6 +99,9 @@ func (a *app) main(ctx context.Context, args []string) int {
 	cmd.SetErr(a.err)
 	err := cmd.ExecuteContext(ctx)
 	code := exitFailed
+	if own := (coded{}); errors.As(err, &own) {
+		code = own.code
+	}
 	switch {
 	case err == nil:
 		return 0

@@ -68,7 +68,7 @@ func (a *app) roleCommand(role swarmpb.NodeRole, cmd *cobra.Command) *cobra.Comm
 	)
 	cmd.Args = someArgs("node")
 	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "return at once instead of waiting until it is done")
-	cmd.Flags().DurationVar(&timeout, "timeout", roleTimeout, "stop waiting, with an error, after this time")
+	cmd.Flags().DurationVar(&timeout, "timeout", roleTimeout, "stop waiting after this time, with exit code 124")
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
 		if timeout <= 0 {
 			return usageError(cmd, "--timeout %s: want more than 0; use --detach in order not to wait", timeout)
@@ -189,8 +189,8 @@ func (a *app) isSelf(ctx context.Context, c *client, id string) bool {
 func (w roleWait) interrupted(ctx context.Context, stage string) error {
 	const hint = "the cluster goes on, see `swarmctl node ls`"
 	if errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
-		return fmt.Errorf("node %s has not become a %s within %s (%s); %s; the log of the leader's swarmd says what it waits for",
-			w.name, w.role.Name(), w.timeout, stage, hint)
+		return timedOut(fmt.Errorf("node %s has not become a %s within %s (%s); %s; the log of the leader's swarmd says what it waits for",
+			w.name, w.role.Name(), w.timeout, stage, hint))
 	}
 	return fmt.Errorf("%w; %s", errInterrupted, hint)
 }

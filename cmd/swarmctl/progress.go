@@ -32,6 +32,10 @@ type goal struct {
 	name    string // as the user knows it; may be empty
 	// removed: until the service is gone, instead of until it has settled.
 	removed bool
+	// revision is the service's that the command has made; 0: none, or not known.
+	revision uint64
+	// told: it is about what the user told the rollout; paused: until that stands still; back: it goes back, which is no failure.
+	told, paused, back bool
 }
 
 // await shows progress until the goal is reached, or says why it cannot be.
@@ -65,6 +69,9 @@ func (a *app) await(ctx context.Context, c *client, w waiting, g goal) error {
 		now := a.now()
 		v := p.judge(now)
 		s.draw(v, now)
+		if v.done && v.err == nil && v.note != "" {
+			return a.say("%s: %s", p.name(), v.note)
+		}
 		if v.done || v.err != nil {
 			return v.err
 		}
@@ -79,7 +86,7 @@ func (p *picture) endOfWatch(ctx context.Context, w waiting, err error) error {
 	}
 	switch {
 	case errors.Is(context.Cause(ctx), context.DeadlineExceeded):
-		return fmt.Errorf("service %s has not settled within %s; the cluster goes on, %s", p.name(), w.timeout, hint)
+		return timedOut(fmt.Errorf("service %s has not settled within %s; the cluster goes on, %s", p.name(), w.timeout, hint))
 	case ctx.Err() != nil:
 		return fmt.Errorf("%w; the cluster goes on, %s", errInterrupted, hint)
 	case errors.Is(err, wire.ErrNotFound) && p.goal.removed:
@@ -152,6 +159,8 @@ type picture struct {
 	counted  map[string]bool
 	// former is when the update started whose end was known before the wait began: it is history.
 	former int64
+	// template and revision are the service's when the wait began.
+	template, revision uint64
 	// good is since when everything is as it should be, stuck what has kept a replica from that for a while.
 	good  time.Time
 	stuck map[string]plight
@@ -197,7 +206,9 @@ func (p *picture) take(m *swarmpb.WatchServiceResponse) {
 		return
 	}
 	p.service = m.Service
-	if u := m.GetService().GetProgress().GetUpdate(); first && u.GetState() != swarmpb.UpdateState_UPDATE_STATE_UPDATING {
+	u := m.GetService().GetProgress().GetUpdate()
+	ours := p.goal.told || p.goal.paused || p.goal.revision != 0 && u.GetRevision() == p.goal.revision
+	if first && !ours && u.GetState() != swarmpb.UpdateState_UPDATE_STATE_UPDATING {
 		p.former = u.GetStartedAt()
 	}
 }
@@ -222,6 +233,12 @@ type verdict struct {
 	replicas []replica
 	// summary is one line for all; countdown changes with time alone.
 	summary, countdown string
+	// Of a rollout: where it is, and the versions that have replicas, each on a line and all on one.
+	rolling            bool
+	headline, setsText string
+	sets               []string
+	// note is said at the end, where that is not all that there is to it.
+	note string
 }
 
 func (p *picture) judge(now time.Time) verdict {
@@ -257,9 +274,15 @@ func (p *picture) settling(now time.Time) verdict {
 	if s.GetService().GetRemoving() {
 		return verdict{err: fmt.Errorf("service %s is being removed", name)}
 	}
-	u := s.GetProgress().GetUpdate()
-	if p.former != 0 && u.GetStartedAt() == p.former {
-		u = nil
+	if s.GetService().GetRevision() < p.goal.revision {
+		return verdict{} // from before the change
+	}
+	if err := p.superseded(); err != nil {
+		return verdict{err: err}
+	}
+	u := p.rollout()
+	if p.unobeyed(u) {
+		return verdict{summary: "waiting for the leader"}
 	}
 	v := verdict{}
 	wanted, surplus := p.byReplica()
@@ -283,29 +306,25 @@ func (p *picture) settling(now time.Time) verdict {
 	if surplus > 0 {
 		v.summary += fmt.Sprintf(", %d to stop", surplus)
 	}
-	rolling := false
-	switch u.GetState() {
-	case swarmpb.UpdateState_UPDATE_STATE_PAUSED, swarmpb.UpdateState_UPDATE_STATE_ROLLBACK_PAUSED:
-		v.err = fmt.Errorf("update of %s is %s: %s; see `swarmctl service ps %s`, then update it again", name, strings.ReplaceAll(u.State.Name(), "_", " "), u.Message, name)
+	if p.judgeRollout(u, &v, now) {
 		return v
-	case swarmpb.UpdateState_UPDATE_STATE_ROLLBACK_COMPLETED:
-		v.err = fmt.Errorf("update of %s was rolled back: %s", name, u.Message)
-		return v
-	case swarmpb.UpdateState_UPDATE_STATE_UPDATING:
-		rolling = true
-		v.summary += "; updating"
-	case swarmpb.UpdateState_UPDATE_STATE_ROLLBACK_STARTED:
-		rolling = true
-		v.summary += "; rolling back"
 	}
-	if rolling {
+	if v.rolling && settled == len(wanted) && p.forPerson(u, &v, now) {
+		return v
+	}
+	if v.rolling && !waitsForPerson(u) {
 		v.err = nil // the update's own rules decide, and its state tells
 	}
 	if v.err == nil {
 		v.err = trouble // which an update waits for too
 	}
-	if rolling || surplus > 0 || uint64(settled) != s.GetDesired() || len(wanted) != settled {
+	if v.rolling || surplus > 0 || uint64(settled) != s.GetDesired() || len(wanted) != settled {
 		p.good = time.Time{}
+		return v
+	}
+	if u.GetState() == swarmpb.UpdateState_UPDATE_STATE_COMPLETED && (p.goal.revision != 0 || p.goal.told || p.goal.back) {
+		v.summary += "; settled" // the rollout has watched them for that time
+		v.done = true
 		return v
 	}
 	return p.stable(v, now)
@@ -379,8 +398,9 @@ func (p *picture) byReplica() (wanted []attempts, surplus int) {
 // attempt goes on all the same.
 func (p *picture) attempt(r attempts, now time.Time) (ok bool, hopelessness string, live bool) {
 	t, name := r.newest, r.newest.GetName()
-	current := t.GetTask().GetTemplateVersion() == p.service.GetService().GetTemplateVersion()
-	if current && (t.GetState() == swarmpb.TaskState_TASK_STATE_RUNNING || t.GetState() == swarmpb.TaskState_TASK_STATE_COMPLETE) {
+	current := p.current(p.rollout(), t.GetTask().GetTemplateVersion())
+	up := t.GetState() == swarmpb.TaskState_TASK_STATE_RUNNING && !t.GetStatus().GetHealth().GetNotReady()
+	if current && (up || t.GetState() == swarmpb.TaskState_TASK_STATE_COMPLETE) {
 		delete(p.stuck, name)
 		return true, "", true
 	}
@@ -423,6 +443,14 @@ func (p *picture) describe(of attempts, ok bool) replica {
 		r.text += " on " + t.GetNodeHostname()
 	}
 	if ok {
+		return r
+	}
+	if h := t.GetStatus().GetHealth(); h.GetNotReady() && !t.GetState().Ended() {
+		r.text += ", " + healthWord(h)
+		if said := strings.TrimSpace(h.GetOutput()); said != "" {
+			r.text += ": " + said
+		}
+		r.trouble = r.text
 		return r
 	}
 	why := cmp.Or(t.GetError(), t.GetPlacement().GetMessage())

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -17,6 +18,8 @@ const (
 	// many replicas it is said every sayEvery how far their images are.
 	saidTroubles = 20
 	saidPulls    = 5
+	// saidSummaries is how many changes of numbers are printed there before only one every sayEvery is.
+	saidSummaries = 50
 )
 
 // screen shows verdicts. On a terminal it draws them over one another; elsewhere it prints what is new.
@@ -28,6 +31,10 @@ type screen struct {
 	drawn int
 	last  string
 	said  map[string]bool
+	// headline is that of the last summary, summaries how many were printed, summaryAt when the last one was.
+	headline  string
+	summaries int
+	summaryAt time.Time
 	// pulls are the replicas of which it was said how far their images are, saidAt when that was; zero = none is under way.
 	pulls  map[string]bool
 	saidAt time.Time
@@ -41,13 +48,14 @@ func (s *screen) draw(v verdict, now time.Time) {
 		s.overdraw(v)
 		return
 	}
-	s.print(v)
+	s.print(v, now)
 	s.printPulls(v.replicas, now)
 }
 
 // overdraw writes all lines anew in the place of those before.
 func (s *screen) overdraw(v verdict) {
-	lines := append(s.lines(v.replicas), v.summary+v.countdown)
+	lines := append(slices.Clone(v.sets), s.lines(v.replicas, len(v.sets))...)
+	lines = append(lines, v.summary+v.countdown)
 	for i, l := range lines {
 		lines[i] = clean(l)
 		if s.width > 0 {
@@ -65,11 +73,11 @@ func (s *screen) overdraw(v verdict) {
 	s.last, s.drawn = strings.Join(lines, "\n"), len(lines)
 }
 
-// lines are the replicas' that there is room for.
-func (s *screen) lines(replicas []replica) []string {
+// lines are the replicas' that there is room for beside others.
+func (s *screen) lines(replicas []replica, others int) []string {
 	room := shownReplicas
 	if s.height > 0 {
-		room = min(room, max(s.height-2, 0)) // the summary, and the line that the cursor is on
+		room = min(room, max(s.height-2-others, 0)) // the summary, and the line that the cursor is on
 	}
 	var hidden string
 	if len(replicas) > room {
@@ -108,8 +116,8 @@ func troubles(replicas []replica, room int) (shown []replica, hidden string) {
 	return shown, hidden
 }
 
-// print writes each trouble once, and the summary when it has changed.
-func (s *screen) print(v verdict) {
+// print writes each trouble once, and the summary when it has changed; of many changes in numbers alone, some.
+func (s *screen) print(v verdict, now time.Time) {
 	if s.said == nil {
 		s.said = map[string]bool{}
 	}
@@ -121,10 +129,17 @@ func (s *screen) print(v verdict) {
 		s.said[line] = true
 		_, _ = fmt.Fprintln(s.out, line)
 	}
-	if v.summary != s.last {
-		s.last = v.summary
-		_, _ = fmt.Fprintln(s.out, v.summary)
+	summary := v.summary
+	if v.setsText != "" {
+		summary += "; " + v.setsText
 	}
+	urgent := v.done || v.err != nil || v.headline != s.headline || s.summaries < saidSummaries || now.Sub(s.summaryAt) >= sayEvery
+	if summary == s.last || !urgent {
+		return
+	}
+	s.last, s.headline, s.summaryAt = summary, v.headline, now
+	s.summaries++
+	_, _ = fmt.Fprintln(s.out, clean(summary))
 }
 
 // printPulls says now and then how far images are that take their time, and of those what came of it.

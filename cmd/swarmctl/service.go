@@ -25,6 +25,9 @@ type serviceRow struct {
 	Image    string `json:"image"`
 	Ports    string `json:"ports"`
 	Update   string `json:"update"`
+	Rollout  string `json:"rollout"` // the same in few words, with the phase; empty when nothing is under way
+	Version  uint64 `json:"version"`
+	NotReady uint64 `json:"notReady"`
 	Removing bool   `json:"removing"`
 
 	labels map[string]string
@@ -35,18 +38,10 @@ func newServiceRow(s *swarmpb.ServiceInfo) serviceRow {
 	return serviceRow{
 		ID: service.GetId(), Name: spec.GetName(), Mode: modeWord(spec.GetMode()), Running: s.GetRunning(), Desired: s.GetDesired(),
 		Replicas: fmt.Sprintf("%d/%d", s.GetRunning(), s.GetDesired()), Image: spec.GetTask().GetContainer().GetImage(),
-		Ports: portsText(servicePorts(s), false), Update: updateWord(s), Removing: service.GetRemoving(),
+		Ports: portsText(servicePorts(s), false), Update: updateStateWord(s.GetProgress().GetUpdate().GetState()),
+		Rollout: rolloutWord(s.GetProgress().GetUpdate()), Version: service.GetRevision(), NotReady: s.GetNotReady(), Removing: service.GetRemoving(),
 		labels: spec.GetLabels(),
 	}
-}
-
-// updateWord is the state of the service's last update; empty when there was none.
-func updateWord(s *swarmpb.ServiceInfo) string {
-	state := s.GetProgress().GetUpdate().GetState()
-	if state == swarmpb.UpdateState_UPDATE_STATE_UNSPECIFIED {
-		return ""
-	}
-	return state.Name()
 }
 
 func modeWord(m *swarmpb.ServiceMode) string {
@@ -59,7 +54,9 @@ func modeWord(m *swarmpb.ServiceMode) string {
 func (a *app) serviceCommand() *cobra.Command {
 	return group("service", "Create, change and see services",
 		a.serviceCreateCommand(), serviceListCommand(a), a.servicePsCommand(), a.serviceInspectCommand(), a.serviceLogsCommand(),
-		a.serviceScaleCommand(), a.serviceUpdateCommand(), a.serviceRemoveCommand())
+		a.serviceScaleCommand(), a.serviceUpdateCommand(), a.serviceRemoveCommand(),
+		a.servicePlanCommand(), a.servicePauseCommand(), a.serviceResumeCommand(), a.servicePromoteCommand(), a.serviceAbortCommand(),
+		a.serviceRollbackCommand(), a.serviceHistoryCommand(), a.serviceDiffCommand())
 }
 
 func newServiceFilter() *filter[serviceRow] {
@@ -85,8 +82,8 @@ func serviceListCommand(a *app) *cobra.Command {
 			switch {
 			case r.Removing:
 				return r.Replicas + " (removing)"
-			case r.Update != "" && r.Update != "completed":
-				return r.Replicas + " (" + strings.ReplaceAll(r.Update, "_", " ") + ")"
+			case r.Rollout != "":
+				return r.Replicas + " (" + r.Rollout + ")"
 			}
 			return r.Replicas
 		}, false},
@@ -123,16 +120,22 @@ func (a *app) prettyService(w io.Writer, s *swarmpb.ServiceInfo) {
 	p := printer{w: w, width: len("Stop grace period:")}
 	p.line("ID", service.GetId())
 	p.line("Name", spec.GetName())
+	if service.GetRevision() > 0 {
+		p.line("Version", fmt.Sprint(service.GetRevision()))
+	}
 	p.line("Labels", pairs(spec.GetLabels()))
 	p.line("Mode", modeWord(spec.GetMode()))
-	p.line("Replicas", fmt.Sprintf("%d running of %d", s.GetRunning(), s.GetDesired()))
+	up := fmt.Sprintf("%d running of %d", s.GetRunning(), s.GetDesired())
+	if s.GetNotReady() > 0 {
+		up += fmt.Sprintf(", %d not ready", s.GetNotReady())
+	}
+	p.line("Replicas", up)
 	if service.GetRemoving() {
 		p.line("Removing", "yes")
 	}
 	p.line("Created", a.ago(service.GetMeta().GetCreatedAt()))
 	p.line("Updated", a.ago(service.GetMeta().GetUpdatedAt()))
-	u := s.GetProgress().GetUpdate()
-	p.line("Last update", strings.TrimSuffix(updateWord(s)+": "+u.GetMessage(), ": "))
+	a.prettyRollout(p, s)
 	prettyContainer(p, spec.GetTask().GetContainer())
 	task := spec.GetTask()
 	p.line("Limits", resourcesText(task.GetResources().GetLimits(), task.GetResources().GetPidsLimit()))
@@ -148,8 +151,8 @@ func (a *app) prettyService(w io.Writer, s *swarmpb.ServiceInfo) {
 	if n := task.GetPlacement().GetMaxReplicasPerNode(); n > 0 {
 		p.line("At most", count(n, "replica")+" a node")
 	}
-	p.line("Update", updateText(spec.GetUpdate()))
-	p.line("Rollback", updateText(spec.GetRollback()))
+	prettyUpdate(p, "Update", spec.GetUpdate())
+	prettyUpdate(p, "Rollback", spec.GetRollback())
 	prettyEndpoint(p, s)
 	p.line("Template", fmt.Sprintf("version %d", service.GetTemplateVersion()))
 	p.line("PROBLEM", s.GetEndpoint().GetMessage())
@@ -191,6 +194,13 @@ func prettyContainer(p printer, c *swarmpb.ContainerSpec) {
 	for _, m := range c.GetMounts() {
 		p.line("Mount", mountText(m))
 	}
+	p.line("Health", probeText(c.GetHealth()))
+	p.line("Readiness", probeText(c.GetReady()))
+	if c.GetNoHealthcheck() {
+		p.line("Health", "nothing is asked, not even what the image says")
+	}
+	p.line("Pre-stop", preStopText(c))
+	p.line("Drain timeout", span(c.GetDrainTimeout()))
 	p.line("Stop signal", c.GetStopSignal())
 	p.line("Stop grace period", span(c.GetStopGracePeriod()))
 	p.line("Capabilities", strings.TrimSpace(signed("+", c.GetCapAdd())+signed("-", c.GetCapDrop())))
@@ -233,31 +243,6 @@ func restartText(r *swarmpb.RestartPolicy) string {
 		text += " within " + span(r.GetWindow())
 	}
 	return text
-}
-
-// updateText says what differs from the defaults; empty when nothing does.
-func updateText(u *swarmpb.UpdateConfig) string {
-	if u == nil {
-		return ""
-	}
-	parallel := "1 at a time"
-	if u.Parallelism != nil {
-		parallel = fmt.Sprintf("%d at a time", u.GetParallelism())
-		if u.GetParallelism() == 0 {
-			parallel = "all at once"
-		}
-	}
-	parts := []string{parallel, u.GetOrder().Name(), "on failure " + u.GetFailureAction().Name()}
-	if u.GetDelay() != nil {
-		parts = append(parts, "pause "+span(u.GetDelay()))
-	}
-	if u.GetMonitor() != nil {
-		parts = append(parts, "monitor "+span(u.GetMonitor()))
-	}
-	if u.GetMaxFailureRatio() > 0 {
-		parts = append(parts, fmt.Sprintf("max failure ratio %g", u.GetMaxFailureRatio()))
-	}
-	return strings.Join(parts, ", ")
 }
 
 func resourcesText(r *swarmpb.Resources, pids int64) string {

@@ -15,6 +15,7 @@ func (a *app) serviceCreateCommand() *cobra.Command {
 		w          waiting
 		flags      serviceFlags
 		name, mode string
+		dry        planFlags
 	)
 	cmd := &cobra.Command{
 		Use:   "create [flags] IMAGE [COMMAND ARG...]",
@@ -29,8 +30,16 @@ mode=host publishes on the nodes that run a replica alone. Without a published p
 says how), tasks.web its replicas, web.1 one of them.
 
 The command prints the service's ID. Without --detach it then shows each replica's progress and returns when all
-run and have stayed up for the time of --update-monitor (5 s). It exits with an error, saying why, when they cannot;
-the service stays.
+run, are ready, and have stayed up for the time of --update-monitor (5 s). It exits with an error, saying why, when they
+cannot; the service stays. --dry-run shows where the replicas would run, and whether they fit, and creates nothing.
+
+A probe tells how a replica is: --health-cmd asks in the container, --health-http, --health-tcp and --health-grpc from inside
+its network. One that is not healthy is replaced. --ready-... asks something else whether it is to get connections; by
+default a replica that is not healthy yet, or any more, gets none and does not count as up. Without a probe the image's own
+HEALTHCHECK counts, unless --no-healthcheck says no.
+
+A replica that is to stop gets no new connections first; then --pre-stop runs, established connections have the
+--drain-timeout to end, the stop signal is sent, and after the --stop-grace-period SIGKILL.
 
 A replica on a node that is cut off goes on there, and another is started elsewhere: until the node is back, it runs
 twice. --stop-after-disconnect is for what must not. A node that has had no contact with any manager for that time stops
@@ -39,6 +48,8 @@ cluster without a leader counts as no contact too, which is why less than 10s is
 where swarmd on the node is dead or frozen while the container lives, nobody stops it there.`,
 		Example: `  swarmctl service create --name web --replicas 3 nginx:alpine
   swarmctl service create --name web -p 8080:80 --network back -e MODE=prod whoami:v1
+  swarmctl service create --name shop -p 80:8080 --health-http :8080/healthz --health-start-period 30s --pre-stop /bin/leave shop:3
+  swarmctl service create --name web --replicas 40 --reserve-memory 1g --dry-run nginx:alpine
   swarmctl service create --name dns --network name=back,alias=ns -p published=53,target=53,protocol=udp dnsmasq:2
   swarmctl service create --name shop -p published=80,target=8080,affinity=client-ip --host db:192.168.1.5 shop:3
   swarmctl service create --name db --mount type=volume,source=data,target=/data --limit-memory 1g postgres:17
@@ -62,6 +73,7 @@ where swarmd on the node is dead or frozen while the container lives, nobody sto
 	flags.socket = &a.host
 	flags.define(cmd, true)
 	_ = cmd.RegisterFlagCompletionFunc("network", a.complete(networkNames))
+	dry.define(cmd)
 	w.define(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		spec := &swarmpb.ServiceSpec{Name: name}
@@ -77,7 +89,7 @@ where swarmd on the node is dead or frozen while the container lives, nobody sto
 			return fmt.Errorf("service create: %w", err)
 		}
 		spec.Task.Container.Image, spec.Task.Container.Args = args[0], args[1:]
-		request := &swarmpb.CreateServiceRequest{Spec: spec, RequestId: swarmpb.NewID(), NoResolveImage: flags.noResolve}
+		request := &swarmpb.CreateServiceRequest{Spec: spec, RequestId: swarmpb.NewID(), NoResolveImage: flags.noResolve, Author: a.author}
 		if flags.withAuth {
 			var err error
 			if request.RegistryAuth, err = requiredAuth(args[0]); err != nil {
@@ -85,6 +97,9 @@ where swarmd on the node is dead or frozen while the container lives, nobody sto
 			}
 		}
 		return a.call(func(ctx context.Context, c *client, _ []string) error {
+			if dry.wanted {
+				return a.plan(ctx, c, dry, name, &swarmpb.PlanServiceRequest{Change: &swarmpb.PlanServiceRequest_Create{Create: request}})
+			}
 			r, err := c.CreateService(ctx, request)
 			if err != nil {
 				return err

@@ -24,15 +24,17 @@ type serviceFlags struct {
 	limitMemory, reserveMemory             bytesValue
 	limitPids                              int64
 	restartCondition                       string
-	restartDelay, restartWindow            time.Duration
+	restartDelay, restartWindow            spanValue
 	restartMaxAttempts, replicasMaxPerNode uint64
-	stopGracePeriod, stopAfterDisconnect   time.Duration
-	stopSignal                             string
-	readOnly, init, noNewPrivileges        bool
-	pull                                   string
-	withAuth, noResolve                    bool
-	endpointMode                           string
-	networkAliases                         []string
+	stopAfterDisconnect                    time.Duration
+	healthFlags
+	stop                            stopFlags
+	stopSignal                      string
+	readOnly, init, noNewPrivileges bool
+	pull                            string
+	withAuth, noResolve             bool
+	endpointMode                    string
+	networkAliases                  []string
 	// networkIDs are the networks that flags of update name, by name.
 	networkIDs map[string]string
 	// create tells whose flags they are.
@@ -45,17 +47,6 @@ type serviceFlags struct {
 // listFlag is a list of a spec that flags add to and remove from.
 type listFlag struct {
 	add, rm []string
-}
-
-// updateFlags are the --update-... or --rollback-... flags.
-type updateFlags struct {
-	prefix        string
-	parallelism   uint64
-	delay         time.Duration
-	monitor       time.Duration
-	failureAction string
-	failureRatio  float64
-	order         string
 }
 
 func (s *serviceFlags) define(cmd *cobra.Command, create bool) {
@@ -89,10 +80,11 @@ func (s *serviceFlags) define(cmd *cobra.Command, create bool) {
 	f.Var(&s.reserveMemory, "reserve-memory", "`memory` that a node must have free for a replica")
 	f.Uint64Var(&s.replicasMaxPerNode, "replicas-max-per-node", 0, "most `replicas` on one node (default: any number)")
 	f.StringVar(&s.restartCondition, "restart-condition", "any", "when an ended replica is replaced: any, on-failure or none")
-	f.DurationVar(&s.restartDelay, "restart-delay", 0, "pause before a replacement (default: none the first time, then 500ms doubling to 30s)")
+	valueFlag(f, &s.restartDelay, "restart-delay", "", "pause before a replacement (default: none the first time, then 500ms doubling to 30s)")
 	f.Uint64Var(&s.restartMaxAttempts, "restart-max-attempts", 0, "most replacements of a replica (default: any `number`)")
-	f.DurationVar(&s.restartWindow, "restart-window", 0, "time over which --restart-max-attempts counts (default: for ever)")
-	f.DurationVar(&s.stopGracePeriod, "stop-grace-period", 0, "time between the stop signal and SIGKILL (default 10s)")
+	valueFlag(f, &s.restartWindow, "restart-window", "", "time over which --restart-max-attempts counts (default: for ever)")
+	s.healthFlags.define(cmd)
+	s.stop.define(f)
 	f.DurationVar(&s.stopAfterDisconnect, "stop-after-disconnect", 0, "stop a replica whose node has been cut off from all managers for this `time`, "+
 		"and start none in its place before; 10s or more is sensible (default, or 0: it goes on)")
 	f.StringVar(&s.stopSignal, "stop-signal", "", "`signal` that asks the container to end (default: the image's, or SIGTERM)")
@@ -111,10 +103,8 @@ func (s *serviceFlags) define(cmd *cobra.Command, create bool) {
 func hideDefaults(f *pflag.FlagSet) {
 	f.VisitAll(func(flag *pflag.Flag) {
 		switch flag.Value.Type() {
-		case "uint64", "float64":
+		case "uint32", "uint64", "float64", "duration":
 			flag.DefValue = "0"
-		case "duration":
-			flag.DefValue = "0s"
 		case "string":
 			flag.DefValue = ""
 		}
@@ -138,19 +128,6 @@ func (s *serviceFlags) list(f *pflag.FlagSet, create bool, name, short, addHelp,
 	}
 	f.StringArrayVar(&l.add, name+"-add", nil, "add or change: "+addHelp)
 	f.StringArrayVar(&l.rm, name+"-rm", nil, "remove: "+rmHelp)
-}
-
-func (u *updateFlags) define(cmd *cobra.Command, prefix string, actions ...string) {
-	u.prefix = prefix
-	f := cmd.Flags()
-	f.Uint64Var(&u.parallelism, prefix+"-parallelism", 1, prefix+": `replicas` replaced at a time; 0 for all")
-	f.DurationVar(&u.delay, prefix+"-delay", 0, prefix+": pause between batches")
-	f.DurationVar(&u.monitor, prefix+"-monitor", 5*time.Second, prefix+": time after a start in which an end counts as a failure")
-	f.StringVar(&u.failureAction, prefix+"-failure-action", "pause", prefix+": what too many failures lead to: "+strings.Join(actions, ", "))
-	f.Float64Var(&u.failureRatio, prefix+"-max-failure-ratio", 0, prefix+": `part` of the replicas that may fail, 0 to 1")
-	f.StringVar(&u.order, prefix+"-order", "stop-first", prefix+": stop-first or start-first")
-	completeWords(cmd, prefix+"-failure-action", actions...)
-	completeWords(cmd, prefix+"-order", "stop-first", "start-first")
 }
 
 // apply changes the spec by the flags that were given.
@@ -200,8 +177,7 @@ func (s *serviceFlags) applyContainer(f *pflag.FlagSet, c *swarmpb.ContainerSpec
 	set(f, "read-only", &c.ReadOnly, s.readOnly)
 	set(f, "init", &c.Init, s.init)
 	set(f, "no-new-privileges", &c.NoNewPrivileges, s.noNewPrivileges)
-	set(f, "stop-grace-period", &c.StopGracePeriod, durationpb.New(s.stopGracePeriod))
-	return errors.Join(errs...)
+	return errors.Join(append(errs, s.healthFlags.apply(f, c), s.stop.apply(f, c))...)
 }
 
 func (s *serviceFlags) applyTask(f *pflag.FlagSet, t *swarmpb.TaskSpec) error {
@@ -226,8 +202,8 @@ func (s *serviceFlags) applyTask(f *pflag.FlagSet, t *swarmpb.TaskSpec) error {
 			}
 			r.Condition = condition
 		}
-		set(f, "restart-delay", &r.Delay, durationpb.New(s.restartDelay))
-		set(f, "restart-window", &r.Window, durationpb.New(s.restartWindow))
+		set(f, "restart-delay", &r.Delay, s.restartDelay.Duration)
+		set(f, "restart-window", &r.Window, s.restartWindow.Duration)
 		set(f, "restart-max-attempts", &r.MaxAttempts, s.restartMaxAttempts)
 	}
 	if f.Changed("stop-after-disconnect") {
@@ -238,35 +214,6 @@ func (s *serviceFlags) applyTask(f *pflag.FlagSet, t *swarmpb.TaskSpec) error {
 	}
 	if f.Changed("replicas-max-per-node") {
 		orNew(&t.Placement).MaxReplicasPerNode = s.replicasMaxPerNode
-	}
-	return nil
-}
-
-func (u *updateFlags) apply(f *pflag.FlagSet, to **swarmpb.UpdateConfig) error {
-	name := func(s string) string { return u.prefix + "-" + s }
-	if !changed(f, name("parallelism"), name("delay"), name("monitor"), name("failure-action"), name("max-failure-ratio"), name("order")) {
-		return nil
-	}
-	c := orNew(to)
-	if f.Changed(name("parallelism")) {
-		c.Parallelism = &u.parallelism
-	}
-	set(f, name("delay"), &c.Delay, durationpb.New(u.delay))
-	set(f, name("monitor"), &c.Monitor, durationpb.New(u.monitor))
-	set(f, name("max-failure-ratio"), &c.MaxFailureRatio, u.failureRatio)
-	if f.Changed(name("failure-action")) {
-		action, err := swarmpb.ParseFailureAction(u.failureAction)
-		if err != nil {
-			return fmt.Errorf("--%s: %w", name("failure-action"), err)
-		}
-		c.FailureAction = action
-	}
-	if f.Changed(name("order")) {
-		order, err := swarmpb.ParseUpdateOrder(u.order)
-		if err != nil {
-			return fmt.Errorf("--%s: %w", name("order"), err)
-		}
-		c.Order = order
 	}
 	return nil
 }

@@ -9,10 +9,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/proto"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
-	"github.com/swarmd/swarmd/proto/wire"
 )
 
 // waiting holds the flags of commands that wait until a service has settled.
@@ -24,21 +22,40 @@ type waiting struct {
 func (w *waiting) define(cmd *cobra.Command) {
 	cmd.Flags().BoolVarP(&w.detach, "detach", "d", false, "return at once instead of waiting until the service has settled")
 	cmd.Flags().BoolVarP(&w.quiet, "quiet", "q", false, "wait without showing progress")
-	cmd.Flags().DurationVar(&w.timeout, "timeout", 0, "stop waiting, with an error, after this time (default: wait as long as there is hope)")
+	cmd.Flags().DurationVar(&w.timeout, "timeout", 0, "stop waiting after this time, with exit code 124 (default: wait as long as there is hope)")
 }
 
 func (a *app) serviceUpdateCommand() *cobra.Command {
 	var (
-		w           waiting
-		flags       serviceFlags
-		force       bool
-		image, args string
+		w   waiting
+		e   serviceEdit
+		dry planFlags
 	)
 	cmd := &cobra.Command{
 		Use:   "update [flags] SERVICE",
-		Short: "Change a service; replicas are replaced a few at a time",
-		Long: `Change a service. Only the flags given change anything. When the tasks' template changes (the image, the
-environment and so on, or with --force) the replicas are replaced as the --update flags say.
+		Short: "Change a service; a new version is rolled out as its update strategy says",
+		Long: `Change a service. Only the flags given change anything; where a value can be left to a default, "default" does so again.
+When the tasks' template changes (the image, the environment and so on, or with --force) the new version is rolled out as
+--update-strategy says:
+
+  rolling      --update-parallelism replicas at a time, in the --update-order; one that ends within --update-monitor has
+               failed, and more than --update-max-failure-ratio of them lead to the --update-failure-action
+  in-place     as rolling, each replica on the node where it is, with the same anonymous volumes
+  recreate     all old replicas stop, then all new ones start
+  blue-green   a whole new set beside the old one, which gets traffic with "service promote" alone
+  canary       a few new replicas with a share of the traffic, which both grow with the --canary-steps
+
+Nothing old is stopped before the new version's image is on the nodes that were chosen. --dry-run shows what would be done,
+and whether it would fit, and does nothing.
+
+The command shows the progress and returns when the service has settled, or when the rollout waits for a person: "waiting
+for promote", or the grace for which the old replicas stay after the new ones have got all traffic. Exit codes:
+
+  0     done, or waiting for a person
+  1     failed, paused or rolled back; the reason is on standard error, with the tasks that failed
+  2     with --dry-run: it would not come to an end
+  124   --timeout was over before; the rollout goes on
+  130   interrupted; the rollout goes on
 
 Published ports change without a restart of anything, but for those of mode=host, which are part of the template as networks,
 name servers and hosts are.
@@ -46,48 +63,34 @@ name servers and hosts are.
 Without --image the replicas keep the digest that the tag stood for before, wherever the tag has moved since. Credentials
 of --with-registry-auth are kept as well, for images of the same registry.`,
 		Example: `  swarmctl service update --image whoami:v2 web
+  swarmctl service update --image whoami:v2 --update-order start-first --update-failure-action rollback web
+  swarmctl service update --image whoami:v2 --update-strategy blue-green --preview-publish 8081:80 web
+  swarmctl service update --image whoami:v2 --update-strategy canary --canary-steps 5%:2m,25%:5m,50%:manual web
+  swarmctl service update --image whoami:v2 --dry-run web
+  swarmctl service update --health-http :8080/healthz --health-interval 5s web
   swarmctl service update --env-add MODE=test --env-rm DEBUG --update-parallelism 2 web
   swarmctl service update --publish-add 8443:443 --publish-rm 80 web
   swarmctl service update --network-add name=back,alias=db --network-rm old web
-  swarmctl service update --replicas 5 web
-  swarmctl service update --force web`,
+  swarmctl service update --update-monitor default --force web`,
 		DisableFlagsInUseLine: true,
 		Args:                  oneArg("service"),
 		ValidArgsFunction:     first(a.complete(serviceNames)),
 	}
-	f := cmd.Flags()
-	f.SortFlags = false
-	f.StringVar(&image, "image", "", "`image` to run; its tag is looked up anew, also where it is the same as before")
-	f.StringVar(&args, "args", "", "`arguments` of the command, in one word, split as a shell does")
-	f.BoolVar(&force, "force", false, "replace all replicas though nothing else has changed")
-	flags.define(cmd, false)
-	_ = cmd.RegisterFlagCompletionFunc("network-add", a.complete(networkNames))
-	_ = cmd.RegisterFlagCompletionFunc("network-rm", a.complete(networkNames))
+	e.define(a, cmd)
+	dry.define(cmd)
 	w.define(cmd)
-	edit := func(spec *swarmpb.ServiceSpec) error {
-		if err := flags.apply(f, spec); err != nil {
-			return err
-		}
-		if f.Changed("image") {
-			spec.Task.Container.Image, spec.Task.Container.ImageDigest = image, ""
-		}
-		if f.Changed("args") {
-			words, err := splitWords(args)
-			if err != nil {
-				return fmt.Errorf("--args: %w", err)
-			}
-			spec.Task.Container.Args = words
-		}
-		if force {
-			spec.Task.ForceUpdate++
-		}
-		return nil
-	}
 	cmd.RunE = a.call(func(ctx context.Context, c *client, names []string) error {
-		if err := flags.resolveNetworks(ctx, c); err != nil {
+		if err := e.flags.resolveNetworks(ctx, c); err != nil {
 			return fmt.Errorf("service %s: %w", names[0], err)
 		}
-		changed, err := a.change(ctx, c, names[0], edit, flags.request)
+		if dry.wanted {
+			request, was, err := a.prepare(ctx, c, names[0], e.apply, e.flags.request)
+			if err != nil {
+				return err
+			}
+			return a.plan(ctx, c, dry, was.GetService().GetSpec().GetName(), &swarmpb.PlanServiceRequest{Change: &swarmpb.PlanServiceRequest_Update{Update: request}})
+		}
+		changed, err := a.change(ctx, c, names[0], e.apply, e.flags.request)
 		if err != nil {
 			return err
 		}
@@ -165,60 +168,4 @@ func (s scale) edit(spec *swarmpb.ServiceSpec) error {
 	}
 	spec.Mode = replicated(s.replicas)
 	return nil
-}
-
-// change is what a change of a service came to.
-type change struct {
-	goal
-	// effective: the service is not what it was.
-	effective bool
-}
-
-// changeTries bounds how often a change is made anew because somebody else changed the service meanwhile.
-const changeTries = 5
-
-// request completes an update by the flags that are no part of the spec.
-func (s *serviceFlags) request(r *swarmpb.UpdateServiceRequest) (err error) {
-	r.NoResolveImage = s.noResolve
-	if s.withAuth {
-		r.RegistryAuth, err = requiredAuth(r.GetSpec().GetTask().GetContainer().GetImage())
-	}
-	return err
-}
-
-// change reads a service, edits its spec and writes it back, in a request that complete, if there is one, adds to.
-func (a *app) change(ctx context.Context, c *client, name string, edit func(*swarmpb.ServiceSpec) error, complete func(*swarmpb.UpdateServiceRequest) error) (change, error) {
-	for try := 1; ; try++ {
-		r, err := c.GetService(ctx, &swarmpb.GetServiceRequest{Service: name})
-		if err != nil {
-			return change{}, err
-		}
-		s := r.GetService().GetService()
-		spec := swarmpb.Clone(s.GetSpec())
-		if err := edit(spec); err != nil {
-			return change{}, fmt.Errorf("service %s: %w", name, err)
-		}
-		request := &swarmpb.UpdateServiceRequest{Service: s.GetId(), Version: s.GetMeta().GetVersion(), Spec: spec, RequestId: swarmpb.NewID()}
-		if complete != nil {
-			if err := complete(request); err != nil {
-				return change{}, fmt.Errorf("service %s: %w", name, err)
-			}
-		}
-		// A paused update goes on when its service is updated, even to the same spec.
-		if proto.Equal(spec, s.GetSpec()) && request.RegistryAuth == nil && !paused(r.GetService().GetProgress().GetUpdate().GetState()) {
-			return change{}, nil
-		}
-		resp, err := c.UpdateService(ctx, request)
-		if err == nil {
-			a.warn(resp.Warnings)
-			return change{goal{service: resp.Id, name: s.GetSpec().GetName()}, true}, nil
-		}
-		if !errors.Is(err, wire.ErrConflict) || try == changeTries {
-			return change{}, err
-		}
-	}
-}
-
-func paused(s swarmpb.UpdateState) bool {
-	return s == swarmpb.UpdateState_UPDATE_STATE_PAUSED || s == swarmpb.UpdateState_UPDATE_STATE_ROLLBACK_PAUSED
 }

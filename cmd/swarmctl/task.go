@@ -33,8 +33,17 @@ type taskRow struct {
 	ExitCode     *int32 `json:"exitCode"` // null until the container has ended
 	Address      string `json:"address"`
 	Ports        string `json:"ports"`
+	// Health is starting, healthy, unhealthy or not ready; empty where nothing asks. Failing and NotReadyFailing count
+	// failures in a row, HealthOutput is what the probe said that changed it last, at HealthAt.
+	Health          string `json:"health"`
+	Ready           bool   `json:"ready"`
+	Failing         uint32 `json:"failing"`
+	NotReadyFailing uint32 `json:"notReadyFailing"`
+	HealthOutput    string `json:"healthOutput"`
+	HealthAt        string `json:"healthAt"`
 
-	since int64
+	since  int64
+	health *swarmpb.HealthStatus
 	// former: a newer attempt at the same replica stands above it.
 	former bool
 }
@@ -50,14 +59,17 @@ func newTaskRow(t *swarmpb.TaskInfo) taskRow {
 	if c := status.GetContainer(); c.GetFinishedAt() != 0 {
 		r.ExitCode = &c.ExitCode
 	}
+	h := status.GetHealth()
+	r.health, r.Health, r.Ready = h, healthState(h), status.Up()
+	r.Failing, r.NotReadyFailing, r.HealthOutput, r.HealthAt = h.GetFailing(), h.GetNotReadyFailing(), h.GetOutput(), stamp(h.GetAt())
 	return r
 }
 
 // taskListing is a listing of tasks.
 type taskListing struct {
 	listing
-	current, whole bool
-	filter         *filter[taskRow]
+	current, whole, health bool
+	filter                 *filter[taskRow]
 }
 
 // newTaskFilter is --filter of a listing of tasks.
@@ -101,6 +113,13 @@ func (a *app) tasksCommand(cmd *cobra.Command, requests func(args []string) []*s
 	cmd.Flags().VarP(l.filter, "filter", "f", "only tasks with `key=value`: id, name, node, state or desired-state; may be repeated")
 	completeWords(cmd, "filter", "state=failed", "state=running", "desired-state=running", "node=", "name=")
 	cmd.Flags().BoolVar(&l.whole, "no-trunc", false, "shorten nothing, neither IDs nor errors")
+	cmd.Flags().BoolVar(&l.health, "health", false, "show what probes say of the tasks, and what the last one said that changed that")
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		if l.health && (l.quiet || cmd.Flags().Changed("format")) {
+			return usageError(cmd, "--health is a table of its own, and goes neither with -q nor with --format, whose fields have all of it")
+		}
+		return nil
+	}
 	cmd.RunE = a.call(func(ctx context.Context, c *client, args []string) error {
 		var rows []taskRow
 		var errs []error
@@ -172,19 +191,12 @@ func (a *app) printTasks(l taskListing, rows []taskRow) error {
 	if l.whole {
 		width = 0
 	}
+	if l.health {
+		return printRows(a.out, width, l.listing, rows, a.healthTable(l.whole))
+	}
 	return printRows(a.out, width, l.listing, rows, table[taskRow]{func(r taskRow) string { return r.ID }, []column[taskRow]{
-		{"ID", func(r taskRow) string {
-			if l.whole {
-				return r.ID
-			}
-			return short(r.ID)
-		}, false},
-		{"NAME", func(r taskRow) string {
-			if r.former {
-				return ` \_ ` + r.Name
-			}
-			return r.Name
-		}, false},
+		{"ID", func(r taskRow) string { return r.shownID(l.whole) }, false},
+		{"NAME", taskRow.shownName, false},
 		{"IMAGE", func(r taskRow) string { return r.Image }, true},
 		{"NODE", func(r taskRow) string { return r.Node }, true},
 		{"DESIRED", func(r taskRow) string { return r.DesiredState }, false},
@@ -197,6 +209,21 @@ func (a *app) printTasks(l taskListing, rows []taskRow) error {
 			return r.Error
 		}, true},
 	}})
+}
+
+func (r taskRow) shownID(whole bool) string {
+	if whole {
+		return r.ID
+	}
+	return short(r.ID)
+}
+
+// shownName marks a former attempt, which stands below the one that counts.
+func (r taskRow) shownName() string {
+	if r.former {
+		return ` \_ ` + r.Name
+	}
+	return r.Name
 }
 
 func (a *app) taskCommand() *cobra.Command {
@@ -233,12 +260,14 @@ func (a *app) servicePsCommand() *cobra.Command {
 		Long: `List the tasks of services: for each replica the attempt that is to run, and below it the former ones, as many as
 the cluster keeps (--task-history-limit at init). STATE says what a task came to and since when, ERROR why it ended or what
 it waits for: an exit code, a signal, "out of memory", an image that cannot be pulled, a network without a free address.
-PREPARING shows how far its image is.
+PREPARING shows how far its image is. --health shows instead what probes say: starting until the first one succeeds, then
+healthy, unhealthy or not ready, with the failures in a row, and the output of the probe that changed it last.
 
 Below the table stands what keeps clients from the service: a published port that a program on some node has already, and
 what of its ports and addresses the cluster could not give it.`,
 		Example: `  swarmctl service ps web
   swarmctl service ps --filter state=failed --no-trunc web
+  swarmctl service ps --health --current web
   swarmctl service ps --current --format json web`,
 	}, func(args []string) []*swarmpb.ListTasksRequest {
 		var out []*swarmpb.ListTasksRequest
@@ -261,7 +290,7 @@ func (a *app) taskInspectCommand() *cobra.Command {
 func (a *app) prettyTask(w io.Writer, r *swarmpb.GetTaskResponse) {
 	t := newTaskRow(r.GetTask())
 	container := r.GetTask().GetStatus().GetContainer()
-	p := printer{w: w, width: len("Desired state:")}
+	p := printer{w: w, width: len("Last probe said:")}
 	p.line("ID", t.ID)
 	p.line("Name", t.Name)
 	p.line("Service", t.Service)
@@ -277,6 +306,7 @@ func (a *app) prettyTask(w io.Writer, r *swarmpb.GetTaskResponse) {
 	p.line("State", strings.TrimSpace(t.State+" "+a.ago(t.since)))
 	p.line("Message", t.Message)
 	p.line("Error", t.Error)
+	prettyHealth(a, p, t.health)
 	if t.ExitCode != nil {
 		p.line("Exit code", fmt.Sprint(*t.ExitCode))
 	}
