@@ -115,6 +115,21 @@ func (n *Node) takeGeneric(wants []Want, held []*swarmpb.GenericResource) []*swa
 	return out
 }
 
+// Beyond is what is in claim and not in held.
+func Beyond(claim, held []*swarmpb.GenericResource) []*swarmpb.GenericResource {
+	var out []*swarmpb.GenericResource
+	for _, c := range claim {
+		more := &swarmpb.GenericResource{Kind: c.GetKind(), Count: max(0, c.GetCount()-amount(held, c.GetKind())), Instances: c.GetInstances()}
+		for _, h := range held {
+			if h.GetKind() == c.GetKind() {
+				more.Instances = without(more.Instances, h.GetInstances())
+			}
+		}
+		out = append(out, more)
+	}
+	return out
+}
+
 func without(names, gone []string) []string {
 	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return slices.Contains(gone, name) })
 }

@@ -90,6 +90,12 @@ func wants(reserved []*swarmpb.GenericResource) []Want {
 	return out
 }
 
+// Encrypt asks for a node that can encrypt networks; before the requirements are used.
+func (q *Requirements) Encrypt() {
+	q.Encrypted, q.alike = true, ""
+	q.alike = q.likeness()
+}
+
 // likeness tells requirements apart that do not ask the same.
 func (q *Requirements) likeness() string {
 	if q.alike != "" {

@@ -64,6 +64,7 @@ type entry struct {
 	// node is empty when the decision was that none suits.
 	node    string
 	message string
+	generic []*swarmpb.GenericResource
 	// index at which it was written; 0 = under way.
 	index uint64
 	// alone: it counts in full for want of its predecessor's node.

@@ -54,6 +54,9 @@ func newRound(p *planner, view *store.View, now time.Time) *round {
 		}
 		node.Claim(scheduler.Resources{NanoCPUs: usage.NanoCPUs, MemoryBytes: usage.MemoryBytes}, ports)
 		node.Tasks = usage.Tasks
+		if len(node.Generic) > 0 {
+			r.claimGeneric(&node)
+		}
 		nodes = append(nodes, node)
 		r.ids = append(r.ids, node.ID)
 	}
@@ -76,6 +79,29 @@ func newRound(p *planner, view *store.View, now time.Time) *round {
 	return r
 }
 
+// claimGeneric takes what the node's tasks hold out of its generic resources. A pair of which one follows the other
+// holds the larger of both.
+func (r *round) claimGeneric(node *scheduler.Node) {
+	for t := range r.view.TasksOn(node.ID) {
+		rows := r.view.TaskRows(t.GetId())
+		if got := rows.Placement.GetGeneric(); len(got) > 0 && !rows.Observed.Ended() {
+			node.ClaimGeneric(scheduler.Beyond(got, r.genericBefore(t, node.ID)))
+		}
+	}
+}
+
+// genericBefore is what the task's predecessor holds on the node, if the task takes that over.
+func (r *round) genericBefore(t *swarmpb.Task, node string) []*swarmpb.GenericResource {
+	if t.GetReplaces() == "" || t.GetBeside() {
+		return nil
+	}
+	old := r.view.TaskRows(t.GetReplaces())
+	if old.Placement.GetNodeId() != node || old.Observed.Ended() {
+		return nil
+	}
+	return old.Placement.GetGeneric()
+}
+
 // claim counts what the overlay has given away on a node and the view does not show.
 func (r *round) claim(e *entry) {
 	rows := r.view.TaskRows(e.task.GetId())
@@ -87,6 +113,7 @@ func (r *round) claim(e *entry) {
 	if err != nil {
 		return
 	}
+	node.ClaimGeneric(scheduler.Beyond(e.generic, r.genericBefore(e.task, e.node)))
 	if held := r.held(e.task); held != nil && held.Node == e.node {
 		r.heirs[e.task.GetReplaces()] = e.task.GetId()
 		node.Extend(held.Resources, q.Reserve, q.Ports)
@@ -112,10 +139,51 @@ func (r *round) requirements(service string, version uint64) (*scheduler.Require
 			t.err = fmt.Errorf("template %d of service %s is missing", version, service)
 		} else {
 			t.requirements, t.err = scheduler.NewRequirements(row)
+			if t.err == nil && r.encrypted(row) {
+				t.requirements.Encrypt()
+			}
 		}
 		r.templates[key] = t
 	}
 	return t.requirements, t.err
+}
+
+// encrypted tells whether a network of the template is.
+func (r *round) encrypted(t *swarmpb.Template) bool {
+	return slices.ContainsFunc(t.GetSpec().GetNetworks(), func(a *swarmpb.NetworkAttachment) bool {
+		return r.view.Network(a.GetNetwork()).GetSpec().GetEncrypted()
+	})
+}
+
+const (
+	// So many tasks of a service that ended in failure on a node within failureWindow make the node its last choice.
+	failuresToAvoid = 5
+	failureWindow   = 5 * time.Minute
+)
+
+// failing are the nodes that the service is better kept from for a while.
+func (r *round) failing(service string) map[string]bool {
+	count := func(s swarmpb.TaskState) int { return r.view.TaskCountIn(service, s) }
+	if count(swarmpb.TaskState_TASK_STATE_FAILED)+count(swarmpb.TaskState_TASK_STATE_REJECTED) < failuresToAvoid {
+		return nil
+	}
+	since, failures := r.now.Add(-failureWindow).UnixNano(), map[string]int{}
+	var out map[string]bool
+	for t := range r.view.TasksOf(service) {
+		rows := r.view.TaskRows(t.GetId())
+		if s := rows.Observed; s != swarmpb.TaskState_TASK_STATE_FAILED && s != swarmpb.TaskState_TASK_STATE_REJECTED || rows.Status.GetAt() < since {
+			continue
+		}
+		if node := rows.Placement.GetNodeId(); node != "" {
+			if failures[node]++; failures[node] == failuresToAvoid {
+				if out == nil {
+					out = map[string]bool{}
+				}
+				out[node] = true
+			}
+		}
+	}
+	return out
 }
 
 // inheritance is what one successor may take over, nil = nothing: one that runs beside the task that it replaces, or
@@ -168,13 +236,13 @@ func (r *round) held(t *swarmpb.Task) *scheduler.Claim {
 		}
 	}
 	if t.GetBeside() {
-		return &scheduler.Claim{Node: node}
+		return &scheduler.Claim{Node: node} // nothing of the other's is free for it
 	}
 	q, err := r.requirements(old.Task.GetServiceId(), old.Task.GetTemplateVersion())
 	if err != nil {
 		return nil
 	}
-	held := &scheduler.Claim{Node: node, Resources: q.Reserve}
+	held := &scheduler.Claim{Node: node, Resources: q.Reserve, Generic: old.Placement.GetGeneric()}
 	if t.GetDesiredState() < swarmpb.TaskState_TASK_STATE_RUNNING {
 		held.Ports = q.Ports // else it does not wait for the other to stop, and needs ports that are free now
 	}
@@ -210,7 +278,7 @@ func (r *round) placeGroup(service string, version uint64, tasks []*swarmpb.Task
 		}
 		return
 	}
-	group := &scheduler.Group{Service: service, Requirements: q, OnNode: onNode, Tasks: make([]scheduler.Task, len(tasks))}
+	group := &scheduler.Group{Service: service, Requirements: q, OnNode: onNode, Failing: r.failing(service), Tasks: make([]scheduler.Task, len(tasks))}
 	for i, t := range tasks {
 		group.Tasks[i] = scheduler.Task{ID: t.GetId(), Node: cmp.Or(t.GetNodeId(), r.home(t)), Held: r.inherits(t)}
 	}
@@ -231,7 +299,7 @@ func (r *round) placeGroup(service string, version uint64, tasks []*swarmpb.Task
 		if held := group.Tasks[i].Held; held == nil || held.Node != a.Node {
 			onNode[a.Node]++
 		}
-		r.assign(tasks[i], a.Node)
+		r.assign(tasks[i], a.Node, a.Generic)
 	}
 }
 
@@ -275,7 +343,7 @@ func (r *round) onNode(service string) map[string]int {
 	return counts
 }
 
-func (r *round) assign(t *swarmpb.Task, node string) {
+func (r *round) assign(t *swarmpb.Task, node string, generic []*swarmpb.GenericResource) {
 	d := r.decision(2)
 	if !d.guarded[node] {
 		d.guarded[node] = true
@@ -283,7 +351,7 @@ func (r *round) assign(t *swarmpb.Task, node string) {
 			&swarmpb.Guard{Key: swarmpb.NodeKey(node), Version: r.view.Node(node).GetMeta().GetVersion()},
 			&swarmpb.Guard{Key: swarmpb.NodeStatusKey(node), Version: r.view.NodeStatus(node).GetMeta().GetVersion()})
 	}
-	r.write(d, &entry{task: t, node: node})
+	r.write(d, &entry{task: t, node: node, generic: generic})
 }
 
 // reject says why no node suits, unless the task's row says it already.
@@ -298,7 +366,7 @@ func (r *round) write(d *decision, e *entry) {
 	id := e.task.GetId()
 	d.guards = append(d.guards, &swarmpb.Guard{Key: swarmpb.TaskKey(id), Version: e.task.GetMeta().GetVersion()})
 	d.writes = append(d.writes, &swarmpb.Write{Op: &swarmpb.Write_Put{Put: &swarmpb.Row{Row: &swarmpb.Row_TaskPlacement{
-		TaskPlacement: &swarmpb.TaskPlacement{TaskId: id, NodeId: e.node, Message: e.message, At: r.now.UnixNano()},
+		TaskPlacement: &swarmpb.TaskPlacement{TaskId: id, NodeId: e.node, Message: e.message, At: r.now.UnixNano(), Generic: e.generic},
 	}}}})
 	d.entries = append(d.entries, e)
 	if old := e.task.GetReplaces(); old != "" {

@@ -20,7 +20,7 @@ var rewrite = flag.Bool("rewrite", false, "write what the scripts in testdata pr
 
 // TestScripts runs testdata/*.txt: lines of commands, each block of them followed by what it printed, indented.
 //
-//	node n1 cpu=4 down pause zone=a      service web cpu=1 port=80 max=1 constraint=node.labels.zone==a
+//	node n1 cpu=4 down pause zone=a gpu=u1,u2 licence=3 key=x      service web cpu=1 port=80 max=1 constraint=node.labels.zone==a
 //	tasks web 3   global web n1          replace web.1 [start-first|in-place] (as the newest template)
 //	down n1   up n1   pause n1   active n1   label n1 zone=b   rmnode n1
 //	network front   service web cpu=1 networks=front,back   addresses web.1 front back
@@ -159,7 +159,11 @@ func (w *world) table() (lines []string) {
 				continue
 			}
 			p := view.Placement(t.GetId())
-			lines = append(lines, strings.TrimSpace(fmt.Sprintf("%-10s %s%s", t.GetId(), p.GetNodeId(), p.GetMessage())))
+			line := fmt.Sprintf("%-10s %s%s", t.GetId(), p.GetNodeId(), p.GetMessage())
+			for _, g := range p.GetGeneric() {
+				line += fmt.Sprintf(" %s:%d%s", g.GetKind(), g.GetCount(), strings.Join(g.GetInstances(), ","))
+			}
+			lines = append(lines, strings.TrimSpace(line))
 		}
 	}
 	return lines
@@ -227,7 +231,8 @@ func (w *world) do(command string, args []string) {
 	case "stop":
 		w.write(&swarmpb.Write{Op: &swarmpb.Write_SetTaskState{SetTaskState: &swarmpb.SetTaskState{TaskId: id, DesiredState: swarmpb.TaskState_TASK_STATE_SHUTDOWN}}})
 	case "network":
-		w.write(put(&swarmpb.Row{Row: &swarmpb.Row_Network{Network: &swarmpb.Network{Id: id, Spec: &swarmpb.NetworkSpec{Name: id}}}}))
+		_, encrypted := options["encrypted"]
+		w.write(put(&swarmpb.Row{Row: &swarmpb.Row_Network{Network: &swarmpb.Network{Id: id, Spec: &swarmpb.NetworkSpec{Name: id, Encrypted: encrypted}}}}))
 	case "addresses": // in the networks named
 		row := &swarmpb.TaskAddresses{TaskId: id}
 		for _, network := range args[1:] {
@@ -254,8 +259,26 @@ func (w *world) node(id string, options map[string]string) {
 		}}}}),
 		put(&swarmpb.Row{Row: &swarmpb.Row_NodeStatus{NodeStatus: &swarmpb.NodeStatus{
 			NodeId: id, State: swarmpb.NodeState_NODE_STATE_READY,
-			Description: &swarmpb.NodeDescription{Resources: &swarmpb.Resources{NanoCpus: cpus * 1e9, MemoryBytes: 1 << 40}},
+			Description: &swarmpb.NodeDescription{
+				Resources: &swarmpb.Resources{NanoCpus: cpus * 1e9, MemoryBytes: 1 << 40, Generic: generics(options)},
+				Network:   &swarmpb.NodeNetwork{WireguardKey: []byte(options["key"])},
+			},
 		}}}))
+}
+
+// generics reads gpu=u1,u2 (instances) and licence=3 (a count).
+func generics(options map[string]string) (out []*swarmpb.GenericResource) {
+	for _, kind := range []string{"gpu", "licence"} {
+		if text := options[kind]; text != "" {
+			g := &swarmpb.GenericResource{Kind: kind}
+			var err error
+			if g.Count, err = strconv.ParseInt(text, 10, 64); err != nil {
+				g.Instances = strings.Split(text, ",")
+			}
+			out = append(out, g)
+		}
+	}
+	return out
 }
 
 func (w *world) nodeState(id string, state swarmpb.NodeState) {
@@ -286,7 +309,7 @@ func (w *world) service(id string, options map[string]string) {
 	most, _ := strconv.ParseUint(options["max"], 10, 64)
 	port, _ := strconv.ParseUint(options["port"], 10, 16)
 	spec := &swarmpb.TaskSpec{
-		Resources: &swarmpb.ResourceRequirements{Reservations: &swarmpb.Resources{NanoCpus: int64(cpus * 1e9)}},
+		Resources: &swarmpb.ResourceRequirements{Reservations: &swarmpb.Resources{NanoCpus: int64(cpus * 1e9), Generic: generics(options)}},
 		Placement: &swarmpb.Placement{MaxReplicasPerNode: most},
 	}
 	if c := options["constraint"]; c != "" {
