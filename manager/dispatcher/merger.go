@@ -15,7 +15,8 @@ import (
 )
 
 // merger gathers the statuses of all sessions into proposals of a bounded size, one at a time. What comes after
-// a quiet time is proposed at once, what comes right after a proposal waits for the interval.
+// a quiet time is proposed at once; after that there is one proposal in an interval, which runs from when the last one began: a slow
+// commit is no reason to wait longer.
 type merger struct {
 	proposer store.Proposer
 	store    func() *store.Store
@@ -129,11 +130,11 @@ func (m *merger) run(ctx context.Context) error {
 			if len(batch) == 0 {
 				break
 			}
+			timer.Reset(m.interval)
 			m.commit(ctx, batch)
 			if more {
 				continue
 			}
-			timer.Reset(m.interval)
 			select {
 			case <-timer.C:
 			case <-ctx.Done():
