@@ -63,6 +63,7 @@ func TestMerger_FirstAfterAQuietTimeGoesAtOnce_OthersOnceInAnInterval(t *testing
 				m := newMerger(log, func() *store.Store { return log.w.store }, interval)
 				ctx, cancel := context.WithCancel(t.Context())
 				done := make(chan error, 1)
+				defer func() { cancel(); <-done }()
 				go func() { done <- m.run(ctx) }()
 				for slot := range uint64(3) {
 					log.w.task(slot+1, "n1")
@@ -78,11 +79,11 @@ func TestMerger_FirstAfterAQuietTimeGoesAtOnce_OthersOnceInAnInterval(t *testing
 					synctest.Wait()
 				}
 				time.Sleep(time.Second)
+				log.mu.Lock()
+				defer log.mu.Unlock()
 				if got := fmt.Sprint(log.proposals); got != fmt.Sprint(c.want) {
 					t.Errorf("proposed %s, want %v", got, c.want)
 				}
-				cancel()
-				<-done
 			})
 		})
 	}
