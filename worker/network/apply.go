@@ -74,10 +74,10 @@ func (n *Network) bring(d *delta) error {
 		}
 	}
 	errs = append(errs, n.names.follow(n.view(), n.affected(d)))
+	errs = append(errs, n.endLostUDP(d))
 	for task, was := range d.endpoints {
-		errs = append(errs, n.endFlows(was, n.told.endpoints[task]))
 		if n.told.endpoints[task] == nil {
-			errs = append(errs, n.bringEndpoint(task, was))
+			errs = append(errs, n.endFlows(was), n.bringEndpoint(task, was))
 		}
 	}
 	return errors.Join(errs...)
@@ -108,17 +108,15 @@ func (n *Network) affected(d *delta) map[inNetwork]bool {
 	return out
 }
 
-// endFlows ends what this node's tasks have open with an endpoint that is gone, and its UDP once it drains.
-func (n *Network) endFlows(was, now *swarmpb.Endpoint) error {
-	const draining = swarmpb.EndpointState_ENDPOINT_STATE_DRAINING
-	drains := now.GetState() == draining && was.GetState() != draining
-	if was == nil || now != nil && !drains || now == nil && n.gone[was.GetTaskId()] {
+// endFlows ends what this node's tasks have open with an endpoint that is gone.
+func (n *Network) endFlows(was *swarmpb.Endpoint) error {
+	if was == nil || n.gone[was.GetTaskId()] {
 		return nil
 	}
 	var errs []error
 	for _, a := range was.GetNetworks() {
 		if p, ok := pairOf(a); ok {
-			errs = append(errs, n.flush(flow{a.GetNetworkId(), p, now != nil}))
+			errs = append(errs, n.flush(flow{a.GetNetworkId(), p, false}))
 		}
 	}
 	return errors.Join(errs...)
@@ -259,7 +257,7 @@ func (n *Network) Gone(_ context.Context, taskID string) error {
 	if was == nil && n.attached[taskID] == nil {
 		return nil
 	}
-	err := n.endFlows(was, nil)
+	err := n.endFlows(was)
 	n.gone[taskID] = true
 	if n.configured {
 		err = errors.Join(n.names.follow(n.view(), n.affectedBy(taskID)), err)

@@ -14,7 +14,7 @@ import (
 // vip is the address of a service in a network, and where it leads.
 type vip struct {
 	pair
-	backends []backend
+	sides
 }
 
 // client is a task of this node that asks for names, and calls VIPs of its networks.
@@ -108,9 +108,9 @@ func (n *names) vipUpdate(v view, c inNetwork, updates map[string]*ingress.VIPUp
 	address, has := v.vipOf(c.network, c.service)
 	now := vip{pair: address}
 	if has {
-		now.backends = v.active(c.network, c.service)
+		now.sides = v.sides(c.network, c.service)
 	}
-	if had == has && was.pair == now.pair && slices.Equal(was.backends, now.backends) {
+	if had == has && was.pair == now.pair && was.sides.equal(now.sides) {
 		return
 	}
 	u := updates[c.network]
@@ -132,22 +132,7 @@ func (n *names) vipUpdate(v view, c inNetwork, updates map[string]*ingress.VIPUp
 		n.vips[c.network] = map[string]vip{}
 	}
 	n.vips[c.network][c.service] = now
-	u.VIPs = append(u.VIPs, now.families()...)
-}
-
-// families are the VIP as the kernel has it, one a family.
-func (v vip) families() []ingress.VIP {
-	four, six := ingress.VIP{Address: v.v4}, ingress.VIP{Address: v.v6}
-	for _, b := range v.backends {
-		four.Backends = append(four.Backends, ingress.Backend{Address: b.v4, Weight: b.weight})
-		if b.v6.IsValid() {
-			six.Backends = append(six.Backends, ingress.Backend{Address: b.v6, Weight: b.weight})
-		}
-	}
-	if v.v6.IsValid() {
-		return []ingress.VIP{four, six}
-	}
-	return []ingress.VIP{four}
+	u.VIPs = append(u.VIPs, now.vips(now.pair)...)
 }
 
 // push gives a client what concerns it of the networks' updates; all, if it may not hold what it should.
@@ -180,7 +165,7 @@ func (n *names) everything(c *client) ingress.VIPUpdate {
 	u := ingress.VIPUpdate{Full: true}
 	for _, id := range c.networks {
 		for _, v := range n.vips[id] {
-			u.VIPs = append(u.VIPs, v.families()...)
+			u.VIPs = append(u.VIPs, v.vips(v.pair)...)
 		}
 	}
 	return u
@@ -195,11 +180,7 @@ func (n *names) tell() {
 		}
 		said := dns.NetworkNames{Full: of.renewed, Set: map[string][]netip.Addr{}, Name: of.name, Subnets: of.subnets}
 		for name := range of.unsaid {
-			if answer, ok := of.answer(name); ok {
-				said.Set[name] = answer
-			} else {
-				said.Removed = append(said.Removed, name)
-			}
+			of.say(name, &said)
 		}
 		u.Networks[id] = said
 		clear(of.unsaid)
@@ -300,6 +281,24 @@ func (n *names) flush(networkID string, a pair, udpAlone bool) error {
 			if err := c.vips.Flush(address, udpAlone); err != nil {
 				errs = append(errs, fmt.Errorf("end connections of task %s: %w", task, err))
 			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// flushUDP ends the UDP flows of this node's tasks to addresses of a network.
+func (n *names) flushUDP(networkID string, to []pair) error {
+	var addrs []netip.Addr
+	for _, p := range to {
+		addrs = append(addrs, p.all()...)
+	}
+	var errs []error
+	for task, c := range n.clients {
+		if !slices.Contains(c.networks, networkID) {
+			continue
+		}
+		if err := c.vips.FlushUDP(addrs); err != nil {
+			errs = append(errs, fmt.Errorf("end connections of task %s: %w", task, err))
 		}
 	}
 	return errors.Join(errs...)

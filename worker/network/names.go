@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/worker/network/dns"
 )
 
 // shortID is the length of the hostname that a container has by default: the beginning of its task's ID.
@@ -16,6 +17,7 @@ const shortID = 12
 type backend struct {
 	pair
 	weight uint32
+	trial  bool // of the trial's set
 }
 
 // defaultWeight is the share of an endpoint that says none.
@@ -41,12 +43,18 @@ func pairOf(a *swarmpb.NetworkAddress) (pair, bool) {
 	return p, true
 }
 
-// active are the endpoints of a service in a network that get connections, those of the lowest task first. Endpoints on
-// nodes that gossip calls dead get none, unless nothing else is left.
+// active are the endpoints of a service in a network that are ready, those of the lowest task first, whatever their share of
+// connections. Endpoints on nodes that gossip calls dead get none, unless nothing else is left.
 func (v view) active(networkID, serviceID string) []backend {
+	return v.usable(networkID, serviceID, func(*swarmpb.Trial, *swarmpb.Endpoint) bool { return true })
+}
+
+// usable are those of them that takes says take part.
+func (v view) usable(networkID, serviceID string, takes func(*swarmpb.Trial, *swarmpb.Endpoint) bool) []backend {
+	trial := v.services[serviceID].GetTrial()
 	var alive, dead []backend
 	for _, e := range v.sorted(serviceID) {
-		if e.GetState() != swarmpb.EndpointState_ENDPOINT_STATE_ACTIVE || v.gone[e.GetTaskId()] {
+		if e.GetState() != swarmpb.EndpointState_ENDPOINT_STATE_ACTIVE || v.gone[e.GetTaskId()] || !takes(trial, e) {
 			continue
 		}
 		p, ok := pairOf(addressIn(e.GetNetworks(), networkID))
@@ -57,7 +65,7 @@ func (v view) active(networkID, serviceID string) []backend {
 		if weight == 0 {
 			weight = defaultWeight
 		}
-		if b := (backend{p, weight}); v.dead[e.GetNodeId()] {
+		if b := (backend{p, weight, trial.Has(e)}); v.dead[e.GetNodeId()] {
 			dead = append(dead, b)
 		} else {
 			alive = append(alive, b)
@@ -88,35 +96,35 @@ func (v view) vipOf(networkID, serviceID string) (pair, bool) {
 }
 
 // names are what a service stands for in a network: its own name and its aliases (the VIP, or all that get
-// connections), tasks.NAME (all that get connections), and each task's container name and short ID. A task that starts
-// or drains has its own names still; of several in one slot, those that get connections have the container's name.
+// connections, by the shares of their sets), tasks.NAME (all that are ready), preview.NAME (those of a trial's set, which
+// without a trial does not exist), and each task's container name and short ID. A task that starts, drains or is not ready
+// has its own names still; of several in one slot, those that are ready have the container's name.
 // The service's names are there without any task, with no address: nobody outside of the cluster is asked for them.
-func (v view) names(networkID, serviceID string) map[string][]netip.Addr {
+func (v view) names(networkID, serviceID string) map[string]given {
 	s := v.services[serviceID]
 	joined := slices.IndexFunc(s.GetNetworks(), func(a *swarmpb.NetworkAttachment) bool { return a.GetNetwork() == networkID })
 	if s == nil || joined < 0 {
 		return nil
 	}
-	out := map[string][]netip.Addr{}
-	var all []netip.Addr
-	for _, b := range v.active(networkID, serviceID) {
-		all = append(all, b.all()...)
-	}
+	out := map[string]given{}
 	service := strings.ToLower(s.GetName())
-	stands := all
+	var stands given
 	if vip, ok := v.vipOf(networkID, serviceID); ok {
-		stands = vip.all()
+		stands.addrs = vip.all()
+	} else {
+		stands = v.sides(networkID, serviceID).given()
 	}
 	out[service] = stands
 	for _, alias := range s.GetNetworks()[joined].GetAliases() {
 		out[strings.ToLower(alias)] = stands
 	}
-	out["tasks."+service] = all
+	out["tasks."+service] = given{addrs: addressesOf(v.active(networkID, serviceID))}
+	out["preview."+service] = v.preview(networkID, serviceID)
 	v.taskNames(networkID, s, out)
 	return out
 }
 
-func (v view) taskNames(networkID string, s *swarmpb.AssignedService, out map[string][]netip.Addr) {
+func (v view) taskNames(networkID string, s *swarmpb.AssignedService, out map[string]given) {
 	served := map[string]bool{} // container names that a task with connections has
 	for _, e := range v.sorted(s.GetId()) {
 		p, ok := pairOf(addressIn(e.GetNetworks(), networkID))
@@ -124,14 +132,15 @@ func (v view) taskNames(networkID string, s *swarmpb.AssignedService, out map[st
 			continue
 		}
 		name := strings.ToLower(swarmpb.TaskName(s.GetName(), e.GetSlot(), e.GetNodeId()))
-		out[name+"."+e.GetTaskId()] = p.all()
-		out[e.GetTaskId()[:min(shortID, len(e.GetTaskId()))]] = p.all()
+		own := given{addrs: p.all()}
+		out[name+"."+e.GetTaskId()] = own
+		out[e.GetTaskId()[:min(shortID, len(e.GetTaskId()))]] = own
 		active := e.GetState() == swarmpb.EndpointState_ENDPOINT_STATE_ACTIVE
 		switch {
 		case active && !served[name]:
-			served[name], out[name] = true, p.all()
+			served[name], out[name] = true, own
 		case active == served[name]:
-			out[name] = append(slices.Clone(out[name]), p.all()...)
+			out[name] = given{addrs: append(slices.Clone(out[name].addrs), own.addrs...)}
 		}
 	}
 }
@@ -141,10 +150,10 @@ func (v view) taskNames(networkID string, s *swarmpb.AssignedService, out map[st
 type directory map[string]*networkNames
 
 type networkNames struct {
-	given   map[string]map[string][]netip.Addr // service -> name -> addresses
-	givers  map[string]map[string]bool         // name -> services
-	unsaid  map[string]bool                    // names that have changed since the resolver was told
-	renewed bool                               // the resolver has to be told all
+	given   map[string]map[string]given // service -> name
+	givers  map[string]map[string]bool  // name -> services
+	unsaid  map[string]bool             // names that have changed since the resolver was told
+	renewed bool                        // the resolver has to be told all
 	name    string
 	subnets []netip.Prefix
 }
@@ -152,13 +161,13 @@ type networkNames struct {
 // network has an entry for a network, new ones with nothing in it.
 func (d directory) network(id string) *networkNames {
 	if d[id] == nil {
-		d[id] = &networkNames{given: map[string]map[string][]netip.Addr{}, givers: map[string]map[string]bool{}, unsaid: map[string]bool{}, renewed: true}
+		d[id] = &networkNames{given: map[string]map[string]given{}, givers: map[string]map[string]bool{}, unsaid: map[string]bool{}, renewed: true}
 	}
 	return d[id]
 }
 
 // set takes over what a service gives a network; nil: nothing.
-func (d directory) set(networkID, serviceID string, names map[string][]netip.Addr) {
+func (d directory) set(networkID, serviceID string, names map[string]given) {
 	n := d.network(networkID)
 	was := n.given[serviceID]
 	for name := range was {
@@ -170,8 +179,8 @@ func (d directory) set(networkID, serviceID string, names map[string][]netip.Add
 			}
 		}
 	}
-	for name, addrs := range names {
-		if old, there := was[name]; there && slices.Equal(old, addrs) {
+	for name, now := range names {
+		if old, there := was[name]; there && old.equal(now) {
 			continue
 		}
 		n.unsaid[name] = true
@@ -185,15 +194,32 @@ func (d directory) set(networkID, serviceID string, names map[string][]netip.Add
 	}
 }
 
-// answer is what a name stands for, which may be no address for now; false: it is nobody's.
-func (n *networkNames) answer(name string) ([]netip.Addr, bool) {
-	var out []netip.Addr
+// say adds what the resolver is to be told of a name, which may stand for no address for now.
+func (n *networkNames) say(name string, u *dns.NetworkNames) {
+	if len(n.givers[name]) == 0 {
+		u.Removed = append(u.Removed, name)
+		return
+	}
+	var addrs []netip.Addr
+	absent := true
 	for _, service := range slices.Sorted(maps.Keys(n.givers[name])) {
-		for _, a := range n.given[service][name] {
-			if !slices.Contains(out, a) {
-				out = append(out, a)
+		g := n.given[service][name]
+		absent = absent && g.absent
+		for _, a := range g.addrs {
+			if !slices.Contains(addrs, a) {
+				addrs = append(addrs, a)
 			}
 		}
+		if g.divided.Share > 0 {
+			if u.Divided == nil {
+				u.Divided = map[string][]dns.Division{}
+			}
+			u.Divided[name] = append(u.Divided[name], g.divided)
+		}
 	}
-	return out, len(n.givers[name]) > 0
+	if absent {
+		u.Absent = append(u.Absent, name)
+		return
+	}
+	u.Set[name] = addrs
 }

@@ -179,14 +179,14 @@ func TestNames_OneSlotTwice_ActiveHasTheContainersName(t *testing.T) {
 	}
 	const starting, active = swarmpb.EndpointState_ENDPOINT_STATE_STARTING, swarmpb.EndpointState_ENDPOINT_STATE_ACTIVE
 	v.merge(true, []*swarmpb.AssignmentChange{setService(web(red)), endpoint("a", 5, starting), endpoint("b", 6, active), endpoint("c", 7, starting)})
-	got := v.names("red", "websvc")["web.1"]
+	got := v.names("red", "websvc")["web.1"].addrs
 	if want := netip.MustParseAddr("10.0.4.6"); len(got) != 2 || got[0] != want {
 		t.Errorf("web.1 is %v, want %s alone", got, want)
 	}
 	dnsrr := web(red)
 	dnsrr.Mode = swarmpb.EndpointMode_ENDPOINT_MODE_DNSRR
 	v.merge(false, []*swarmpb.AssignmentChange{setService(dnsrr), endpoint("a", 5, active)})
-	if got := v.names("red", "websvc")["web"]; len(got) != 4 {
+	if got := v.names("red", "websvc")["web"].addrs; len(got) != 4 {
 		t.Errorf("web is %v, want the two that are active, in both families", got)
 	}
 }

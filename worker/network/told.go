@@ -32,10 +32,11 @@ func newTold() *told {
 type delta struct {
 	peers, networks, services map[string]bool
 	endpoints                 map[string]*swarmpb.Endpoint // task -> as it was; nil: new
+	trials                    map[string]*swarmpb.Trial    // service -> as it was; nil: none
 }
 
 func newDelta() *delta {
-	return &delta{peers: map[string]bool{}, networks: map[string]bool{}, services: map[string]bool{}, endpoints: map[string]*swarmpb.Endpoint{}}
+	return &delta{peers: map[string]bool{}, networks: map[string]bool{}, services: map[string]bool{}, endpoints: map[string]*swarmpb.Endpoint{}, trials: map[string]*swarmpb.Trial{}}
 }
 
 // everything is a delta of all there is.
@@ -61,6 +62,11 @@ func (d *delta) widen(o *delta) {
 	maps.Copy(d.peers, o.peers)
 	maps.Copy(d.networks, o.networks)
 	maps.Copy(d.services, o.services)
+	for service, was := range o.trials {
+		if _, known := d.trials[service]; !known {
+			d.trials[service] = was
+		}
+	}
 	for task, was := range o.endpoints {
 		if _, known := d.endpoints[task]; !known {
 			d.endpoints[task] = was
@@ -84,7 +90,9 @@ func (t *told) merge(full bool, changes []*swarmpb.AssignmentChange) *delta {
 	}
 	differ(t.peers, next.peers, func(id string, _ *swarmpb.Peer) { d.peers[id] = true })
 	differ(t.networks, next.networks, func(id string, _ *swarmpb.AssignedNetwork) { d.networks[id] = true })
-	differ(t.services, next.services, func(id string, _ *swarmpb.AssignedService) { d.services[id] = true })
+	differ(t.services, next.services, func(id string, was *swarmpb.AssignedService) {
+		d.services[id], d.trials[id] = true, was.GetTrial()
+	})
 	differ(t.endpoints, next.endpoints, func(id string, was *swarmpb.Endpoint) { d.endpoints[id] = was })
 	*t = *next
 	return d
@@ -120,6 +128,9 @@ func (t *told) change(c *swarmpb.AssignmentChange, d *delta) {
 		delete(t.networks, c.RemoveNetwork)
 		d.networks[c.RemoveNetwork] = true
 	case *swarmpb.AssignmentChange_Service:
+		if _, known := d.trials[c.Service.GetId()]; !known {
+			d.trials[c.Service.GetId()] = t.services[c.Service.GetId()].GetTrial()
+		}
 		t.services[c.Service.GetId()] = c.Service
 		d.services[c.Service.GetId()] = true
 	case *swarmpb.AssignmentChange_RemoveService:

@@ -17,6 +17,8 @@ const (
 	maxTCP = 65535
 	// ttl of our answers: nobody keeps an address for longer than its connection takes to begin.
 	ttl = 0
+	// absentTTL is how long a name that does not exist may be taken not to, in seconds.
+	absentTTL = 1
 )
 
 // query is what a client asked, parsed.
@@ -82,13 +84,19 @@ func (t *table) answer(networks []string, q *query) *dns.Msg {
 	}
 	m := q.reply(dns.RcodeSuccess)
 	m.Authoritative = true
+	if found.absent {
+		m.Rcode = dns.RcodeNameError
+		m.Ns = []dns.RR{&dns.SOA{Hdr: dns.RR_Header{Name: question.Name, Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: absentTTL},
+			Ns: ".", Mbox: ".", Serial: 1, Refresh: absentTTL, Retry: absentTTL, Expire: absentTTL, Minttl: absentTTL}}
+		return m
+	}
 	switch question.Qtype {
 	case dns.TypeA:
-		for _, a := range shuffled(found.v4) {
+		for _, a := range shuffled(found.answer(func(a addresses) []netip.Addr { return a.v4 })) {
 			m.Answer = append(m.Answer, &dns.A{Hdr: header(question.Name, dns.TypeA), A: a.AsSlice()})
 		}
 	case dns.TypeAAAA:
-		for _, a := range shuffled(found.v6) {
+		for _, a := range shuffled(found.answer(func(a addresses) []netip.Addr { return a.v6 })) {
 			m.Answer = append(m.Answer, &dns.AAAA{Hdr: header(question.Name, dns.TypeAAAA), AAAA: a.AsSlice()})
 		}
 	case dns.TypeANY:
@@ -96,6 +104,28 @@ func (t *table) answer(networks []string, q *query) *dns.Msg {
 	}
 	return m
 }
+
+// answer is what one query gets of a family's addresses: one side of each division, by chance.
+func (e entry) answer(family func(addresses) []netip.Addr) []netip.Addr {
+	if len(e.divided) == 0 {
+		return family(e.addresses)
+	}
+	out := slices.Clone(family(e.addresses))
+	for _, d := range e.divided {
+		chosen, other := family(d.rest), family(d.trial)
+		if rand.Uint32N(wholeShare) < d.share {
+			chosen, other = other, chosen
+		}
+		if len(chosen) == 0 {
+			chosen = other
+		}
+		out = append(out, chosen...)
+	}
+	return out
+}
+
+// wholeShare is all queries.
+const wholeShare = 10000
 
 func (t *table) answerReverse(networks []string, q *query, name string) *dns.Msg {
 	addr, ok := reverseAddress(name)

@@ -63,12 +63,23 @@ type NetworkNames struct {
 	Full bool
 	// Set gives names their addresses. A name without any is known still: the answer is empty, and nobody else is asked.
 	Set map[string][]netip.Addr
+	// Divided are names of Set that besides stand for one of two sides each time that they are asked for.
+	Divided map[string][]Division
+	// Absent names do not exist, and nobody else is asked; that is an answer to be kept for a second at most.
+	Absent []string
 	// Removed names; unknown ones are no error.
 	Removed []string
 	// Name of the network: NAME.NETWORK is found too, as users of Docker know it. Empty: unchanged.
 	Name string
 	// Subnets of the network: reverse lookups of addresses in them are never forwarded. nil: unchanged.
 	Subnets []netip.Prefix
+}
+
+// Division is two sets of addresses of which a query gets one: in Share of 10,000 cases Trial, else Rest. A side without
+// addresses of the family that is asked for leaves it to the other.
+type Division struct {
+	Rest, Trial []netip.Addr
+	Share       uint32
 }
 
 // Client says how a task's queries are answered.

@@ -21,7 +21,7 @@ type table struct {
 type network struct {
 	name    string
 	subnets []netip.Prefix
-	names   map[string]addresses
+	names   map[string]entry
 	reverse map[netip.Addr][]string // names that have the address; one is removed with its last
 }
 
@@ -29,6 +29,36 @@ type network struct {
 type addresses struct{ v4, v6 []netip.Addr }
 
 func (a addresses) all() []netip.Addr { return slices.Concat(a.v4, a.v6) }
+
+// entry is what a name stands for: addresses, and one side of each division.
+type entry struct {
+	addresses
+	divided []division
+	absent  bool
+}
+
+type division struct {
+	rest, trial addresses
+	share       uint32
+}
+
+func (e entry) all() []netip.Addr {
+	out := e.addresses.all()
+	for _, d := range e.divided {
+		out = append(append(out, d.rest.all()...), d.trial.all()...)
+	}
+	return out
+}
+
+func (a *addresses) add(addrs []netip.Addr) {
+	for _, addr := range addrs {
+		if addr = addr.Unmap(); addr.Is4() {
+			a.v4 = append(a.v4, addr)
+		} else if addr.IsValid() {
+			a.v6 = append(a.v6, addr)
+		}
+	}
+}
 
 func newTable() table { return table{networks: map[string]*network{}} }
 
@@ -53,25 +83,29 @@ func (t *table) apply(u Update) {
 
 func (n *network) apply(u NetworkNames) {
 	if u.Full || n.names == nil {
-		n.names, n.reverse = make(map[string]addresses, len(u.Set)), make(map[netip.Addr][]string, len(u.Set))
+		n.names, n.reverse = make(map[string]entry, len(u.Set)), make(map[netip.Addr][]string, len(u.Set))
 	}
 	for _, name := range u.Removed {
 		n.remove(name)
 	}
 	for name, addrs := range u.Set {
 		n.remove(name)
-		var a addresses
-		for _, addr := range addrs {
-			if addr = addr.Unmap(); !addr.IsValid() {
-				continue
-			}
-			if n.reverse[addr] = append(n.reverse[addr], name); addr.Is4() {
-				a.v4 = append(a.v4, addr)
-			} else {
-				a.v6 = append(a.v6, addr)
-			}
+		var e entry
+		e.add(addrs)
+		for _, d := range u.Divided[name] {
+			of := division{share: d.Share}
+			of.rest.add(d.Rest)
+			of.trial.add(d.Trial)
+			e.divided = append(e.divided, of)
 		}
-		n.names[name] = a
+		for _, addr := range e.all() {
+			n.reverse[addr] = append(n.reverse[addr], name)
+		}
+		n.names[name] = e
+	}
+	for _, name := range u.Absent {
+		n.remove(name)
+		n.names[name] = entry{absent: true}
 	}
 	n.name = cmp.Or(u.Name, n.name)
 	if u.Subnets != nil {
@@ -93,13 +127,18 @@ func (n *network) remove(name string) {
 }
 
 // forward finds a name, which is lower-case without a final dot, in the first of the networks where it has addresses; failing
-// that, as NAME.NETWORK. One without addresses anywhere is found as such. The lock is held.
-func (t *table) forward(networks []string, name string) (out addresses, found bool) {
+// that, as NAME.NETWORK. One without addresses anywhere is found as such, and one that is absent wherever it is known as that.
+// The lock is held.
+func (t *table) forward(networks []string, name string) (out entry, found bool) {
+	out.absent = true
 	look := func(n *network, name string) bool {
-		a, ok := n.names[name]
-		found = found || ok
-		if ok && len(a.v4)+len(a.v6) > 0 {
-			out = a
+		e, ok := n.names[name]
+		if !ok {
+			return false
+		}
+		found, out.absent = true, out.absent && e.absent
+		if len(e.v4)+len(e.v6)+len(e.divided) > 0 {
+			out = e
 			return true
 		}
 		return false
@@ -118,7 +157,7 @@ func (t *table) forward(networks []string, name string) (out addresses, found bo
 			return out, true
 		}
 	}
-	return addresses{}, found
+	return out, found
 }
 
 // reverse finds the name of an address; ours: nobody outside can know it. The lock is held.
