@@ -17,10 +17,21 @@ import (
 )
 
 // Attach makes the task's namespace with eth0 on the uplink, and eth1 and on in its networks. Its ports come with
-// Publish. A task that is attached in the same way already keeps its place; what has gone of it is made again.
-func (n *Network) Attach(_ context.Context, req Request) (Attachment, error) {
+// Publish. A task that is attached in the same way already keeps its place; what has gone of it is made again. It returns once the links
+// take packets, or after a while; ctx ends that wait alone.
+func (n *Network) Attach(ctx context.Context, req Request) (Attachment, error) {
 	n.mu.Lock()
-	defer n.mu.Unlock()
+	at, err := n.attach(req)
+	var links []ends
+	if err == nil {
+		links = n.endsOf(n.attached[req.TaskID])
+	}
+	n.mu.Unlock()
+	awaitCarrier(ctx, links) // changes of others do not wait for this one's links
+	return at, err
+}
+
+func (n *Network) attach(req Request) (Attachment, error) {
 	taskID := req.TaskID
 	if err := n.ready(req); err != nil {
 		return Attachment{}, fmt.Errorf("attach task %s: %w", taskID, err)

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"strings"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -49,27 +48,6 @@ func listed[T any](list func() ([]T, error)) ([]T, error) {
 		all, err = list()
 	}
 	return all, err
-}
-
-const (
-	// carrierWait bounds how long an attachment waits for the kernel to let packets onto a link that is up; usually it takes
-	// a few milliseconds, in a worker of its own. What is sent before is lost, and costs its sender a second.
-	carrierWait = 2 * time.Second
-	carrierPoll = time.Millisecond
-)
-
-// awaitCarrier waits until the links take packets. One that does not in time is left to come later.
-func awaitCarrier(handle *netlink.Handle, names ...string) {
-	deadline := time.Now().Add(carrierWait)
-	for _, name := range names {
-		for time.Now().Before(deadline) {
-			link, err := handle.LinkByName(name)
-			if err != nil || link.Attrs().OperState == netlink.OperUp {
-				break
-			}
-			time.Sleep(carrierPoll)
-		}
-	}
 }
 
 func linkExists(name string) bool {

@@ -407,8 +407,6 @@ func (o *overlay) join(p plugging) error {
 	if err := o.handle.LinkSetUp(port); err != nil {
 		return fmt.Errorf("bring %s up: %w", attrs.Name, err)
 	}
-	awaitCarrier(o.handle, attrs.Name)
-	awaitCarrier(p.inside, p.device)
 	return nil
 }
 

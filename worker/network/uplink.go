@@ -270,13 +270,6 @@ func plugIn(p uplinkPlace) error {
 		if err := leadTo(link, p); err != nil {
 			return err
 		}
-		host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-		if err != nil {
-			return fmt.Errorf("open netlink: %w", err)
-		}
-		defer host.Close()
-		awaitCarrier(host, p.link)
-		awaitCarrier(inside, "eth0")
 	}
 	// Last: what a crash leaves half made is known by it.
 	if err := netlink.LinkSetAlias(link, wholeAlias); err != nil {
