@@ -66,6 +66,11 @@ func TakesTasks(node *swarmpb.Node, status *swarmpb.NodeStatus) bool {
 // Claim takes what a task occupies out of what is free, and counts the task.
 func (n *Node) Claim(r Resources, ports []Port) { n.take(r, ports, 1) }
 
+// Release gives back what a Claim without ports took.
+func (n *Node) Release(r Resources) {
+	n.take(Resources{NanoCPUs: -r.NanoCPUs, MemoryBytes: -r.MemoryBytes}, nil, -1)
+}
+
 // Extend enlarges the claim of a task by its successor's, which takes it over.
 func (n *Node) Extend(held, successor Resources, ports []Port) {
 	n.take(beyond(successor, held), ports, 0)

@@ -32,6 +32,8 @@ type planner struct {
 	// successors are the services of tasks that were decided about before the task that they replace had a node, by
 	// that one. Their claims counted in full; once both have the same node they are one claim, which leaves room.
 	successors map[string]string
+	// nominated are waiting tasks for which others are to give way, by task: the node, where their claim counts already.
+	nominated map[string]string
 	// overlay is what has been decided and is not yet in the view, by task.
 	overlay map[string]*entry
 	// maxWrites bounds a decision: halved by a conflict, doubled by success, so that rows which keep changing
@@ -65,6 +67,9 @@ type entry struct {
 	node    string
 	message string
 	generic []*swarmpb.GenericResource
+	// preempts are the tasks that are to give way to it on preemptsOn; it has no node then.
+	preempts   []string
+	preemptsOn string
 	// index at which it was written; 0 = under way.
 	index uint64
 	// alone: it counts in full for want of its predecessor's node.
@@ -84,7 +89,7 @@ type decision struct {
 
 func newPlanner() *planner {
 	return &planner{
-		work: map[string]*work{}, stuck: map[string]bool{}, pinned: map[string]map[string]bool{}, successors: map[string]string{}, overlay: map[string]*entry{},
+		work: map[string]*work{}, stuck: map[string]bool{}, pinned: map[string]map[string]bool{}, nominated: map[string]string{}, successors: map[string]string{}, overlay: map[string]*entry{},
 		maxWrites: store.MaxWrites,
 	}
 }
@@ -95,9 +100,11 @@ func (p *planner) waiting() bool { return len(p.queue) > 0 }
 func (p *planner) reset(view *store.View) {
 	maps.DeleteFunc(p.stuck, func(service string, _ bool) bool { return view.Service(service) == nil })
 	clear(p.pinned)
+	clear(p.nominated)
 	maps.DeleteFunc(p.successors, func(task, _ string) bool { return view.Task(task) == nil || view.NodeID(task) != "" })
 	last := ""
 	for t := range view.Unplaced() {
+		p.nominate(t.GetId(), view.Placement(t.GetId()))
 		if t.GetServiceId() != last {
 			last = t.GetServiceId()
 			p.enqueue(last)
@@ -131,6 +138,9 @@ func (p *planner) observe(view *store.View, changes []store.Change) {
 			}
 			if c.New == nil {
 				delete(p.successors, c.Key.ID)
+				freed = p.withdraw(c.Key.ID) || freed
+			} else if c.New.(*swarmpb.Task).GetDesiredState() > swarmpb.TaskState_TASK_STATE_RUNNING {
+				freed = p.withdraw(c.Key.ID) || freed
 			}
 		case swarmpb.Table_TABLE_TASK_ADDRESSES: // its last one makes it PENDING
 			if task := view.Task(c.Key.ID); task != nil && view.NodeID(c.Key.ID) == "" {
@@ -148,6 +158,8 @@ func (p *planner) observe(view *store.View, changes []store.Change) {
 			}
 		case swarmpb.Table_TABLE_TASK_PLACEMENT:
 			old, _ := c.Old.(*swarmpb.TaskPlacement)
+			row, _ := c.New.(*swarmpb.TaskPlacement)
+			freed = p.nominate(c.Key.ID, row) || freed
 			freed = freed || c.New == nil && old.GetNodeId() != "" && !ended[c.Key.ID]
 			if service, waits := p.successors[c.Key.ID]; waits && (c.New == nil || c.New.(*swarmpb.TaskPlacement).GetNodeId() != "") {
 				delete(p.successors, c.Key.ID)
@@ -191,6 +203,7 @@ func helps(view *store.View, c store.Change) bool {
 func (p *planner) plan(view *store.View, now time.Time) []*decision {
 	p.prune(view)
 	r := newRound(p, view, now)
+	r.byPriority()
 	for budget := roundTasks; budget > 0 && len(p.queue) > 0; {
 		w := p.queue[0]
 		p.queue = p.queue[1:]
@@ -284,6 +297,22 @@ func (p *planner) pin(service, node string) {
 		p.pinned[node] = map[string]bool{}
 	}
 	p.pinned[node][service] = true
+}
+
+// nominate notes where a waiting task has asked others to give way; true when it waits there no longer.
+func (p *planner) nominate(task string, row *swarmpb.TaskPlacement) bool {
+	if row.GetNodeId() == "" && row.GetPreemptsOn() != "" {
+		p.nominated[task] = row.GetPreemptsOn()
+		return false
+	}
+	return p.withdraw(task)
+}
+
+// withdraw gives up what is kept for a task; true when there was any.
+func (p *planner) withdraw(task string) bool {
+	_, kept := p.nominated[task]
+	delete(p.nominated, task)
+	return kept
 }
 
 // unpin gives a turn to the services that waited for a node which takes no tasks any more.

@@ -27,6 +27,13 @@ type round struct {
 	// claims are those that this round's tasks may take over, by the task replaced.
 	claims    map[string]inheritance
 	decisions []*decision
+
+	// kept is the room that others make for waiting tasks, by task: the node.
+	kept map[string]string
+	// asked are the tasks that are to give way; preemptors counts for whom; priority is the range of priorities.
+	asked      map[string]bool
+	preemptors int
+	priority   *[2]int32
 }
 
 type templateKey struct {
@@ -43,6 +50,7 @@ func newRound(p *planner, view *store.View, now time.Time) *round {
 	r := &round{
 		planner: p, view: view, now: now, templates: map[templateKey]template{},
 		extra: map[string]map[string]int{}, heirs: map[string]string{}, claims: map[string]inheritance{},
+		kept: map[string]string{}, asked: map[string]bool{},
 	}
 	nodes := make([]scheduler.Node, 0, view.NodeCount())
 	for row := range view.Nodes() {
@@ -76,6 +84,7 @@ func newRound(p *planner, view *store.View, now time.Time) *round {
 	for _, e := range successors {
 		r.claim(e)
 	}
+	r.keepRoom()
 	return r
 }
 
@@ -280,6 +289,7 @@ func (r *round) placeGroup(service string, version uint64, tasks []*swarmpb.Task
 	}
 	group := &scheduler.Group{Service: service, Requirements: q, OnNode: onNode, Failing: r.failing(service), Tasks: make([]scheduler.Task, len(tasks))}
 	for i, t := range tasks {
+		r.openRoom(t.GetId(), q)
 		group.Tasks[i] = scheduler.Task{ID: t.GetId(), Node: cmp.Or(t.GetNodeId(), r.home(t)), Held: r.inherits(t)}
 	}
 	var words scheduler.Rejections
@@ -288,6 +298,10 @@ func (r *round) placeGroup(service string, version uint64, tasks []*swarmpb.Task
 		if a.Node == "" {
 			if message == "" || a.Rejections != words { // the same for nearly all of a group
 				words, message = a.Rejections, a.Rejections.String()
+			}
+			if a.Rejections.Crowded() && r.preempt(tasks[i], group, message) {
+				r.planner.stick(service, true)
+				continue
 			}
 			r.planner.stick(service, a.Rejections.Crowded())
 			if tasks[i].GetSameNode() && group.Tasks[i].Node != "" {
@@ -366,7 +380,8 @@ func (r *round) write(d *decision, e *entry) {
 	id := e.task.GetId()
 	d.guards = append(d.guards, &swarmpb.Guard{Key: swarmpb.TaskKey(id), Version: e.task.GetMeta().GetVersion()})
 	d.writes = append(d.writes, &swarmpb.Write{Op: &swarmpb.Write_Put{Put: &swarmpb.Row{Row: &swarmpb.Row_TaskPlacement{
-		TaskPlacement: &swarmpb.TaskPlacement{TaskId: id, NodeId: e.node, Message: e.message, At: r.now.UnixNano(), Generic: e.generic},
+		TaskPlacement: &swarmpb.TaskPlacement{TaskId: id, NodeId: e.node, Message: e.message, At: r.now.UnixNano(), Generic: e.generic,
+			Preempts: e.preempts, PreemptsOn: e.preemptsOn},
 	}}}})
 	d.entries = append(d.entries, e)
 	if old := e.task.GetReplaces(); old != "" {

@@ -163,6 +163,9 @@ func (w *world) table() (lines []string) {
 			for _, g := range p.GetGeneric() {
 				line += fmt.Sprintf(" %s:%d%s", g.GetKind(), g.GetCount(), strings.Join(g.GetInstances(), ","))
 			}
+			if p.GetPreemptsOn() != "" {
+				line += fmt.Sprintf(" (%s)", strings.Join(p.GetPreempts(), " "))
+			}
 			lines = append(lines, strings.TrimSpace(line))
 		}
 	}
@@ -308,6 +311,7 @@ func (w *world) service(id string, options map[string]string) {
 	cpus, _ := strconv.ParseFloat(options["cpu"], 64)
 	most, _ := strconv.ParseUint(options["max"], 10, 64)
 	port, _ := strconv.ParseUint(options["port"], 10, 16)
+	priority, _ := strconv.ParseInt(options["priority"], 10, 32)
 	spec := &swarmpb.TaskSpec{
 		Resources: &swarmpb.ResourceRequirements{Reservations: &swarmpb.Resources{NanoCpus: int64(cpus * 1e9), Generic: generics(options)}},
 		Placement: &swarmpb.Placement{MaxReplicasPerNode: most},
@@ -326,7 +330,7 @@ func (w *world) service(id string, options map[string]string) {
 		template.HostPorts = []*swarmpb.PortConfig{{PublishedPort: uint32(port), Mode: swarmpb.PublishMode_PUBLISH_MODE_HOST}}
 	}
 	w.write(
-		put(&swarmpb.Row{Row: &swarmpb.Row_Service{Service: &swarmpb.Service{Id: id, Spec: &swarmpb.ServiceSpec{Name: id, Task: spec}, TemplateVersion: version}}}),
+		put(&swarmpb.Row{Row: &swarmpb.Row_Service{Service: &swarmpb.Service{Id: id, Spec: &swarmpb.ServiceSpec{Name: id, Task: spec, Priority: int32(priority)}, TemplateVersion: version}}}),
 		put(&swarmpb.Row{Row: &swarmpb.Row_Template{Template: template}}))
 }
 

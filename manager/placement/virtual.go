@@ -11,8 +11,8 @@ import (
 // virtualID is the one unit of work of a Virtual.
 const virtualID = "placement"
 
-// Virtual is the planner as a reconciler, for a store that nobody else writes to and for one service: it places that
-// one's tasks as a Placer does, honouring what all others claim, and leaves the tasks of others as they are.
+// Virtual is the planner as a reconciler, for a store that nobody else writes to. It places tasks as a Placer does: those of
+// all services or, honouring what the others claim, of one.
 // Unlike other reconcilers it remembers what it has been shown, so it serves one reconcile.Virtual.
 type Virtual struct {
 	planner *planner
@@ -21,7 +21,7 @@ type Virtual struct {
 	written []*decision
 }
 
-// NewVirtual makes one for a service. What waits already is placed when it is asked to look at All.
+// NewVirtual makes one for a service, empty for all. What waits already is placed when it is asked to look at All.
 func NewVirtual(serviceID string) *Virtual {
 	v := &Virtual{planner: newPlanner(), service: serviceID}
 	v.planner.only = serviceID
@@ -37,9 +37,13 @@ func (v *Virtual) Affects(view *store.View, change store.Change) []reconcile.ID 
 	return v.work()
 }
 
-// All looks at all tasks of the service that wait.
-func (v *Virtual) All(*store.View) []reconcile.ID {
-	v.planner.enqueue(v.service)
+// All looks at all tasks that wait.
+func (v *Virtual) All(view *store.View) []reconcile.ID {
+	if v.service == "" {
+		v.planner.reset(view)
+	} else {
+		v.planner.enqueue(v.service)
+	}
 	return v.work()
 }
 
