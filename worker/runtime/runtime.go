@@ -20,6 +20,8 @@ var (
 	ErrInUse    = errors.New("in use")
 	// ErrInvalid marks what no retry can mend: a bad image, a missing entrypoint, an unknown user.
 	ErrInvalid = errors.New("invalid")
+	// ErrNotRunning is of a container that is there and has no process.
+	ErrNotRunning = errors.New("not running")
 )
 
 // ContainerError is an error about one container. Who shows it beside that container's task needs only Err.
@@ -79,6 +81,8 @@ type Spec struct {
 	Hostname string
 	// Namespace is the path of the network namespace; empty = an own, empty one.
 	Namespace string
+	// Inherits: its anonymous volumes are those that TakeVolumes gave to ID, as far as there are such for its targets.
+	Inherits bool
 	// ResolvConf, Hosts: contents of /etc/resolv.conf and /etc/hosts; empty = the runtime's defaults.
 	ResolvConf, Hosts string
 }
@@ -102,6 +106,34 @@ type Exit struct {
 	Unknown bool
 	// Reason in one line, where more is known than the code says; else empty.
 	Reason string
+}
+
+// ExecSpec is a process to run in a container beside its own: as the container's user, with its capabilities and limits.
+type ExecSpec struct {
+	Args []string // the first is looked up in the container's PATH
+	Env  []string // NAME=VALUE, which replace the container's of the same name
+	Dir  string   // empty = the container's
+	// Limit is how many bytes of output are kept, the first that come; 0 = DefaultExecOutput. More is read and dropped.
+	Limit int
+}
+
+// DefaultExecOutput is what is kept of a process's output, in bytes.
+const DefaultExecOutput = 4 << 10
+
+// ExecResult is what came of a process.
+type ExecResult struct {
+	Code uint32 // 128 + signal when killed by one
+	// Output of both streams, as it came; Truncated: there was more.
+	Output    []byte
+	Truncated bool
+}
+
+// Healthcheck is an image's own, as Docker has it; zero fields are unset.
+type Healthcheck struct {
+	// Test is NONE, CMD and the arguments, or CMD-SHELL and a line for /bin/sh -c.
+	Test                                          []string
+	Interval, Timeout, StartPeriod, StartInterval time.Duration
+	Retries                                       int
 }
 
 // Info describes the runtime.
@@ -141,6 +173,9 @@ type Runtime interface {
 	// RemoveImage: ErrInUse while a container uses it, unless forced.
 	RemoveImage(ctx context.Context, name string, force bool) ([]string, error)
 
+	// Healthcheck is that of a local image, found as Create finds it; nil when it has none.
+	Healthcheck(ctx context.Context, image, digest string) (*Healthcheck, error)
+
 	// Create makes the container, not its process. It replaces a half-made one.
 	Create(ctx context.Context, spec Spec) error
 	// Start starts its process and returns its pid.
@@ -149,7 +184,16 @@ type Runtime interface {
 	Wait(ctx context.Context, id string) (Exit, error)
 	// Kill sends a signal by name (SIGTERM) to its first process.
 	Kill(ctx context.Context, id, signal string) error
-	// Remove kills what is left and removes container, snapshot and anonymous volumes. Logs stay.
+	// Exec runs a process in a running container to its end; ErrNotRunning without one, ErrInvalid when it cannot be run
+	// there. It is killed when ctx ends or the container is removed, and then the result has what it wrote until then beside
+	// the error. What it leaves running is killed in any case.
+	Exec(ctx context.Context, id string, spec ExecSpec) (ExecResult, error)
+	// TakeVolumes gives the anonymous volumes of a container that has no process any more, or of one that is removed and had
+	// been given its own, to another one, which need not be there. ErrInUse while from runs. What to was given before stays.
+	TakeVolumes(ctx context.Context, from, to string) error
+	// RemoveVolumes removes those that a container was given by TakeVolumes: Remove leaves them to who comes after it.
+	RemoveVolumes(ctx context.Context, id string) error
+	// Remove kills what is left and removes container, snapshot and its own anonymous volumes. Logs stay.
 	Remove(ctx context.Context, id string) error
 	// RemoveLogs removes what Remove leaves.
 	RemoveLogs(ctx context.Context, id string) error

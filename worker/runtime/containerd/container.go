@@ -123,6 +123,9 @@ func (r *Runtime) make(ctx context.Context, spec runtime.Spec, s *state, image l
 		s.StopSignal = info.config.StopSignal
 	}
 	record, err := r.record(s, bundle)
+	if err == nil {
+		err = r.writeExecution(s.ID, bundle.Process)
+	}
 	if err != nil {
 		return err
 	}

@@ -91,7 +91,8 @@ func (r *Runtime) findImage(ctx context.Context, text, wanted string) (localImag
 // imageInfo is what of an image's content containers need. Content never changes under a digest.
 type imageInfo struct {
 	config ocispec.ImageConfig
-	chain  string // the snapshot that holds all layers
+	health *runtime.Healthcheck // nil = none
+	chain  string               // the snapshot that holds all layers
 	size   int64
 
 	mu    sync.Mutex
@@ -164,17 +165,36 @@ func (r *Runtime) imageInfo(ctx context.Context, image localImage) (*imageInfo, 
 		return nil, translate("read image "+image.Name, err)
 	}
 	var config ocispec.Image
-	if err := json.Unmarshal(body, &config); err != nil {
-		return nil, invalid("image %s: its configuration is not understood: %s", image.Name, err)
+	var docker struct { // what OCI's has no place for
+		Config struct{ Healthcheck *runtime.Healthcheck }
+	}
+	if err := errors.Join(json.Unmarshal(body, &config), json.Unmarshal(body, &docker)); err != nil {
+		return nil, invalid("image %s: its configuration is not understood: %s", image.Name, oneLine(err.Error()))
 	}
 	if config.Architecture != "" && !platform.Match(config.Platform) {
 		return nil, invalid("image %s is made for %s, this node is %s", image.Name, platforms.Format(config.Platform), platforms.DefaultString())
 	}
-	info := &imageInfo{config: config.Config, chain: identity.ChainID(config.RootFS.DiffIDs).String(), size: manifest.Config.Size}
+	info := &imageInfo{config: config.Config, health: docker.Config.Healthcheck, chain: identity.ChainID(config.RootFS.DiffIDs).String(), size: manifest.Config.Size}
 	for _, layer := range manifest.Layers {
 		info.size += layer.Size
 	}
 	return r.images.put(image.Target.Digest, info), nil
+}
+
+// Healthcheck is that of a local image; nil when it has none.
+func (r *Runtime) Healthcheck(ctx context.Context, image, digest string) (*runtime.Healthcheck, error) {
+	ctx = r.namespaced(ctx)
+	found, err := r.findImage(ctx, image, digest)
+	if err != nil {
+		return nil, err
+	}
+	info, err := r.imageInfo(ctx, found)
+	if err != nil || info.health == nil {
+		return nil, err
+	}
+	check := *info.health
+	check.Test = slices.Clone(check.Test)
+	return &check, nil
 }
 
 func (r *Runtime) unpack(ctx context.Context, image localImage) error {

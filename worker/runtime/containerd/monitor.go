@@ -237,6 +237,8 @@ func (r *Runtime) adopt(ctx context.Context) error {
 	for _, id := range fresh {
 		if m := r.watch(id); !running[id] {
 			ended = append(ended, m)
+		} else if s, err := r.readState(id); err == nil {
+			r.sweepExecs(s)
 		}
 	}
 	for _, m := range ended {

@@ -101,6 +101,12 @@ func (r *Runtime) mount(ctx context.Context, spec runtime.Spec, index int, m *sw
 		}
 		out.Source = filepath.Clean(m.GetSource())
 	case swarmpb.MountType_MOUNT_TYPE_VOLUME:
+		if m.GetSource() == "" {
+			out.Source = r.inherited(spec, target)
+		}
+		if out.Source != "" {
+			break
+		}
 		source, err := r.volume(ctx, spec.ID, index, m, root)
 		if err != nil {
 			return specs.Mount{}, err
@@ -173,7 +179,7 @@ var volumeName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}$`)
 func (r *Runtime) volume(ctx context.Context, id string, index int, m *swarmpb.Mount, root rootfs) (string, error) {
 	name, base := m.GetSource(), r.volumesDir()
 	if name == "" {
-		name, base = strconv.Itoa(index), filepath.Join(r.containerDir(id), "volumes")
+		name, base = strconv.Itoa(index), r.anonymousDir(id)
 	} else if !volumeName.MatchString(name) {
 		return "", invalid("volume name %q: it starts with a letter or digit and goes on with letters, digits, '_', '.' and '-'", name)
 	}

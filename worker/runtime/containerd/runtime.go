@@ -96,6 +96,7 @@ type Runtime struct {
 	images  imageCache
 	pulls   pulls
 	groups  *groups
+	execs   execs
 
 	mu          sync.Mutex
 	monitors    map[string]*monitor
@@ -135,7 +136,11 @@ func New(c Config) (*Runtime, error) {
 		Config: c, log: c.Logger, snapshotter: c.Snapshotter,
 		host: probeHost(), groups: newGroups(), monitors: map[string]*monitor{}, seen: map[string]seen{},
 	}
-	for _, dir := range []string{r.containersDir(), r.volumesDir(), r.logsDir(), r.registriesDir(), c.RunDir} {
+	// Of processes that a former one ran in containers: whatever is left of them does without.
+	if err := os.RemoveAll(r.execsDir()); err != nil {
+		return nil, fmt.Errorf("make directory of containers: %w", err)
+	}
+	for _, dir := range []string{r.containersDir(), r.volumesDir(), r.inheritedDir(), r.logsDir(), r.registriesDir(), c.RunDir, r.execsDir()} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return nil, fmt.Errorf("make directory of containers: %w", err)
 		}
@@ -220,6 +225,7 @@ func (r *Runtime) Info(ctx context.Context) (runtime.Info, error) {
 func (r *Runtime) containersDir() string         { return filepath.Join(r.Dir, "containers") }
 func (r *Runtime) containerDir(id string) string { return filepath.Join(r.containersDir(), id) }
 func (r *Runtime) volumesDir() string            { return filepath.Join(r.Dir, "volumes") }
+func (r *Runtime) inheritedDir() string          { return filepath.Join(r.Dir, "inherited") }
 func (r *Runtime) logsDir() string               { return filepath.Join(r.Dir, "logs") }
 func (r *Runtime) registriesDir() string         { return filepath.Join(r.Dir, "registries") }
 

@@ -139,6 +139,7 @@ func startTicks(dir string) (uint64, error) {
 
 // deleteTask kills what is left of the process and has the shim end. The caller holds the ID's lock.
 func (r *Runtime) deleteTask(ctx context.Context, id string) error {
+	defer r.execs.close(id)()
 	r.groups.leave(id)
 	service := r.client.TaskService()
 	for attempt := 0; ; attempt++ {

@@ -28,6 +28,7 @@ const (
 	OpStop   Op = "stop"
 	OpRemove Op = "remove"
 	OpList   Op = "list"
+	OpExec   Op = "exec"
 )
 
 // FakeConfig of a Fake; the zero value is a runtime whose registry holds every image.
@@ -38,6 +39,9 @@ type FakeConfig struct {
 	// Remote answers for the registries; nil = any image is there. An error that is not runtime.ErrNotFound is
 	// a registry that does not answer.
 	Remote func(ref, digest string) (FakeImage, error)
+	// Exec says what becomes of a process beside a container's own; nil = what package program says. It can be changed with
+	// SetExec. Its ctx ends with the container too.
+	Exec func(ctx context.Context, id string, spec runtime.ExecSpec) (runtime.ExecResult, error)
 	// Dir holds volumes; needed only where a container's report looks into one.
 	Dir string
 }
@@ -50,6 +54,8 @@ type FakeImage struct {
 	Env        []string
 	Dir        string
 	StopSignal string
+	// Healthcheck of the image; nil = none.
+	Healthcheck *runtime.Healthcheck
 
 	size int64
 	// test marks the suite's own image: what is not its program cannot be run.
@@ -74,6 +80,8 @@ type Fake struct {
 	lastPid    uint32
 	starts     map[string]int
 	calls      map[Op]int
+	exec       func(ctx context.Context, id string, spec runtime.ExecSpec) (runtime.ExecResult, error)
+	inherited  map[string]map[string]string // directories of volumes that were given to a container, by target
 }
 
 var _ runtime.Runtime = (*Fake)(nil)
@@ -89,14 +97,14 @@ type fakeContainer struct {
 	timer   *time.Timer
 	// ended is closed at the end of the process, or when the container is removed before it had one.
 	ended chan struct{}
-	// scratch directories, gone with the container, by mount target.
-	scratch map[string]string
+	// scratch directories, gone with the container, by mount target; given are those that are not.
+	scratch, given map[string]string
 }
 
 // NewFake makes a Fake without images and containers.
 func NewFake(config FakeConfig) *Fake {
 	return &Fake{
-		config: config, before: config.Before, lastPid: 1000,
+		config: config, before: config.Before, exec: config.Exec, lastPid: 1000, inherited: map[string]map[string]string{},
 		images: map[string]FakeImage{}, containers: map[string]*fakeContainer{}, logs: map[string]string{},
 		volumes: map[string]bool{}, starts: map[string]int{}, calls: map[Op]int{},
 	}
@@ -344,7 +352,10 @@ func (f *Fake) Remove(ctx context.Context, id string) error {
 
 // drop forgets a container without a process.
 func (f *Fake) drop(c *fakeContainer) {
-	for _, dir := range c.scratch {
+	for target, dir := range c.scratch {
+		if c.given[target] != "" {
+			continue
+		}
 		_ = os.RemoveAll(dir) // a test's temporary directory: removed with it anyway
 	}
 	delete(f.containers, c.spec.ID)

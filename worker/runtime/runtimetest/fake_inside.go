@@ -54,13 +54,16 @@ func readArchive(archive io.Reader) (ref string, image FakeImage, err error) {
 	image.Digest = digestOf(files["manifest.json"])
 	image.Entrypoint, image.Cmd = config.Config.Entrypoint, config.Config.Cmd
 	image.Env, image.Dir, image.StopSignal = config.Config.Env, config.Config.WorkingDir, config.Config.StopSignal
+	if check := config.Config.Healthcheck; check != nil {
+		image.Healthcheck = &runtime.Healthcheck{Test: check.Test, Interval: check.Interval, Timeout: check.Timeout, StartPeriod: check.StartPeriod, Retries: check.Retries}
+	}
 	image.test = slices.Equal(image.Entrypoint, []string{imageProgram})
 	return manifest[0].RepoTags[0], image, nil
 }
 
 // prepareMounts makes what is behind a container's mounts.
 func (f *Fake) prepareMounts(c *fakeContainer) error {
-	c.scratch = map[string]string{}
+	c.scratch, c.given = map[string]string{}, map[string]string{}
 	for _, m := range c.spec.Container.GetMounts() {
 		switch m.GetType() {
 		case swarmpb.MountType_MOUNT_TYPE_BIND:
@@ -87,6 +90,10 @@ func (f *Fake) prepareDir(c *fakeContainer, m *swarmpb.Mount) error {
 	isVolume := m.GetType() == swarmpb.MountType_MOUNT_TYPE_VOLUME
 	dir := filepath.Join(f.config.Dir, "volumes", m.GetSource())
 	filled := false
+	if given := f.inherited[c.spec.ID][m.GetTarget()]; isVolume && m.GetSource() == "" && c.spec.Inherits && given != "" {
+		c.scratch[m.GetTarget()], c.given[m.GetTarget()] = given, given
+		return nil
+	}
 	if isVolume && m.GetSource() != "" {
 		filled = f.volumes[m.GetSource()]
 		f.volumes[m.GetSource()] = true

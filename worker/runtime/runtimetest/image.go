@@ -97,6 +97,9 @@ func Image(arch string, binary []byte) (v1.Image, error) {
 		Env: []string{imagePath, ImageEnv}, WorkingDir: ImageDir,
 		Labels:     map[string]string{ImageLabel: "not to be copied"},
 		StopSignal: "SIGINT",
+		Healthcheck: &v1.HealthConfig{
+			Test: []string{"CMD", imageProgram, "exit", "0"}, Interval: 7 * time.Second, Timeout: 2 * time.Second, StartPeriod: 3 * time.Second, Retries: 4,
+		},
 	}
 	return mutate.ConfigFile(image, config)
 }

@@ -67,7 +67,7 @@ type testCase struct {
 }
 
 func cases() []testCase {
-	return slices.Concat(lifecycleCases(), signalCases(), imageCases(), environmentCases(), mountCases(), reopenCases())
+	return slices.Concat(lifecycleCases(), signalCases(), imageCases(), environmentCases(), mountCases(), reopenCases(), execCases(), inheritCases())
 }
 
 // suite is one test with its system. IDs are the test's own: containers of tests never meet.

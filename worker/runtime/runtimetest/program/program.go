@@ -7,6 +7,8 @@
 //	print TEXT [DUR]       TEXT as a line on stdout and "err " + TEXT on stderr, then as sleep (default: exit 0 at once)
 //	report FILE [PROBE...] write a Report as JSON to FILE and exit 0; a probe is read:PATH or write:PATH
 //	hog BYTES              touch so much memory, then as sleep
+//	flood                  write to stdout for ever
+//	leak                   leave a process behind that holds on to the output, in a session of its own, and exit 0
 //
 // DUR is a Go duration or a number of seconds.
 package program
@@ -33,6 +35,8 @@ const (
 	Print
 	WriteReport
 	Hog
+	Flood
+	Leak
 )
 
 // Program is what a command line of the test binary means.
@@ -106,6 +110,10 @@ func Parse(argv []string) (Program, error) {
 			return Program{}, fmt.Errorf("report: a file is needed")
 		}
 		return Program{Kind: WriteReport, File: args[0], Probes: args[1:]}, nil
+	case "flood":
+		return Program{Kind: Flood, After: Forever}, nil
+	case "leak":
+		return Program{Kind: Leak}, nil
 	case "hog":
 		n, err := number(name, args)
 		return Program{Kind: Hog, Bytes: n, After: Forever}, err

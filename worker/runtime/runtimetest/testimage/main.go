@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"strconv"
 	"strings"
@@ -37,6 +38,19 @@ func run(argv []string) (int, error) {
 		fmt.Fprintln(os.Stderr, "err "+p.Text)
 	case program.WriteReport:
 		if err := writeReport(p); err != nil {
+			return 1, err
+		}
+	case program.Flood:
+		for {
+			if _, err := os.Stdout.WriteString(strings.Repeat("flood\n", 1<<10)); err != nil {
+				return 1, err
+			}
+		}
+	case program.Leak:
+		left := exec.Command("/proc/self/exe", "ignore-term")
+		left.Stdout, left.Stderr = os.Stdout, os.Stderr
+		left.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		if err := left.Start(); err != nil {
 			return 1, err
 		}
 	case program.Hog:
