@@ -24,6 +24,8 @@ type behaviour struct {
 type nodes struct {
 	auto   bool
 	images map[string]behaviour
+	// placed: placement is among the world's reconcilers.
+	placed bool
 }
 
 // act lets every task take one step. It answers whether any did.
@@ -72,6 +74,9 @@ func loads(view *store.View) map[string]int {
 }
 
 func (n *nodes) place(w *World, task *swarmpb.Task, load map[string]int) *swarmpb.Write {
+	if n.placed {
+		return nil
+	}
 	best := ""
 	for node, tasks := range load {
 		if best == "" || cmp.Or(cmp.Compare(tasks, load[best]), strings.Compare(node, best)) < 0 {

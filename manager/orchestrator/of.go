@@ -1,0 +1,11 @@
+package orchestrator
+
+import (
+	"github.com/swarmd/swarmd/manager/reconcile"
+	"github.com/swarmd/swarmd/manager/store"
+)
+
+// Of is All for one service: for whoever tries out what becomes of that one.
+func (Replicated) Of(view *store.View, serviceID string) []reconcile.ID {
+	return restless([]reconcile.ID{{Object: serviceID}}, view, serviceID)
+}
