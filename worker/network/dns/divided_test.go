@@ -38,7 +38,7 @@ func TestAsk_DividedName_AQueryGetsOneSideByItsShare(t *testing.T) {
 			t.Fatalf("an answer has %v: not all of one side", all)
 		}
 	}
-	if trial < times*23/100 || trial > times*27/100 {
+	if trial < times*21/100 || trial > times*29/100 {
 		t.Errorf("of %d queries %d got the trial; want a quarter", times, trial)
 	}
 	for a, n := range firsts {
