@@ -60,13 +60,13 @@ func (n *Network) bring(d *delta) error {
 	if !n.configured {
 		return nil
 	}
+	var errs []error
+	errs = append(errs, n.bringFabric(d))
 	for task := range d.endpoints {
-		if e := n.told.endpoints[task]; e != nil && n.hint != nil && n.hint(e.GetNodeId()) {
+		if e := n.told.endpoints[task]; e != nil && n.isDead(e.GetNodeId()) {
 			n.dead[e.GetNodeId()] = true
 		}
 	}
-	var errs []error
-	errs = append(errs, n.bringFabric(d))
 	errs = append(errs, n.bringOverlays(d)...)
 	for task := range d.endpoints {
 		if n.told.endpoints[task] != nil {
@@ -163,7 +163,7 @@ func (n *Network) bringFabric(d *delta) error {
 		return err
 	}
 	var errs []error
-	changed := d.peers
+	changed, apart := d.peers, n.apart()
 	place := fabricPlace{number: n.place.number, address: own, block: n.place.block, prefix6: n.place.prefix6, port: n.place.port, mask: n.cfg.MarkMask, mtu: mtu}
 	if n.fabric == nil || n.fabric.place != place {
 		if err := n.makeHost(); err != nil { // the MTU may have changed with the address
@@ -184,7 +184,7 @@ func (n *Network) bringFabric(d *delta) error {
 			errs = append(errs, n.fabric.set(id, n.told.peers[id]))
 		}
 	}
-	errs = append(errs, n.setNodes(), n.setUpTunnel())
+	errs = append(errs, n.setNodes(), n.setUpTunnel(), n.tellApart(apart))
 	for id := range changed {
 		for task, e := range n.told.onNode[id] {
 			errs = append(errs, n.bringEndpoint(task, e))
@@ -239,7 +239,7 @@ func (n *Network) remoteOf(o *overlay, e *swarmpb.Endpoint) remote {
 		return remote{node: peer.Address, pair: address}
 	}
 	node, err := netip.ParseAddr(p.GetAddress())
-	if err != nil {
+	if err != nil || node.Unmap().Is4() != o.place.local.Is4() {
 		return remote{}
 	}
 	return remote{node: node.Unmap(), pair: address}
@@ -291,20 +291,26 @@ func (n *Network) back(taskID string) error {
 func (n *Network) Hint(dead func(nodeID string) bool) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.hint = dead
+	return n.followHints()
+}
+
+// followHints has names, VIPs and balancers follow what isDead says now.
+func (n *Network) followHints() error {
 	d := newDelta()
 	now := map[string]bool{}
 	for node, endpoints := range n.told.onNode {
-		if dead(node) {
+		if n.isDead(node) {
 			now[node] = true
 		}
 		if now[node] != n.dead[node] {
 			maps.Copy(d.endpoints, endpoints)
 		}
 	}
-	n.dead, n.hint = now, dead
+	n.dead = now
 	var err error
 	if n.configured {
 		err = n.names.follow(n.view(), n.affected(d))
 	}
-	return errors.Join(err, n.ingress.Hint(dead))
+	return errors.Join(err, n.ingress.Hint(n.isDead))
 }

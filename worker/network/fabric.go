@@ -46,6 +46,7 @@ type fabric struct {
 	place fabricPlace
 	index int
 	have  map[string]fabricPeer // node ID -> what is in the kernel
+	apart map[string]netip.Addr // peers that cannot be reached, as their address is of the other family than this node's
 }
 
 // fabricMAC is the hardware address of a node's end of the fabric: the bytes of its mark are its last four.
@@ -61,7 +62,7 @@ func markOf(number, mask uint32) uint32 {
 
 // openFabric makes the device and what replies need. A device that is right stays, with its entries.
 func openFabric(place fabricPlace) (*fabric, error) {
-	f := &fabric{place: place, have: map[string]fabricPeer{}}
+	f := &fabric{place: place, have: map[string]fabricPeer{}, apart: map[string]netip.Addr{}}
 	if err := f.makeDevice(); err != nil {
 		return nil, err
 	}
@@ -144,24 +145,25 @@ func (f *fabric) peerOf(p *swarmpb.Peer) (fabricPeer, bool) {
 	return fabricPeer{mac: fabricMAC(p.GetNumber(), f.place.mask).String(), address: address.Unmap(), block: block.Masked()}, true
 }
 
-// set brings what the kernel holds of a node to what was told of it; nil: it is no peer any more.
+// set brings what the kernel holds of a node to what was told of it; nil: it is no peer any more. One that is apart has nothing.
 func (f *fabric) set(nodeID string, p *swarmpb.Peer) error {
 	want, ok := f.peerOf(p)
+	delete(f.apart, nodeID)
+	if ok && want.address.Is4() != f.place.address.Is4() {
+		f.apart[nodeID] = want.address
+		ok = false
+	}
 	have, had := f.have[nodeID]
 	if ok && had && want == have {
 		return nil
 	}
-	if had && (!ok || want.mac != have.mac || want.block != have.block || want.address.Is4() != have.address.Is4()) {
+	if had && (!ok || want.mac != have.mac || want.block != have.block) {
 		if err := f.remove(nodeID, have); err != nil {
 			return err
 		}
 	}
 	if !ok {
 		return nil
-	}
-	if want.address.Is4() != f.place.address.Is4() {
-		return fmt.Errorf("node %s has the address %s, this node %s: both have to be of one family; join one of them with an --advertise-addr of the other family",
-			nodeID, want.address, f.place.address)
 	}
 	if err := f.put(want); err != nil {
 		return fmt.Errorf("join node %s to the fabric: %w", nodeID, err)

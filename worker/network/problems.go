@@ -12,6 +12,7 @@ import (
 func (n *Network) look(err error) ([]string, bool) {
 	n.mu.Lock()
 	configured, own, ipv6 := n.configured, n.ownAddress(), n.place.prefix6.IsValid()
+	apart := apartLine(n.apart(), own)
 	n.mu.Unlock()
 	if !configured {
 		return nil, false
@@ -20,6 +21,9 @@ func (n *Network) look(err error) ([]string, bool) {
 	if mtu, err := underlayMTU(own); err == nil && ipv6 && n.cfg.MTU == 0 && mtu < swarmpb.MinMTU6 {
 		problems = append(problems, fmt.Sprintf("the link to the other nodes has an MTU of %d, so large packets between them travel in two parts; set it to %d or more",
 			mtu+overheadOf(own), swarmpb.MinMTU6+overheadOf(own)))
+	}
+	if apart != "" {
+		problems = append(problems, apart)
 	}
 	for _, e := range flatten(err) {
 		problems = append(problems, e.Error())
