@@ -30,6 +30,9 @@ func (v *spanValue) Set(s string) error {
 	if err != nil {
 		return errors.New("want a duration with its unit, such as 500ms, 10s or 2m, or default")
 	}
+	if d < 0 {
+		return errors.New("a time cannot be negative; want 0s or more, or default")
+	}
 	v.Duration = durationpb.New(d)
 	return nil
 }

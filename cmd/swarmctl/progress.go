@@ -322,12 +322,17 @@ func (p *picture) settling(now time.Time) verdict {
 		p.good = time.Time{}
 		return v
 	}
-	if u.GetState() == swarmpb.UpdateState_UPDATE_STATE_COMPLETED && (p.goal.revision != 0 || p.goal.told || p.goal.back) {
+	if ended(u) && (p.goal.revision != 0 || p.goal.told || p.goal.back) {
 		v.summary += "; settled" // the rollout has watched them for that time
 		v.done = true
 		return v
 	}
 	return p.stable(v, now)
+}
+
+// ended tells whether an update has come to its end, also where that is the way back.
+func ended(u *swarmpb.UpdateStatus) bool {
+	return u.GetState() == swarmpb.UpdateState_UPDATE_STATE_COMPLETED || u.GetState() == swarmpb.UpdateState_UPDATE_STATE_ROLLBACK_COMPLETED
 }
 
 // stable lets the monitor time pass before a service that is as it should be has settled.

@@ -9,6 +9,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
 
@@ -65,10 +67,12 @@ func (p *picture) judgeRollout(u *swarmpb.UpdateStatus, v *verdict, now time.Tim
 	switch u.GetState() {
 	case swarmpb.UpdateState_UPDATE_STATE_PAUSED, swarmpb.UpdateState_UPDATE_STATE_ROLLBACK_PAUSED:
 		if p.goal.paused {
-			v.done, v.err = true, nil
+			v.done = true
+			p.tellStage(u, v, now)
 			v.note = fmt.Sprintf("paused; `swarmctl service resume %s` goes on, `swarmctl service abort %s` goes back", name, name)
 			return true
 		}
+		p.tellStage(u, v, now)
 		v.err = p.failure(u, v, "is "+strings.ReplaceAll(u.GetState().Name(), "_", " "),
 			fmt.Sprintf("go on with `swarmctl service resume %s`, or back with `swarmctl service abort %s`", name, name))
 		return true
@@ -118,10 +122,13 @@ func (p *picture) grace() time.Duration {
 }
 
 // left is how long a phase goes on, in whole seconds.
-func left(u *swarmpb.UpdateStatus, whole time.Duration, now time.Time) time.Duration {
+func left(u *swarmpb.UpdateStatus, whole time.Duration, now time.Time) string {
 	passed := now.Sub(time.Unix(0, u.GetPhaseSince()))
-	return max(min(whole-passed, whole), 0).Round(time.Second)
+	return spell(max(min(whole-passed, whole), 0).Round(time.Second))
 }
+
+// spell is a duration without zeros that say nothing.
+func spell(d time.Duration) string { return span(durationpb.New(d)) }
 
 func trafficText(share uint32) string {
 	switch share {
@@ -164,6 +171,8 @@ func (p *picture) tellStage(u *swarmpb.UpdateStatus, v *verdict, now time.Time) 
 	fresh, _ := p.setNames(u)
 	verb := "updating"
 	switch {
+	case u.Paused():
+		verb = "paused on the way"
 	case u.GetState() == swarmpb.UpdateState_UPDATE_STATE_ROLLBACK_STARTED:
 		verb = "rolling back"
 	case p.goal.back, u.GetPhase() == swarmpb.RolloutPhase_ROLLOUT_PHASE_RETURNING:
@@ -174,16 +183,19 @@ func (p *picture) tellStage(u *swarmpb.UpdateStatus, v *verdict, now time.Time) 
 		return
 	}
 	stage, whole := p.stage(u)
+	if u.Paused() {
+		stage, whole = "", 0
+	}
 	v.headline = fmt.Sprintf("%s to %s (%s)%s", verb, fresh, strategyText(u, p.service.GetService().GetSpec().GetUpdate()), stage)
 	v.summary = v.headline
-	if why := u.GetMessage(); why != "" {
+	if why := u.GetMessage(); why != "" && !u.Paused() { // which its error says
 		v.summary += ": " + why
 	}
 	if metric := p.service.GetMetric().GetMessage(); metric != "" && u.GetStrategy() == swarmpb.UpdateStrategy_UPDATE_STRATEGY_CANARY {
 		v.summary += "; metric: " + metric
 	}
 	if whole > 0 {
-		v.countdown = fmt.Sprintf("; %s left", left(u, whole, now))
+		v.countdown = "; " + left(u, whole, now) + " left"
 	}
 	v.sets, v.setsText = setLines(p.service.GetSets(), u.Sets())
 }
@@ -216,11 +228,11 @@ func (p *picture) stage(u *swarmpb.UpdateStatus) (text string, whole time.Durati
 		if steps := c.CanaryStepsOr(); u.GetStrategy() == swarmpb.UpdateStrategy_UPDATE_STRATEGY_CANARY && int(u.GetStep()) < len(steps) {
 			whole = steps[u.GetStep()].GetWatch().AsDuration()
 		}
-		return fmt.Sprintf(", watched for %s", whole), whole
+		return ", watched for " + spell(whole), whole
 	case swarmpb.RolloutPhase_ROLLOUT_PHASE_WAITING:
 		return ", waiting for promote", 0
 	case swarmpb.RolloutPhase_ROLLOUT_PHASE_GRACE:
-		return fmt.Sprintf(", grace of %s", p.grace()), p.grace()
+		return ", grace of " + spell(p.grace()), p.grace()
 	case swarmpb.RolloutPhase_ROLLOUT_PHASE_ENDING:
 		return ", the old replicas stop", 0
 	case swarmpb.RolloutPhase_ROLLOUT_PHASE_RETURNING:

@@ -318,7 +318,7 @@ func metricText(m *swarmpb.CanaryMetric) string {
 	if m.Max != nil {
 		bounds = append(bounds, "at most "+number(m.GetMax()))
 	}
-	return fmt.Sprintf("%s, every %s, of %s", strings.Join(bounds, " and "), m.IntervalOr(), m.GetUrl())
+	return fmt.Sprintf("%s, every %s, of %s", strings.Join(bounds, " and "), spell(m.IntervalOr()), m.GetUrl())
 }
 
 // flagged puts the flag before an error about its value.

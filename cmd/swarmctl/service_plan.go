@@ -141,14 +141,16 @@ func (a *app) printPlan(v *planView, r *swarmpb.PlanServiceResponse) error {
 	case v.NoChange:
 		_, _ = fmt.Fprintln(out, "\nNo task would change.")
 	default:
-		_, _ = fmt.Fprintln(out)
+		if len(v.Diff) > 0 {
+			_, _ = fmt.Fprintln(out)
+		}
 		if err := a.printPlanSteps(v.Steps); err != nil {
 			return err
 		}
 		if v.Truncated {
 			_, _ = fmt.Fprintf(out, "and so on: the first %d steps are shown\n", len(v.Steps))
 		}
-		_, _ = fmt.Fprintf(out, "\n%s to start, %s to stop; it takes %s and what starting and stopping takes.\n", count(v.Starts, "task"), count(v.Stops, "task"), v.AtLeast)
+		_, _ = fmt.Fprintf(out, "\n%s to start, %d to stop; delays, watches and graces take %s at least.\n", count(v.Starts, "task"), v.Stops, v.AtLeast)
 	}
 	if v.Fits {
 		_, err := fmt.Fprintln(out, "It fits.")

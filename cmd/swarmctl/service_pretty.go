@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
@@ -24,8 +25,8 @@ func (a *app) prettyRollout(p printer, s *swarmpb.ServiceInfo) {
 	if u.GetPhase() != swarmpb.RolloutPhase_ROLLOUT_PHASE_UNSPECIFIED {
 		text, _ := view.stage(u)
 		where += text
-		if since := a.ago(u.GetPhaseSince()); since != "" {
-			where += " (since " + since + ")"
+		if since := u.GetPhaseSince(); since != 0 {
+			where += " (for " + duration(a.now().Sub(time.Unix(0, since))) + ")"
 		}
 	}
 	if u.Sets() {
@@ -37,7 +38,7 @@ func (a *app) prettyRollout(p printer, s *swarmpb.ServiceInfo) {
 	if m := s.GetMetric(); m != nil {
 		text := m.GetMessage()
 		if m.GetFailedSince() != 0 {
-			text += ", out of its bounds since " + a.ago(m.GetFailedSince())
+			text += ", out of its bounds for " + duration(a.now().Sub(time.Unix(0, m.GetFailedSince())))
 		}
 		p.line("Metric", text)
 	}

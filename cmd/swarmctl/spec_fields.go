@@ -81,7 +81,7 @@ func (w *fieldWalk) nested(f protoreflect.FieldDescriptor, m protoreflect.Messag
 		return
 	}
 	first := inner.Get(0)
-	w.add(order, name+"."+first.JSONName(), scalarText(first, m.Get(first)))
+	w.add(order+"000.", name+"."+first.JSONName(), scalarText(first, m.Get(first)))
 }
 
 func (w *fieldWalk) entries(f protoreflect.FieldDescriptor, m protoreflect.Map, order, name string) {
@@ -103,7 +103,11 @@ func (w *fieldWalk) entries(f protoreflect.FieldDescriptor, m protoreflect.Map, 
 func listText(f protoreflect.FieldDescriptor, list protoreflect.List) string {
 	var words []string
 	for i := range list.Len() {
-		words = append(words, elementText(f, list.Get(i)))
+		word := elementText(f, list.Get(i))
+		if f.Message() == nil && strings.Contains(word, " ") && !strings.HasPrefix(word, `"`) {
+			word = strconv.Quote(word) // so that one word with a space is not two
+		}
+		words = append(words, word)
 	}
 	if f.Message() != nil {
 		return strings.Join(words, ",")
@@ -158,7 +162,7 @@ func amountText(field string, n int64) string {
 
 // plainWord is a text as it is, or quoted where its beginning or end would not be seen.
 func plainWord(s string) string {
-	if s == "" || strings.TrimSpace(s) != s || strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) || strings.ContainsAny(s, " ") {
+	if s == "" || strings.TrimSpace(s) != s || strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) || strings.HasPrefix(s, `"`) {
 		return strconv.Quote(s)
 	}
 	return s

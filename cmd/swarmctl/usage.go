@@ -113,6 +113,9 @@ func flagError(cmd *cobra.Command, err error) error {
 
 // valueError says what a flag wants, where the flag's own type does not.
 func valueError(e *pflag.InvalidValueError) error {
+	if _, own := e.GetFlag().Value.(*spanValue); own {
+		return e.Unwrap()
+	}
 	switch e.GetFlag().Value.Type() {
 	case "uint32", "uint64":
 		return errors.New("want a whole number, 0 or more")
