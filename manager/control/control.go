@@ -4,7 +4,7 @@
 // It promises: a read sees every write that was answered before it began, or says that it may not; a write with a
 // request ID takes effect once however often it is sent; an error says what was wrong, with which object, and what to do.
 //
-// It alone writes Service and Template rows, and with the CA the Cluster and Node rows. A template is written once,
+// It alone writes Service, Template and ServiceRevision rows, and with the CA the Cluster and Node rows. A template is written once,
 // with the service that refers to it.
 package control
 
@@ -93,6 +93,8 @@ type Server struct {
 
 	cfg Config
 	log *slog.Logger
+	// plans holds a token for each plan that is worked out.
+	plans chan struct{}
 }
 
 // New makes a Server.
@@ -118,7 +120,7 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Server{cfg: cfg, log: cfg.Logger}, nil
+	return &Server{cfg: cfg, log: cfg.Logger, plans: make(chan struct{}, maxPlans)}, nil
 }
 
 // Register adds the service to a gRPC server.

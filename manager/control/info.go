@@ -82,59 +82,13 @@ func lostNode(view *store.View, nodeID string, status *swarmpb.NodeStatus) strin
 	return ""
 }
 
-// running tells whether the task counts as one that runs: it should, it does, and its node is not lost.
-func running(view *store.View, task *swarmpb.Task) bool {
-	if !wanted(task) {
-		return false
-	}
-	rows := view.TaskRows(task.GetId())
-	return rows.Observed == swarmpb.TaskState_TASK_STATE_RUNNING &&
-		view.NodeStatus(rows.Placement.GetNodeId()).GetState() != swarmpb.NodeState_NODE_STATE_DOWN
-}
-
 // serviceInfo puts the rows of a service together and counts its tasks.
 func serviceInfo(view *store.View, service *swarmpb.Service) *swarmpb.ServiceInfo {
-	var count tally
+	count := make(tally)
 	for task := range view.TasksOf(service.GetId()) {
-		count.add(task, running(view, task))
+		count.add(look(view, task), +1)
 	}
 	return count.info(view, service)
-}
-
-// tally counts the tasks of a service.
-type tally struct{ running, wanted uint64 }
-
-func (c *tally) add(task *swarmpb.Task, runs bool) {
-	if wanted(task) {
-		c.wanted++
-	}
-	if runs {
-		c.running++
-	}
-}
-
-func (c *tally) info(view *store.View, service *swarmpb.Service) *swarmpb.ServiceInfo {
-	info := &swarmpb.ServiceInfo{
-		Service:  shown(service),
-		Progress: view.ServiceProgress(service.GetId()),
-		Running:  c.running,
-		Desired:  c.wanted,
-		Endpoint: view.ServiceEndpoint(service.GetId()),
-	}
-	for _, a := range service.GetSpec().GetTask().GetNetworks() {
-		addName(view, &info.NetworkNames, a.GetNetwork())
-	}
-	for _, vip := range info.Endpoint.GetVips() {
-		addName(view, &info.NetworkNames, vip.GetNetworkId())
-	}
-	// A global service wants a task on every node that suits, which are the tasks that the orchestrator made.
-	if replicated := service.GetSpec().GetMode().GetReplicated(); replicated != nil {
-		info.Desired = replicated.GetReplicas()
-	}
-	if service.GetRemoving() {
-		info.Desired = 0
-	}
-	return info
 }
 
 // nodeInfo puts the rows of a node together with what its tasks take of it and its part among the managers.

@@ -115,7 +115,7 @@ func TestUpdateService_WhatChanges_DecidesTheTemplate(t *testing.T) {
 	}
 }
 
-func TestUpdateService_SameSpecWhileTheUpdateIsPaused_WritesTheServiceAnew(t *testing.T) {
+func TestUpdateService_SameSpecWhileTheUpdateIsPaused_ResumesIt(t *testing.T) {
 	for _, state := range []swarmpb.UpdateState{swarmpb.UpdateState_UPDATE_STATE_PAUSED, swarmpb.UpdateState_UPDATE_STATE_ROLLBACK_PAUSED} {
 		t.Run(state.Name(), func(t *testing.T) {
 			w := newWorld(t)
@@ -138,8 +138,12 @@ func TestUpdateService_SameSpecWhileTheUpdateIsPaused_WritesTheServiceAnew(t *te
 			if after.GetMeta().GetVersion() <= before.GetMeta().GetVersion() {
 				t.Fatal("the service's row is as old as the pause, so nothing resumes the update")
 			}
-			if after.Meta = before.Meta; !proto.Equal(after, before) {
-				t.Errorf("more than the version changed: %v, before %v", after, before)
+			command := after.GetCommand()
+			if command.GetAction() != swarmpb.RolloutAction_ROLLOUT_ACTION_RESUME || command.GetSequence() != 1 || command.GetTemplateVersion() != 2 {
+				t.Errorf("command %v", command)
+			}
+			if after.Meta, after.Command = before.Meta, nil; !proto.Equal(after, before) {
+				t.Errorf("more than the version and the command changed: %v, before %v", after, before)
 			}
 		})
 	}

@@ -26,7 +26,7 @@ func (s *Server) WatchService(req *swarmpb.WatchServiceRequest, stream grpc.Serv
 	if err != nil {
 		return err
 	}
-	w := &serviceWatch{id: service.GetId(), known: make(map[string]seenTask), send: stream.Send}
+	w := &serviceWatch{id: service.GetId(), known: make(map[string]part), count: make(tally), send: stream.Send}
 	for {
 		st := s.cfg.Store()
 		view := st.View()
@@ -46,13 +46,11 @@ func (s *Server) WatchService(req *swarmpb.WatchServiceRequest, stream grpc.Serv
 	}
 }
 
-// seenTask is what the receiver has been told of a task, as far as it counts.
-type seenTask struct{ wanted, running bool }
-
 // serviceWatch is the picture that one receiver has.
 type serviceWatch struct {
-	id    string
-	known map[string]seenTask
+	id string
+	// known is what each task that the receiver was told of counts for.
+	known map[string]part
 	count tally
 	send  func(*swarmpb.WatchServiceResponse) error
 }
@@ -95,7 +93,7 @@ func (w *serviceWatch) affected(batch *store.Batch) (map[string]struct{}, bool) 
 	for i := range batch.Changes {
 		c := &batch.Changes[i]
 		switch c.Table {
-		case swarmpb.Table_TABLE_SERVICE, swarmpb.Table_TABLE_SERVICE_PROGRESS, swarmpb.Table_TABLE_SERVICE_ENDPOINT:
+		case swarmpb.Table_TABLE_SERVICE, swarmpb.Table_TABLE_SERVICE_PROGRESS, swarmpb.Table_TABLE_SERVICE_ENDPOINT, swarmpb.Table_TABLE_SERVICE_METRIC:
 			relevant = relevant || c.Key.ID == w.id
 		case swarmpb.Table_TABLE_TASK, swarmpb.Table_TABLE_TASK_PLACEMENT, swarmpb.Table_TABLE_TASK_ADDRESSES, swarmpb.Table_TABLE_TASK_STATUS:
 			if _, known := w.known[c.Key.ID]; known || batch.View.Task(c.Key.ID).GetServiceId() == w.id {
@@ -163,21 +161,12 @@ func (w *serviceWatch) step(view *store.View, changed map[string]struct{}) (gone
 
 // recount takes a task's part in the counts from what it was to what it is.
 func (w *serviceWatch) recount(view *store.View, id string, task *swarmpb.Task) {
-	before := w.known[id]
-	var after seenTask
-	if task != nil {
-		after = seenTask{wanted(task), running(view, task)}
-		w.known[id] = after
-	} else {
+	w.count.add(w.known[id], -1)
+	if task == nil {
 		delete(w.known, id)
+		return
 	}
-	w.count.wanted += one(after.wanted) - one(before.wanted)
-	w.count.running += one(after.running) - one(before.running)
-}
-
-func one(b bool) uint64 {
-	if b {
-		return 1
-	}
-	return 0
+	after := look(view, task)
+	w.known[id] = after
+	w.count.add(after, +1)
 }
