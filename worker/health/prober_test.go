@@ -43,7 +43,7 @@ func TestWatch_Unhealthy_EndsAndSaysWhy(t *testing.T) {
 			}
 			return runtime.ExecResult{Output: []byte("fine")}, nil
 		}})
-		time.AfterFunc(time.Minute, func() { sick.Store(true) })
+		time.AfterFunc(55*time.Second, func() { sick.Store(true) })
 		checks := Of(&swarmpb.ContainerSpec{Health: execProbe(10*time.Second, time.Second, "check")}, nil)
 		var told []State
 		start := time.Now()
