@@ -20,6 +20,7 @@ import (
 	"github.com/swarmd/swarmd/manager/ca"
 	"github.com/swarmd/swarmd/manager/control"
 	"github.com/swarmd/swarmd/manager/dispatcher"
+	"github.com/swarmd/swarmd/manager/plan"
 	"github.com/swarmd/swarmd/manager/registry"
 	"github.com/swarmd/swarmd/manager/relay"
 	"github.com/swarmd/swarmd/manager/replica"
@@ -117,6 +118,7 @@ func (m *Manager) services() error {
 		LastContact:    m.replica.LastContact,
 		NewJoinToken:   wire.NewToken,
 		Resolver:       resolver,
+		Planner:        plan.New(time.Now),
 		CloseNode:      func(nodeID string) { m.cfg.Credentials.CloseNode(nodeID) },
 		Logger:         m.log.With("part", "control"),
 	})

@@ -28,7 +28,7 @@ const (
 	// MaxTime is how far a plan looks ahead: no step of a canary may be watched for longer.
 	MaxTime = 90 * 24 * time.Hour
 	// MaxWork bounds a plan's work, in rows written and what takes about as long: 10 to 20 us each.
-	MaxWork = 100_000
+	MaxWork = 50_000
 	// maxPlans is how many are made at a time; others wait.
 	maxPlans = 2
 )
