@@ -8,6 +8,8 @@ import (
 	"slices"
 
 	"github.com/google/nftables"
+
+	"github.com/swarmd/swarmd/worker/ingress/slots"
 )
 
 // reload makes the table what it should be, in one transaction: no packet sees it half made. Sockets are bound and released as settle does.
@@ -63,7 +65,7 @@ func (i *Ingress) reload() error {
 	} else if !supported {
 		i.cfg.Logger.Warn("the kernel has no connection tracking zones: a client's second connection from one port, through another node, to the same task gets no answer")
 	}
-	if err := i.kernel.exchange(i.table.inet, func(l *loading) error { return i.table.load(l, i.layout, elements) }); err != nil {
+	if err := i.load(elements); err != nil {
 		i.dirty = true
 		return fmt.Errorf("load nftables table %s: %w", Table, err)
 	}
@@ -73,6 +75,23 @@ func (i *Ingress) reload() error {
 	i.loaded, i.unloaded = true, false
 	i.changed()
 	return errors.Join(i.takePrint(), i.ensureResets())
+}
+
+// load loads the table; where the kernel cannot hash clients' addresses, without that.
+func (i *Ingress) load(elements map[*nftables.Set][]nftables.SetElement) error {
+	try := func() error {
+		return i.kernel.exchange(i.table.inet, func(l *loading) error { return i.table.load(l, i.layout, elements) })
+	}
+	could := !i.table.withoutHash
+	i.table.withoutHash = false
+	err := try()
+	if err == nil || i.kernel.takes(families[0].is(), i.table.clientHash(slots.Classes[0], families[0])) {
+		return err
+	}
+	if i.table.withoutHash = true; could {
+		i.cfg.Logger.Warn("the kernel cannot hash clients' addresses (CONFIG_NFT_HASH): affinity=client-ip is not kept, these ports' connections are divided by chance", "error", err)
+	}
+	return try()
 }
 
 // loadRefused loads the table that the kernel refused before; nil: it holds all.

@@ -268,6 +268,46 @@ func TestRestart_TablesAreFilledAnewInPlace(t *testing.T) {
 	}
 }
 
+// The kernel refuses a kind of hash that it does not know, as it refuses any without CONFIG_NFT_HASH.
+func TestLoad_KernelCannotHash_PortsAreServedByChance(t *testing.T) {
+	l := newLab(t, 1)
+	h := l.hosts[0]
+	a, b := h.pod("a"), h.pod("b")
+	restart := func(hash expr.HashType) {
+		h.Close()
+		next, err := New(Config{Logger: h.cfg.Logger, UplinkGroup: testGroup, FabricLink: testFab, ReplyRule: 32000})
+		must(t, err)
+		h.Ingress = next
+		h.table.hashType = hash
+		must(t, h.Configure(h.place()))
+		must(t, h.SetNodes(l.nodes()))
+		must(t, h.SetPods(h.addresses()))
+		sticky := port(tcp, 8081, 80)
+		sticky.Affinity = swarmpb.Affinity_AFFINITY_CLIENT_IP
+		must(t, h.Apply(Update{Full: true, Services: []*swarmpb.AssignedService{publishing("s", port(tcp, 8080, 80), sticky)},
+			Endpoints: []*swarmpb.Endpoint{a.endpoint("s", active), b.endpoint("s", active)}}))
+	}
+	const unknown = 99
+	restart(unknown)
+	for _, to := range []string{h.at(8080), h.at(8081), h.at6(8081)} {
+		if seen := who(t, l.client, to, 60); len(seen) != 2 {
+			t.Errorf("%s: answered by %v", to, seen)
+		}
+	}
+	c, err := nftables.New()
+	must(t, err)
+	c.DelTable(h.table.inet)
+	must(t, c.Flush())
+	must(t, h.Check())
+	if seen := who(t, l.client, h.at(8081), 60); len(seen) != 2 {
+		t.Errorf("after a repair: answered by %v", seen)
+	}
+	restart(expr.HashTypeJenkins)
+	if seen := who(t, l.client, h.at(8081), 20); len(seen) != 1 || h.table.withoutHash {
+		t.Errorf("with a kernel that can: answered by %v", seen)
+	}
+}
+
 // What a former process was told is on disk, so it may be told again before there is a configuration.
 func TestRestart_ToldBeforeItIsConfigured_SlotsStayAndWhatIsGoneIsRefused(t *testing.T) {
 	l := newLab(t, 1)

@@ -13,7 +13,7 @@ import (
 
 // Numbers of the kernel's nfnetlink_conntrack.h.
 const (
-	ctGet, ctDelete = 1, 2
+	ctGet, ctDelete, ctStats = 1, 2, 5
 
 	ctaTupleOrig, ctaTupleReply, ctaStatus, ctaID, ctaFilter, ctaStatusMask = 1, 2, 3, 12, 25, 26
 
@@ -90,16 +90,35 @@ func (f ctFilter) attributes() ([]byte, error) {
 // maxWalks is how many filters are left to the kernel at a time: for each it looks at all entries.
 const maxWalks = 8
 
-// deleteFlows deletes the entries that match one of the filters, in a namespace ("" = the calling thread's).
+// deleteFlows deletes the entries that match one of the filters, in a namespace ("" = the calling thread's). A kernel that
+// deletes none (CONFIG_NF_CT_NETLINK) is no error, as no other try helps: the entries time out.
 func deleteFlows(namespace string, filters ...ctFilter) error {
+	return deleteFlowsThrough(dialNetfilter, namespace, filters...)
+}
+
+func deleteFlowsThrough(dial func(namespace string) (*mdl.Conn, error), namespace string, filters ...ctFilter) error {
 	if len(filters) == 0 {
 		return nil
 	}
-	conn, err := dialNetfilter(namespace)
+	conn, err := dial(namespace)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
+	err = deleteMatching(conn, filters)
+	if err != nil && !hasTrackingTable(conn) {
+		return nil
+	}
+	return err
+}
+
+// hasTrackingTable tells whether the kernel lets its connection tracking entries be seen and deleted.
+func hasTrackingTable(conn *mdl.Conn) bool {
+	_, err := conn.Execute(ctMessage(ctStats, mdl.Acknowledge, unix.AF_UNSPEC, nil))
+	return !errors.Is(err, unix.EINVAL) // nfnetlink's answer for a part that it does not know
+}
+
+func deleteMatching(conn *mdl.Conn, filters []ctFilter) error {
 	read := map[byte][]ctFilter{} // by family
 	for _, f := range filters {
 		if len(filters) > maxWalks || f.answering.Is6() {

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"testing"
 
+	mdl "github.com/mdlayher/netlink"
+	"github.com/mdlayher/netlink/nltest"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -77,5 +79,31 @@ func TestDeleteFlows_FiltersByAddressProtocolAndPort(t *testing.T) {
 			}
 			clearFlows(t)
 		})
+	}
+}
+
+func TestDeleteFlows_KernelLetsNoneBeSeen_IsNoError(t *testing.T) {
+	here, err := dialNetfilter("")
+	must(t, err)
+	defer here.Close()
+	if !hasTrackingTable(here) {
+		t.Error("this kernel's entries can be seen, and it is not noticed")
+	}
+	answering := func(code unix.Errno) func(string) (*mdl.Conn, error) {
+		return func(string) (*mdl.Conn, error) {
+			return nltest.Dial(func(req []mdl.Message) ([]mdl.Message, error) { return nltest.Error(int(code), req) }), nil
+		}
+	}
+	for _, filters := range [][]ctFilter{
+		{{answering: netip.MustParseAddr("100.64.0.2")}},
+		{{answering: netip.MustParseAddr("fd00::2")}},
+		{{protocol: unix.IPPROTO_UDP, untranslatedTo: 53}, {protocol: unix.IPPROTO_UDP, untranslatedTo: 53, ipv6: true}},
+	} {
+		if err := deleteFlowsThrough(answering(unix.EINVAL), "", filters...); err != nil {
+			t.Errorf("%v: %v", filters, err)
+		}
+		if err := deleteFlowsThrough(answering(unix.EPERM), "", filters...); err == nil {
+			t.Errorf("%v: not permitted, and no error", filters)
+		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	mdl "github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -172,6 +173,21 @@ func (k *kernel) exchange(t *nftables.Table, load func(*loading) error) error {
 		}
 	}
 	return nil
+}
+
+// takes tells whether the kernel takes a rule: it is made and removed again in one transaction. What fails in another way than for want of
+// what the rule is made of counts as taken.
+func (k *kernel) takes(parts ...[]expr.Any) bool {
+	if err := k.ready(); err != nil {
+		return true
+	}
+	t := k.conn.AddTable(&nftables.Table{Name: Table + "-try", Family: nftables.TableFamilyINet})
+	c := k.conn.AddChain(&nftables.Chain{Name: "try", Table: t})
+	k.conn.AddRule(&nftables.Rule{Table: t, Chain: c, Exprs: join(parts...)})
+	k.conn.DelTable(t)
+	k.pending = true
+	err := k.commit()
+	return !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EOPNOTSUPP)
 }
 
 // chain adds a chain, without the rules that it may have already.

@@ -30,10 +30,14 @@ type table struct {
 
 	published, ports, sourceNAT, nodeOfMAC *nftables.Set
 	backends, pods, nodes, fabric, reached [2]*nftables.Set // by family
+
+	// withoutHash: the kernel cannot hash a client's address (CONFIG_NFT_HASH), so all slots are taken by chance.
+	withoutHash bool
+	hashType    expr.HashType
 }
 
 func newTable() *table {
-	t := &table{inet: &nftables.Table{Name: Table, Family: nftables.TableFamilyINet}}
+	t := &table{inet: &nftables.Table{Name: Table, Family: nftables.TableFamilyINet}, hashType: expr.HashTypeJenkins}
 	port := nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService)
 	id := uint32(0)
 	set := func(name string, key nftables.SetDatatype, concat bool) *nftables.Set {
@@ -164,15 +168,19 @@ const (
 	byClient = 'c'
 )
 
+// clientHash is the slot of a client's address.
+func (t *table) clientHash(class int, f family) []expr.Any {
+	hash := &expr.Hash{SourceRegister: scratch, DestRegister: reg2, Length: f.size, Modulus: uint32(class), Seed: affinitySeed, Type: t.hashType}
+	return join(f.load(f.source, scratch), []expr.Any{hash})
+}
+
 // classChain translates by (proto, port, slot). The backend's address and port come into the registers of the key.
 func (t *table) classChain(k *loading, kind byte, class int) {
 	c := t.chain(k, chainName(kind, class))
 	for i, f := range families {
 		slot := []expr.Any{&expr.Numgen{Register: reg2, Modulus: uint32(class), Type: unix.NFT_NG_RANDOM}}
-		if kind == byClient {
-			slot = join(f.load(f.source, scratch), []expr.Any{&expr.Hash{
-				SourceRegister: scratch, DestRegister: reg2, Length: f.size, Modulus: uint32(class), Seed: affinitySeed, Type: expr.HashTypeJenkins,
-			}})
+		if kind == byClient && !t.withoutHash {
+			slot = t.clientHash(class, f)
 		}
 		rule(k, c, f.is(), protoPort(), slot, []expr.Any{
 			&expr.Lookup{SourceRegister: reg0, DestRegister: reg0, IsDestRegSet: true, SetName: t.backends[i].Name, SetID: t.backends[i].ID},

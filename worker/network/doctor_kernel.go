@@ -58,6 +58,7 @@ func attempts() []attempt {
 		{"kernel nf_tables fib", rule(nftables.ChainTypeFilter, nftables.ChainHookPrerouting,
 			&expr.Fib{Register: 1, FlagSADDR: true, FlagIIF: true, ResultOIF: true}), published, "CONFIG_NFT_FIB_INET (modprobe nft_fib_inet)"},
 		{"kernel conntrack tcp, udp", func() error { return tryTracking("tcp_timeout_established", "udp_timeout") }, published, "CONFIG_NF_CONNTRACK (modprobe nf_conntrack)"},
+		{"kernel conntrack netlink", tryForgetting, "clients of tasks that have gone, whose connections end late without it,", "CONFIG_NF_CT_NETLINK (modprobe nf_conntrack_netlink)"},
 		{"kernel conntrack sctp", func() error { return tryTracking("sctp_timeout_established") }, "published ports of SCTP", "CONFIG_NF_CT_PROTO_SCTP"},
 	}
 }
@@ -95,6 +96,15 @@ func tryTracking(settings ...string) error {
 		}
 	}
 	return nil
+}
+
+// tryForgetting sees whether entries of connection tracking can be seen, and so deleted.
+func tryForgetting() error {
+	_, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+	if errors.Is(err, unix.EINVAL) { // nfnetlink's answer for a part that it does not know
+		return unix.EOPNOTSUPP
+	}
+	return err
 }
 
 // checks makes a check of each attempt.

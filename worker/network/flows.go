@@ -17,8 +17,9 @@ func forgetFlows(pool netip.Prefix) error {
 		return nil
 	}
 	_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, flowsOf(pool))
-	// One that has gone meanwhile is no fault; a kernel without this table has none, and a list that others change meanwhile is not all of them.
-	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, netlink.ErrDumpInterrupted) {
+	// One that has gone meanwhile is no fault; a kernel without this table has none, one that does not let it be seen (EINVAL) none that can
+	// be deleted, and a list that others change meanwhile is not all of them.
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return fmt.Errorf("forget the flows of %s: %w", pool, err)
 	}
 	return nil

@@ -144,6 +144,7 @@ type Network struct {
 
 	status   sync.Mutex
 	problems []string
+	attempts []attempt
 	tried    bool     // lacks is known
 	lacks    []string // lines of what the kernel lacks
 	last     *swarmpb.NodeNetwork
@@ -168,7 +169,7 @@ func New(cfg Config) (*Network, error) {
 	return &Network{
 		cfg: cfg, ingress: in, names: newNames(cfg.Logger), changes: make(chan struct{}, 1),
 		coexist:  coexist.New(coexist.Config{Logger: cfg.Logger, Links: []string{linkPrefix + "*", Uplink, Fabric}}),
-		attached: attached, told: newTold(), gone: map[string]bool{}, dead: map[string]bool{}, overlays: map[string]*overlay{},
+		attempts: attempts(), attached: attached, told: newTold(), gone: map[string]bool{}, dead: map[string]bool{}, overlays: map[string]*overlay{},
 	}, nil
 }
 

@@ -42,7 +42,7 @@ func (n *Network) lacking() []string {
 		return n.lacks
 	}
 	n.tried = true
-	for _, a := range attempts() {
+	for _, a := range n.attempts {
 		if err := apart(a.try); err != nil {
 			n.lacks = append(n.lacks, fmt.Sprintf("%s does not work: %s; %s need it; use a kernel with %s", a.name, explainKernel(err), a.needed, a.option))
 		}
