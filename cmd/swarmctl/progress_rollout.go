@@ -143,6 +143,9 @@ func trafficText(share uint32) string {
 // setNames are the two versions that an update is about, as users know them.
 func (p *picture) setNames(u *swarmpb.UpdateStatus) (fresh, stable string) {
 	fresh, stable = "the new version", "the old one"
+	if u.GetRevision() != 0 && u.GetFailedTemplateVersion() == 0 { // on its way back by itself it goes to another one
+		fresh = fmt.Sprintf("version %d", u.GetRevision())
+	}
 	for _, set := range p.service.GetSets() {
 		switch name := setName(set); {
 		case name == "":
@@ -151,9 +154,6 @@ func (p *picture) setNames(u *swarmpb.UpdateStatus) (fresh, stable string) {
 		case set.GetTemplateVersion() == u.GetStableTemplateVersion():
 			stable = name
 		}
-	}
-	if u.GetRevision() != 0 {
-		fresh = fmt.Sprintf("version %d", u.GetRevision())
 	}
 	return fresh, stable
 }

@@ -123,7 +123,7 @@ func planFixture() *swarmpb.PlanServiceResponse {
 		Steps: []*swarmpb.PlanStep{
 			step(0, swarmpb.PlanAction_PLAN_ACTION_PREPARE, 1, "n1", "", ""), step(0, swarmpb.PlanAction_PLAN_ACTION_STOP, 1, "n1", "", ""),
 			step(0, swarmpb.PlanAction_PLAN_ACTION_START, 1, "n1", "web.1", ""), step(15*time.Second, swarmpb.PlanAction_PLAN_ACTION_STOP, 2, "n2", "", ""),
-			step(15*time.Second, swarmpb.PlanAction_PLAN_ACTION_START, 2, "n2", "web110000000000000000task0", ""),
+			step(15*time.Second, swarmpb.PlanAction_PLAN_ACTION_START, 2, "n2", "web.2", ""),
 			step(30*time.Second, swarmpb.PlanAction_PLAN_ACTION_DONE, 0, "", "", "all replicas are of version 5"),
 		},
 	}

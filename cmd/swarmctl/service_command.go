@@ -23,7 +23,7 @@ func (a *app) rolloutCommand(cmd *cobra.Command, g goal, request func() *swarmpb
 		if err != nil {
 			return err
 		}
-		if err := a.say("%s: %s", names[0], r.GetMessage()); err != nil {
+		if err := a.say("%s", r.GetMessage()); err != nil {
 			return err
 		}
 		g.service, g.name = r.GetId(), names[0]

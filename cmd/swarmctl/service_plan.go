@@ -173,10 +173,13 @@ func (a *app) printPlanSteps(steps []planStep) error {
 		{"TASK", func(s planStep) string { return s.Task }, false},
 		{"NODE", func(s planStep) string { return s.Node }, true},
 		{"WHAT", func(s planStep) string {
-			if s.Message == "" && s.Replaces != "" {
-				return "replaces " + short(s.Replaces)
+			switch {
+			case s.Message != "" || s.Replaces == "":
+				return s.Message
+			case s.Replaces == s.Task:
+				return "in place of the old one"
 			}
-			return s.Message
+			return "in place of " + s.Replaces
 		}, true},
 	}})
 }
