@@ -53,12 +53,17 @@ func rollsBack(update *swarmpb.UpdateStatus) bool {
 
 // settings are an update's, with their defaults.
 type settings struct {
+	strategy swarmpb.UpdateStrategy
 	// parallelism is how many slots may be under way; 0 = all.
 	parallelism    uint64
 	delay, monitor time.Duration
 	action         swarmpb.FailureAction
 	maxFailures    float64
 	order          swarmpb.UpdateOrder
+	steps          []*swarmpb.CanaryStep
+	grace          time.Duration
+	// deadline is how long the update may make no progress; 0 = for ever.
+	deadline time.Duration
 }
 
 func settingsOf(service *swarmpb.Service, rollback bool) settings {
@@ -67,12 +72,16 @@ func settingsOf(service *swarmpb.Service, rollback bool) settings {
 		config = service.GetSpec().GetRollback()
 	}
 	s := settings{
+		strategy:    config.StrategyOr(),
 		parallelism: DefaultParallelism,
 		delay:       max(0, config.GetDelay().AsDuration()),
 		monitor:     DefaultMonitor,
 		action:      config.GetFailureAction(),
 		maxFailures: config.GetMaxFailureRatio(),
 		order:       config.GetOrder(),
+		steps:       config.CanaryStepsOr(),
+		grace:       max(0, config.PromoteGraceOr()),
+		deadline:    max(0, config.ProgressDeadlineOr()),
 	}
 	if config != nil && config.Parallelism != nil {
 		s.parallelism = *config.Parallelism
@@ -81,4 +90,21 @@ func settingsOf(service *swarmpb.Service, rollback bool) settings {
 		s.monitor = max(0, config.GetMonitor().AsDuration())
 	}
 	return s
+}
+
+// startFirst tells whether the new task of a slot runs before the old one stops.
+func (s settings) startFirst() bool {
+	return s.strategy == rolling && s.order == swarmpb.UpdateOrder_UPDATE_ORDER_START_FIRST
+}
+
+// window is how many slots may have a successor that waits at READY for its turn. One that is to run beside the old task
+// takes room of its own, so there are no more of those than can be of use next; 0 = all.
+func (s settings) window() uint64 {
+	if s.strategy == recreate || s.parallelism == 0 {
+		return 0
+	}
+	if s.startFirst() {
+		return s.parallelism
+	}
+	return max(s.parallelism, PrepareAhead)
 }

@@ -7,7 +7,7 @@
 // services that stand for a container outside of services which has gone (id: the service).
 // Everything they know is in rows, so a new leader goes on where the old one stopped.
 //
-// docs/design-replace.md tells how a task gives way to another. This package alone writes tasks (existence and
+// docs/design-replace.md tells how a task gives way to another, docs/design-rollout.md which tasks and when. This package alone writes tasks (existence and
 // desired state), slot progress and service progress, and deletes a removed service's row.
 package orchestrator
 
@@ -32,6 +32,12 @@ const (
 	// DefaultParallelism and DefaultMonitor hold for an update that does not say.
 	DefaultParallelism = 1
 	DefaultMonitor     = 5 * time.Second
+	// PrepareAhead is how many slots at most, beyond its parallelism, an update makes ready before their turn.
+	PrepareAhead = 64
+	// PendingNote is how long a new task may wait for a node before the update's message says so.
+	PendingNote = 3 * time.Second
+	// MaxOutcomes is how many revisions' outcomes are kept.
+	MaxOutcomes = 10
 )
 
 const (
@@ -42,6 +48,21 @@ const (
 	stateRejected = swarmpb.TaskState_TASK_STATE_REJECTED
 	stateRemove   = swarmpb.TaskState_TASK_STATE_REMOVE
 	stateOrphaned = swarmpb.TaskState_TASK_STATE_ORPHANED
+
+	rolling   = swarmpb.UpdateStrategy_UPDATE_STRATEGY_ROLLING
+	inPlace   = swarmpb.UpdateStrategy_UPDATE_STRATEGY_IN_PLACE
+	recreate  = swarmpb.UpdateStrategy_UPDATE_STRATEGY_RECREATE
+	blueGreen = swarmpb.UpdateStrategy_UPDATE_STRATEGY_BLUE_GREEN
+	canary    = swarmpb.UpdateStrategy_UPDATE_STRATEGY_CANARY
+
+	phaseNone      = swarmpb.RolloutPhase_ROLLOUT_PHASE_UNSPECIFIED
+	phasePreparing = swarmpb.RolloutPhase_ROLLOUT_PHASE_PREPARING
+	phaseStarting  = swarmpb.RolloutPhase_ROLLOUT_PHASE_STARTING
+	phaseWatching  = swarmpb.RolloutPhase_ROLLOUT_PHASE_WATCHING
+	phaseWaiting   = swarmpb.RolloutPhase_ROLLOUT_PHASE_WAITING
+	phaseGrace     = swarmpb.RolloutPhase_ROLLOUT_PHASE_GRACE
+	phaseEnding    = swarmpb.RolloutPhase_ROLLOUT_PHASE_ENDING
+	phaseReturning = swarmpb.RolloutPhase_ROLLOUT_PHASE_RETURNING
 )
 
 // Reconcilers are all that a leader runs, each under a driver of its own.
@@ -61,6 +82,12 @@ func (o Replicated) Affects(view *store.View, change store.Change) []reconcile.I
 	case swarmpb.Table_TABLE_SERVICE:
 		if service, ok := change.New.(*swarmpb.Service); ok && replicated(service) {
 			return []reconcile.ID{{Object: service.Id}}
+		}
+	case swarmpb.Table_TABLE_SERVICE_PROGRESS:
+		before, _ := change.Old.(*swarmpb.ServiceProgress)
+		after, _ := change.New.(*swarmpb.ServiceProgress)
+		if sizesOf(before.GetUpdate()) != sizesOf(after.GetUpdate()) {
+			return []reconcile.ID{{Object: change.Key.ID}}
 		}
 	case swarmpb.Table_TABLE_TASK:
 		return affectedByTask(view, change)

@@ -25,6 +25,8 @@ type planner struct {
 	// says so.
 	attempt uint64
 	lifted  bool
+	// single: the plan has one part, since what it rests on changes with it.
+	single bool
 }
 
 func newPlanner(view *store.View, service *swarmpb.Service, now time.Time) *planner {
@@ -81,7 +83,7 @@ func (p *planner) room() bool {
 	if len(p.plan.Writes)+slotWrites <= reconcile.MaxWrites && len(p.plan.Guards)+slotWrites <= store.MaxGuards {
 		return true
 	}
-	if len(p.done) == reconcile.MaxRest {
+	if p.single || len(p.done) == reconcile.MaxRest {
 		return false
 	}
 	p.done = append(p.done, reconcile.Plan{Writes: p.plan.Writes, Guards: p.plan.Guards})

@@ -6,9 +6,9 @@ import (
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
 
-// replace begins a replacement in a slot: what lives there gives way to a task of the template. What is up stays
-// up until the order says that it goes; everything else goes at once.
-func (p *planner) replace(s *slot, template uint64, order swarmpb.UpdateOrder) {
+// replace begins a replacement in a slot: what lives there gives way to like, a task of which the template and the ways
+// to replace are set. What is up stays up until it is its turn; everything else goes at once.
+func (p *planner) replace(s *slot, like *swarmpb.Task) {
 	live := s.live()
 	p.guardSlot(s)
 	var base *replica
@@ -23,36 +23,33 @@ func (p *planner) replace(s *slot, template uint64, order swarmpb.UpdateOrder) {
 		}
 	}
 	if base == nil {
-		p.heir(s, live[len(live)-1], template, 0)
+		like.Beside = false
+		p.heir(s, live[len(live)-1], like)
 		return
 	}
-	progress := s.progressOf(p.service, template)
+	progress := s.progressOf(p.service, like.TemplateVersion)
 	if s.progress != nil {
 		progress = swarmpb.Clone(s.progress)
 	}
 	p.putSlot(progress)
-	heir := &swarmpb.Task{Slot: s.number, TemplateVersion: template, DesiredState: stateReady, Replaces: base.task.Id}
-	if order == swarmpb.UpdateOrder_UPDATE_ORDER_START_FIRST {
-		heir.DesiredState, heir.Beside = stateRunning, true
-	}
-	p.create(heir)
+	like.Slot, like.DesiredState, like.Replaces = s.number, stateReady, base.task.Id
+	p.create(like)
 }
 
 // heir makes the task that follows old, which does not run or is told to stop in the same plan. It may start when
-// the slot is clear and its time has come.
-func (p *planner) heir(s *slot, old *replica, template uint64, notBefore int64) {
+// the slot is clear, its time has come, and a rollout does not hold it back.
+func (p *planner) heir(s *slot, old *replica, like *swarmpb.Task) {
 	p.guardTask(old)
-	desired := stateRunning
-	if notBefore > p.now.UnixNano() {
-		desired = stateReady
+	like.Slot, like.Replaces, like.DesiredState = s.number, old.task.Id, stateRunning
+	if like.StartNotBefore > p.now.UnixNano() {
+		like.DesiredState = stateReady
 	} else {
-		notBefore = 0
+		like.StartNotBefore = 0
 	}
-	if !s.clear() && !p.neverStarted(s) {
-		desired = stateReady
+	if p.heldBack(like.TemplateVersion) || !s.clear() && !p.neverStarted(s) {
+		like.DesiredState = stateReady
 	}
-	p.create(&swarmpb.Task{Slot: s.number, TemplateVersion: template, DesiredState: desired,
-		Replaces: old.task.Id, StartNotBefore: notBefore})
+	p.create(like)
 }
 
 // neverStarted tells whether nothing in the slot can be running: each replica has stopped or has no node. The
@@ -78,20 +75,50 @@ func (p *planner) step(s *slot) {
 		return
 	}
 	p.guardSlot(s)
-	heir := live[len(live)-1]
+	heir, older := live[len(live)-1], live[:len(live)-1]
 	var base *replica
-	for _, r := range live[:len(live)-1] {
-		if r.gone() || base != nil {
-			p.desire(r, stateShutdown)
-		} else {
+	for _, r := range older {
+		if !r.gone() && base == nil {
 			base = r
 		}
 	}
-	if base == nil {
+	if base == nil && len(older) > 0 && p.outOfTurn(older[len(older)-1], heir) {
+		p.desire(heir, stateShutdown)
+		base, older = older[len(older)-1], older[:len(older)-1]
+		heir = base
+	}
+	for _, r := range older {
+		if r != base {
+			p.desire(r, stateShutdown)
+		}
+	}
+	if base == nil || base == heir {
 		p.alone(s, heir)
 		return
 	}
 	p.pair(s, base, heir)
+}
+
+// waitsForTurn tells whether the heir in a slot is of another kind than the old task, so that the rollout alone says
+// when it is its turn.
+func waitsForTurn(base, heir *replica) bool {
+	return heir.task.DesiredState < stateRunning && heir.task.TemplateVersion != base.task.TemplateVersion
+}
+
+// outOfTurn tells whether the old task, which has ended by itself or is lost, is to be followed by one of its own kind
+// rather than by the heir that waits for its turn: no update goes there any more, the heir itself is of no use, or
+// all old tasks are to have stopped first.
+func (p *planner) outOfTurn(base, heir *replica) bool {
+	update := p.progress.GetUpdate()
+	return waitsForTurn(base, heir) && (!active(update) || update.TemplateVersion != heir.task.TemplateVersion ||
+		heir.state.Ended() || heir.lost || update.Strategy == recreate && update.Phase == phasePreparing)
+}
+
+// heldBack tells whether no task of the template may start yet: a recreate has not stopped all others.
+func (p *planner) heldBack(template uint64) bool {
+	update := p.progress.GetUpdate()
+	return active(update) && update.Strategy == recreate && update.TemplateVersion == template &&
+		(update.Phase == phasePreparing || update.Phase == phaseEnding)
 }
 
 // pair carries on a replacement while the old task still has the slot.
@@ -102,12 +129,18 @@ func (p *planner) pair(s *slot, base, heir *replica) {
 		p.desire(heir, stateShutdown)
 	case heir.lost:
 		p.desire(heir, stateShutdown)
+	case waitsForTurn(base, heir):
+		if base.evicted { // the drain goes first, and moves the task as it is
+			p.desire(heir, stateShutdown)
+		}
 	case heir.refused && base.evicted: // a drain empties the node, in either order
 		p.desire(base, stateShutdown)
 	case heir.task.DesiredState == stateRunning:
-		if heir.state == stateRunning {
+		if heir.up() {
 			p.desire(base, stateShutdown)
 		}
+	case heir.state >= stateReady && heir.task.Beside:
+		p.desire(heir, stateRunning)
 	case heir.state >= stateReady:
 		p.desire(base, stateShutdown)
 	}
@@ -123,24 +156,25 @@ func (p *planner) alone(s *slot, r *replica) {
 		// What became of it is not known: it may well be running. Under the condition none it is not run again.
 		if p.policy(task.TemplateVersion).condition() != swarmpb.RestartCondition_RESTART_CONDITION_NONE {
 			p.desire(r, stateShutdown)
-			p.heir(s, r, p.templateOf(r), task.StartNotBefore)
+			p.heir(s, r, &swarmpb.Task{TemplateVersion: p.templateOf(r), StartNotBefore: task.StartNotBefore})
 		}
 	case r.evicted:
 		p.evict(s, r)
-	case task.DesiredState < stateRunning && s.clear(r):
+	case task.DesiredState < stateRunning && s.clear(r) && !p.heldBack(task.TemplateVersion):
 		if at := time.Unix(0, task.StartNotBefore); p.now.Before(at) {
 			p.wake(at)
 		} else {
 			p.desire(r, stateRunning)
 		}
-	case r.state == stateRunning && forgettable(s.progress):
+	case r.state == stateRunning && p.forgettable(s.progress):
 		p.delete(swarmpb.SlotProgressKey(p.service.Id, s.number))
 	}
 }
 
 // forgettable tells whether a progress row remembers nothing: a replacement has touched it, and is done.
-func forgettable(progress *swarmpb.SlotProgress) bool {
-	return progress != nil && progress.EndedTask == "" && progress.Failures == 0 && progress.Restarts == 0
+func (p *planner) forgettable(progress *swarmpb.SlotProgress) bool {
+	return progress != nil && progress.EndedTask == "" && progress.Failures == 0 && progress.Restarts == 0 &&
+		(progress.FailedUpdate == 0 || progress.FailedUpdate != p.progress.GetUpdate().GetStartedAt())
 }
 
 // evict moves a task off a node that is drained, after the pause that a failed attempt to do so has earned.
@@ -150,7 +184,10 @@ func (p *planner) evict(s *slot, r *replica) {
 		p.wake(at)
 		return
 	}
-	p.replace(s, p.templateOf(r), p.service.GetSpec().GetUpdate().GetOrder())
+	config := p.service.GetSpec().GetUpdate()
+	startFirst := config.GetOrder() == swarmpb.UpdateOrder_UPDATE_ORDER_START_FIRST &&
+		config.StrategyOr() != inPlace && config.StrategyOr() != recreate
+	p.replace(s, &swarmpb.Task{TemplateVersion: p.templateOf(r), Beside: startFirst})
 }
 
 // templateOf is the template that a task's successor is made from when nothing but the task is at fault: its own,

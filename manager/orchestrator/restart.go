@@ -77,7 +77,8 @@ func (p *planner) restart(s *slot, r *replica) {
 		p.putSlot(progress)
 	}
 	p.desire(r, stateShutdown)
-	p.heir(s, r, p.templateOf(r), progress.NotBefore)
+	p.heir(s, r, &swarmpb.Task{TemplateVersion: p.templateOf(r), StartNotBefore: progress.NotBefore,
+		SameNode: r.node != "" && p.service.GetSpec().GetUpdate().StrategyOr() == inPlace})
 }
 
 // count enters a task's end into the slot's memory: the backoff, the attempts, and the update that it fails.
@@ -110,16 +111,23 @@ func (p *planner) count(s *slot, r *replica) *swarmpb.SlotProgress {
 	return progress
 }
 
-// watched tells whether a task's end is a failure of the update under way: the update made it, and it ended within
-// the monitored time of its start.
+// watched tells whether a task's end is a failure of the update under way: the update made it, and it ended within the
+// monitored time of its being up, or after its probes had found it unwell. A new set is watched until the update has
+// completed.
 func (p *planner) watched(r *replica) bool {
 	update := p.progress.GetUpdate()
-	if !active(update) || r.task.TemplateVersion != update.TemplateVersion ||
-		r.task.GetMeta().GetCreatedAt() < update.StartedAt {
+	if !active(update) || r.task.TemplateVersion != update.TemplateVersion {
 		return false
 	}
 	if r.state == stateComplete && !p.policy(r.task.TemplateVersion).restarts(r.state) {
 		return false
 	}
-	return r.ran() <= settingsOf(p.service, rollsBack(update)).monitor
+	if update.Sets() {
+		return judged(update)
+	}
+	if r.task.GetMeta().GetCreatedAt() < update.StartedAt {
+		return false
+	}
+	after, up := r.upAfter()
+	return !up || r.ran()-after <= settingsOf(p.service, rollsBack(update)).monitor
 }

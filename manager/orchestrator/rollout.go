@@ -2,7 +2,10 @@ package orchestrator
 
 import (
 	"fmt"
+	"slices"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 
@@ -10,14 +13,15 @@ import (
 	"github.com/swarmd/swarmd/manager/store"
 )
 
-// Rollout is the reconciler that moves services from one template to another. It begins replacements, as many at a
-// time as the update allows, and judges them; Replicated carries each of them along.
+// Rollout is the reconciler that moves services from one template to another. It says which slots, and what share of
+// the traffic, and judges what comes of it; Replicated carries each slot along, and fills and empties sets.
 type Rollout struct{}
 
 // Name is rollout.
 func (Rollout) Name() string { return "rollout" }
 
-// Affects names the service when its spec changes and, while it is being updated, when a slot has got further.
+// Affects names the service when its spec changes and, while it is being updated, when a slot has got further; and the
+// slot of a new set's task that takes no connections any more.
 func (Rollout) Affects(view *store.View, change store.Change) []reconcile.ID {
 	service := ""
 	switch change.Table {
@@ -26,7 +30,7 @@ func (Rollout) Affects(view *store.View, change store.Change) []reconcile.ID {
 			return nil
 		}
 		return []reconcile.ID{{Object: change.Key.ID}}
-	case swarmpb.Table_TABLE_SLOT_PROGRESS:
+	case swarmpb.Table_TABLE_SLOT_PROGRESS, swarmpb.Table_TABLE_SERVICE_METRIC:
 		service = change.Key.ID
 	case swarmpb.Table_TABLE_TASK:
 		before, _ := change.Old.(*swarmpb.Task)
@@ -35,9 +39,22 @@ func (Rollout) Affects(view *store.View, change store.Change) []reconcile.ID {
 			service = before.ServiceId
 		}
 	case swarmpb.Table_TABLE_TASK_STATUS:
-		status, ok := change.New.(*swarmpb.TaskStatus)
-		if ok && status.State >= stateRunning {
-			service = view.Task(status.TaskId).GetServiceId()
+		return statusAffects(view, change)
+	case swarmpb.Table_TABLE_TASK_PLACEMENT:
+		placement, ok := change.New.(*swarmpb.TaskPlacement)
+		before, _ := change.Old.(*swarmpb.TaskPlacement)
+		if ok && (placement.Message != "" || before.GetMessage() != "") { // an update's message tells why its task waits
+			service = view.Task(placement.TaskId).GetServiceId()
+		}
+	case swarmpb.Table_TABLE_NODE:
+		if change.Old != nil {
+			return updatesOn(view, change.Key.ID)
+		}
+	case swarmpb.Table_TABLE_NODE_STATUS:
+		before, _ := change.Old.(*swarmpb.NodeStatus)
+		after, _ := change.New.(*swarmpb.NodeStatus)
+		if down(before) != down(after) {
+			return updatesOn(view, change.Key.ID)
 		}
 	}
 	if service == "" || !active(view.ServiceProgress(service).GetUpdate()) {
@@ -46,16 +63,65 @@ func (Rollout) Affects(view *store.View, change store.Change) []reconcile.ID {
 	return []reconcile.ID{{Object: service}}
 }
 
-// All names every service.
-func (Rollout) All(view *store.View) []reconcile.ID {
-	var ids []reconcile.ID
-	for service := range view.Services() {
-		ids = append(ids, reconcile.ID{Object: service.Id})
+// statusAffects: an update waits for tasks to be ready to start, up, and stopped.
+func statusAffects(view *store.View, change store.Change) (ids []reconcile.ID) {
+	status, ok := change.New.(*swarmpb.TaskStatus)
+	if !ok || status.State < stateReady {
+		return nil
+	}
+	task := view.Task(status.TaskId)
+	update := view.ServiceProgress(task.GetServiceId()).GetUpdate()
+	if !active(update) {
+		return nil
+	}
+	fresh := task.TemplateVersion == update.TemplateVersion
+	if update.Sets() {
+		if !fresh && update.Phase != phaseEnding && update.Phase != phaseReturning || fresh && status.State < stateRunning {
+			return nil
+		}
+		if fresh && unready(status) && judged(update) {
+			ids = slotOf(task)
+		}
+	}
+	return append(ids, reconcile.ID{Object: task.ServiceId})
+}
+
+// unready: it was ready, and takes no connections now.
+func unready(status *swarmpb.TaskStatus) bool {
+	return status.GetState() == stateRunning && !status.Up()
+}
+
+// updatesOn are the services with tasks on a node that are being updated.
+func updatesOn(view *store.View, nodeID string) (ids []reconcile.ID) {
+	seen := map[string]bool{}
+	for task := range view.TasksOn(nodeID) {
+		if !seen[task.ServiceId] && active(view.ServiceProgress(task.ServiceId).GetUpdate()) {
+			ids = append(ids, reconcile.ID{Object: task.ServiceId})
+		}
+		seen[task.ServiceId] = true
 	}
 	return ids
 }
 
-// Reconcile plans the next step of one service's update.
+// All names every service, and the slots of new sets' tasks that take no connections.
+func (Rollout) All(view *store.View) []reconcile.ID {
+	var ids []reconcile.ID
+	for service := range view.Services() {
+		ids = append(ids, reconcile.ID{Object: service.Id})
+		update := view.ServiceProgress(service.Id).GetUpdate()
+		if !active(update) || !update.Sets() || !judged(update) {
+			continue
+		}
+		for task := range view.TasksOf(service.Id) {
+			if task.TemplateVersion == update.TemplateVersion && unready(view.Status(task.Id)) {
+				ids = append(ids, slotOf(task)...)
+			}
+		}
+	}
+	return ids
+}
+
+// Reconcile plans the next step of one service's update, or judges the readiness of one of its slots.
 func (Rollout) Reconcile(view *store.View, id reconcile.ID, now time.Time) (reconcile.Plan, error) {
 	service := view.Service(id.Object)
 	if service == nil || service.Removing || !replicated(service) {
@@ -65,12 +131,24 @@ func (Rollout) Reconcile(view *store.View, id reconcile.ID, now time.Time) (reco
 	r.update = r.progress.GetUpdate()
 	r.goal = goalOf(view, service, r.update)
 	r.settings = settingsOf(service, r.goal.rollback)
+	if r.goal.reachedBy(r.update) && r.update.Underway() {
+		r.settings.strategy = r.update.Strategy
+		if r.update.Strategy == swarmpb.UpdateStrategy_UPDATE_STRATEGY_UNSPECIFIED {
+			r.settings.strategy = rolling // it was begun by an earlier version
+		}
+	}
 	switch {
+	case id.Slot > 0:
+		r.judgeReadiness(id.Slot)
+	case r.obey():
 	case r.goal.reachedBy(r.update) && active(r.update):
 		r.advance()
 	case !r.goal.reachedBy(r.update) || finished(r.update) || r.resumed():
 		r.begin()
+	default:
+		r.callOff()
 	}
+	r.flush()
 	return r.finish(), nil
 }
 
@@ -80,25 +158,42 @@ type rollout struct {
 	update   *swarmpb.UpdateStatus
 	goal     goal
 	settings settings
+	// next is what the update is to be after this plan, nil while that is what it is now.
+	next *swarmpb.UpdateStatus
 }
 
-// resumed tells whether the update was paused and the user has updated the service since, be it to the same spec.
+// edit is the update as it is to be.
+func (r *rollout) edit() *swarmpb.UpdateStatus {
+	if r.next == nil {
+		r.next = swarmpb.Clone(r.update)
+	}
+	return r.next
+}
+
+// resumed tells whether the update was paused because it failed, and the user has updated the service since, be it to the
+// same spec. An update of two sets, and one that was paused by hand, goes on by command alone.
 func (r *rollout) resumed() bool {
-	return paused(r.update) && r.service.GetMeta().GetVersion() > r.update.PausedAtVersion
+	return paused(r.update) && !r.update.Sets() && r.update.PausedAtVersion != 0 &&
+		r.service.GetMeta().GetVersion() > r.update.PausedAtVersion
 }
 
 // begin starts an update when a slot is of another template, or when one that is paused or goes somewhere else is to
-// be superseded.
-// Replacements of that one which have not started yet are called off first, so that no slot is down for its sake.
+// be superseded. What of that one has not started yet is called off first, so that no slot is down for its sake.
 func (r *rollout) begin() {
 	unfinished := r.update != nil && !finished(r.update)
 	if !unfinished && !r.strays() {
 		return
 	}
+	if r.returns() {
+		r.turnBack(r.goal.template, r.goal.failed)
+		r.edit().Message = "manually requested rollback"
+		return
+	}
+	old := map[uint64]int{}
 	dirty := false
 	for s := range slots(r.view, r.service, 0, r.now) {
-		live := s.live()
-		if len(live) == 0 || live[len(live)-1].task.TemplateVersion == r.goal.template {
+		template := s.template()
+		if template == 0 || template == r.goal.template {
 			continue
 		}
 		dirty = true
@@ -106,6 +201,15 @@ func (r *rollout) begin() {
 			r.plan.More = true
 			return
 		}
+		live := s.live()
+		if r.surplus(template) {
+			r.guardSlot(s)
+			for _, task := range live {
+				r.desire(task, stateShutdown)
+			}
+			continue
+		}
+		old[live[0].task.TemplateVersion]++
 		for i := len(live) - 1; i > 0 && live[0].runs() && !live[i].runs(); i-- {
 			if i == len(live)-1 {
 				r.guardSlot(s)
@@ -113,9 +217,14 @@ func (r *rollout) begin() {
 			r.desire(live[i], stateShutdown)
 		}
 	}
-	if !dirty && !unfinished {
-		return
+	if dirty || unfinished {
+		r.next = r.first(old)
+		r.plan.More = true
 	}
+}
+
+// first is the status of an update that begins; old are the templates of the slots that it leaves, with their number.
+func (r *rollout) first(old map[uint64]int) *swarmpb.UpdateStatus {
 	state, message := swarmpb.UpdateState_UPDATE_STATE_UPDATING, "update in progress"
 	if r.goal.rollback {
 		state, message = swarmpb.UpdateState_UPDATE_STATE_ROLLBACK_STARTED, "manually requested rollback"
@@ -123,9 +232,43 @@ func (r *rollout) begin() {
 			message = "rollback in progress"
 		}
 	}
-	r.put(&swarmpb.UpdateStatus{State: state, Message: message, StartedAt: r.now.UnixNano(),
-		TemplateVersion: r.goal.template, FailedTemplateVersion: r.goal.failed})
-	r.plan.More = true
+	now := r.now.UnixNano()
+	next := &swarmpb.UpdateStatus{
+		State: state, Message: message, StartedAt: now, TemplateVersion: r.goal.template, FailedTemplateVersion: r.goal.failed,
+		Strategy: r.settings.strategy, Phase: phasePreparing, PhaseSince: now, ProgressedAt: now,
+		StableTemplateVersion: mostOf(old), Revision: r.service.Revision,
+		CommandSequence: r.service.GetCommand().GetSequence(),
+	}
+	if r.settings.strategy.Sets() {
+		if len(old) == 0 { // nothing to stand beside: what is there is of the goal
+			next.Strategy = rolling
+		} else {
+			r.startStep(next, 0)
+		}
+	}
+	return next
+}
+
+// mostOf is the template that most slots have; the newest of several.
+func mostOf(slots map[uint64]int) (best uint64) {
+	for template, n := range slots {
+		if best == 0 || n > slots[best] || n == slots[best] && template > best {
+			best = template
+		}
+	}
+	return best
+}
+
+// surplus tells whether a slot of the template is to go first when an update of two sets is superseded: the set that
+// has not been promoted, or the one that it was to follow if it has.
+func (r *rollout) surplus(template uint64) bool {
+	if !r.update.Sets() || r.goal.reachedBy(r.update) {
+		return false
+	}
+	if promoted(r.update) {
+		return template != r.update.TemplateVersion
+	}
+	return template == r.update.TemplateVersion
 }
 
 // strays tells cheaply whether any task may be of another template than the goal's.
@@ -145,266 +288,110 @@ func (r *rollout) strays() bool {
 
 // advance takes the update as far as its budget allows, or ends it.
 func (r *rollout) advance() {
-	if failures, task := r.failures(); r.tooMany(failures) && r.settings.action != swarmpb.FailureAction_FAILURE_ACTION_CONTINUE {
-		r.fail(task)
-		return
-	}
-	w := r.survey(r.update.SettledSlot)
-	if w.open == 0 && len(w.dirty) == 0 {
-		// What is below the mark may have changed since: the end is judged by the whole.
-		if r.update.SettledSlot > 0 {
-			w = r.survey(0)
-		}
-		if w.open == 0 && len(w.dirty) == 0 {
-			r.complete()
-			return
-		}
-	}
-	r.spend(w)
-	if mark := max(w.settled, r.update.SettledSlot); mark >= r.update.SettledSlot+settledStep && r.room() {
-		next := swarmpb.Clone(r.update)
-		next.SettledSlot = mark
-		r.put(next)
+	switch {
+	case r.update.Sets():
+		r.advanceSets()
+	case r.update.Strategy == recreate:
+		r.advanceRecreate()
+	default:
+		r.advanceRolling()
 	}
 }
 
-// settledStep is how far the mark of settled slots must have moved to be worth a write.
-const settledStep = 64
-
-// spend begins replacements for what is left of the budget.
-func (r *rollout) spend(w survey) {
-	budget := len(w.dirty)
-	if r.settings.parallelism > 0 {
-		budget = int(min(uint64(budget), r.settings.parallelism-min(r.settings.parallelism, uint64(w.begun))))
+// callOff ends what a paused update has made ready and not begun: an old task that ends is followed by one of its kind.
+func (r *rollout) callOff() {
+	if r.update.Sets() {
+		return
 	}
-	for _, s := range w.dirty[:budget] {
+	for s := range slots(r.view, r.service, 0, r.now) {
+		live := s.live()
+		if len(live) < 2 || !waitsForTurn(live[len(live)-2], live[len(live)-1]) {
+			continue
+		}
 		if !r.room() {
 			r.plan.More = true
 			return
 		}
-		r.turn(s)
-	}
-	if w.more && budget == len(w.dirty) {
-		r.plan.More = true
-	}
-}
-
-// turn begins one slot's replacement. A slot in which a task of the goal still runs only loses the others.
-func (r *rollout) turn(s *slot) {
-	live := s.live()
-	for _, keep := range live {
-		if keep.task.TemplateVersion != r.goal.template || !keep.runs() {
-			continue
-		}
 		r.guardSlot(s)
-		for _, other := range live {
-			if other != keep {
-				r.desire(other, stateShutdown)
-			}
-		}
-		return
+		r.desire(live[len(live)-1], stateShutdown)
 	}
-	if s.progress != nil && s.progress.FailedUpdate != r.update.StartedAt {
-		// What it remembers is of other tasks, even if they were of this template.
-		s.progress = &swarmpb.SlotProgress{
-			ServiceId: r.service.Id, Slot: s.number, TemplateVersion: r.goal.template, Meta: s.progress.Meta}
-		r.putSlot(s.progress)
-	}
-	r.replace(s, r.goal.template, r.settings.order)
-}
-
-// survey is what the slots from a mark on tell.
-type survey struct {
-	// dirty are the first slots that can be begun, as many as can be of use.
-	dirty []*slot
-	// begun is how many slots hold a part of the budget; open how many are not done with.
-	begun, open int
-	// settled: every slot up to here is done with.
-	settled uint64
-	// more: the survey ended early, there may be more dirty slots.
-	more bool
-}
-
-// survey looks at the slots above a mark until it has found more dirty ones than can be begun.
-func (r *rollout) survey(mark uint64) survey {
-	w := survey{settled: mark}
-	most := reconcile.MaxWrites
-	if p := r.settings.parallelism; p > 0 {
-		most = int(min(uint64(most), p))
-	}
-	unbroken := true
-	for s := range slots(r.view, r.service, mark, r.now) {
-		dirty, begun, open := r.judge(s)
-		if dirty {
-			if len(w.dirty) == most {
-				w.more = true
-				return w
-			}
-			w.dirty = append(w.dirty, s)
-		}
-		if begun {
-			w.begun++
-		}
-		if open {
-			w.open++
-		}
-		if unbroken = unbroken && !dirty && !begun && !open; unbroken {
-			w.settled = s.number
-		}
-	}
-	return w
-}
-
-// judge tells of a slot whether it can be begun, whether it holds a part of the budget, and whether the update has
-// still to wait for it.
-func (r *rollout) judge(s *slot) (dirty, begun, open bool) {
-	live := s.live()
-	if len(live) == 0 {
-		return false, false, false
-	}
-	heir := live[len(live)-1]
-	mine := s.progress.GetTemplateVersion() == r.goal.template
-	failed := mine && s.progress.GetFailedUpdate() == r.update.StartedAt
-	switch {
-	case heir.task.TemplateVersion != r.goal.template:
-		if failed && s.progress.GetGivenUp() {
-			return false, false, false
-		}
-		if at := time.Unix(0, s.progress.GetNotBefore()); failed && r.now.Before(at) {
-			r.wake(at)
-			return false, false, true
-		}
-		return true, false, false
-	case len(live) > 1:
-		return false, true, true
-	case failed, heir.task.Replaces == "", heir.task.GetMeta().GetCreatedAt() < r.update.StartedAt:
-		return false, false, false
-	case heir.state.Ended():
-		over := mine && s.progress.GetGivenUp() || !r.policy(heir.task.TemplateVersion).restarts(heir.state)
-		return false, !over, !over
-	case heir.state != stateRunning || heir.task.DesiredState != stateRunning:
-		return false, true, true
-	}
-	since := heir.runningSince(r.now)
-	free := since.Add(max(r.settings.monitor, r.settings.delay))
-	done := since.Add(r.settings.monitor)
-	for _, at := range []time.Time{done, free} {
-		if r.now.Before(at) {
-			r.wake(at)
-		}
-	}
-	return false, r.now.Before(free), r.now.Before(done)
-}
-
-// failures counts the slots whose task of this update ended while it was watched, and names one of those.
-func (r *rollout) failures() (count int, task string) {
-	for progress := range r.view.SlotsOf(r.service.Id) {
-		if progress.FailedUpdate == r.update.StartedAt && progress.TemplateVersion == r.goal.template {
-			if count == 0 {
-				task = progress.EndedTask
-			}
-			count++
-		}
-	}
-	return count, task
-}
-
-// tooMany tells whether so many failed slots are more than the allowed share of all.
-func (r *rollout) tooMany(failures int) bool {
-	return failures > 0 && float64(failures) > r.settings.maxFailures*float64(replicas(r.service))
-}
-
-// fail pauses the update or turns it back. A rollback that fails pauses: there is nothing left to go back to.
-func (r *rollout) fail(task string) {
-	next := swarmpb.Clone(r.update)
-	next.PausedAtVersion = r.service.GetMeta().GetVersion()
-	if r.goal.rollback {
-		next.State = swarmpb.UpdateState_UPDATE_STATE_ROLLBACK_PAUSED
-		next.Message = fmt.Sprintf("rollback paused due to failure or early termination of %s", r.describe(task))
-		r.put(next)
-		return
-	}
-	if r.settings.action == swarmpb.FailureAction_FAILURE_ACTION_ROLLBACK {
-		if previous := r.previous(); previous != 0 {
-			r.put(&swarmpb.UpdateStatus{
-				State:                 swarmpb.UpdateState_UPDATE_STATE_ROLLBACK_STARTED,
-				Message:               fmt.Sprintf("update rolled back due to failure or early termination of %s", r.describe(task)),
-				StartedAt:             r.now.UnixNano(),
-				TemplateVersion:       previous,
-				FailedTemplateVersion: r.goal.template,
-			})
-			r.plan.More = true
-			return
-		}
-	}
-	next.State = swarmpb.UpdateState_UPDATE_STATE_PAUSED
-	next.Message = fmt.Sprintf("update paused due to failure or early termination of %s", r.describe(task))
-	r.put(next)
-}
-
-// describe names a task as users know it, with its ID and what became of it as far as its rows are still there.
-func (r *rollout) describe(id string) string {
-	rows := r.view.TaskRows(id)
-	if rows.Task == nil {
-		return "task " + id
-	}
-	text := fmt.Sprintf("task %s (%s)", swarmpb.TaskName(r.service.GetSpec().GetName(), rows.Task.Slot, rows.Task.NodeId), id)
-	if cause := rows.Status.GetError(); cause != "" {
-		text += ": " + cause
-	}
-	return text
-}
-
-// previous is the template to go back to: the previous spec's or, when that spec differed in other things alone,
-// the latest before the goal's that anything still refers to. 0 when there is none.
-func (r *rollout) previous() uint64 {
-	version := r.service.PreviousTemplateVersion
-	if version != 0 && version != r.goal.template && r.view.Template(r.service.Id, version) != nil {
-		return version
-	}
-	version = 0
-	for template := range r.view.TemplatesOf(r.service.Id) {
-		if template.Version < r.goal.template {
-			version = max(version, template.Version)
-		}
-	}
-	return version
 }
 
 func (r *rollout) complete() {
-	next := swarmpb.Clone(r.update)
+	next := r.edit()
 	next.State, next.Message = swarmpb.UpdateState_UPDATE_STATE_COMPLETED, "update completed"
 	if r.goal.rollback {
 		next.State, next.Message = swarmpb.UpdateState_UPDATE_STATE_ROLLBACK_COMPLETED, "rollback completed"
 	}
-	next.CompletedAt, next.SettledSlot = r.now.UnixNano(), 0
-	r.put(next)
+	next.CompletedAt, next.SettledSlot, next.Phase = r.now.UnixNano(), 0, phaseNone
 }
 
-// put writes the service's progress with the update. The row is not guarded: nobody else writes its update, and the
-// store never lowers its attempt.
-func (r *rollout) put(update *swarmpb.UpdateStatus) {
-	r.planner.put(&swarmpb.Row{Row: &swarmpb.Row_ServiceProgress{ServiceProgress: &swarmpb.ServiceProgress{
-		ServiceId: r.service.Id, Attempt: r.progress.GetAttempt(), Update: update}}})
+// setPhase goes to a phase, or to the same one anew.
+func (r *rollout) setPhase(next *swarmpb.UpdateStatus, phase swarmpb.RolloutPhase) {
+	next.Phase, next.PhaseSince = phase, r.now.UnixNano()
+	r.plan.More = true
+}
+
+// say sets the update's message.
+func (r *rollout) say(format string, args ...any) {
+	if text := fmt.Sprintf(format, args...); text != r.update.Message || r.next != nil {
+		r.edit().Message = text
+	}
+}
+
+// flush writes the service's progress with the update if that changes. The row is not guarded: nobody else writes its
+// update, and the store never lowers its attempt.
+func (r *rollout) flush() {
+	if r.next == nil || proto.Equal(r.next, r.update) {
+		return
+	}
+	if !r.room() {
+		r.plan.More = true
+		return
+	}
+	r.put(&swarmpb.Row{Row: &swarmpb.Row_ServiceProgress{ServiceProgress: &swarmpb.ServiceProgress{
+		ServiceId: r.service.Id, Attempt: r.progress.GetAttempt(), Update: r.next, Outcomes: r.outcomes()}}})
+}
+
+// outcomes are what became of the newest revisions, with what this plan makes of the update's.
+func (r *rollout) outcomes() []*swarmpb.RevisionOutcome {
+	all := slices.Clone(r.progress.GetOutcomes())
+	note := func(o *swarmpb.RevisionOutcome) {
+		i := slices.IndexFunc(all, func(have *swarmpb.RevisionOutcome) bool { return have.Revision == o.Revision })
+		if i < 0 {
+			all = append(all, o)
+			return
+		}
+		if r.goal.failed != 0 && o.State == swarmpb.UpdateState_UPDATE_STATE_ROLLBACK_COMPLETED {
+			o.Message = all[i].Message // why it was rolled back
+		}
+		if all[i].State != o.State || all[i].Message != o.Message {
+			all[i] = o
+		}
+	}
+	now := r.now.UnixNano()
+	if old := r.update; old.Underway() && old.Revision != 0 && old.Revision != r.next.Revision {
+		what := "superseded by version %d before it was done"
+		if r.goal.rollback {
+			what = "aborted by version %d before it was done"
+		}
+		note(&swarmpb.RevisionOutcome{Revision: old.Revision, At: now, Message: fmt.Sprintf(what, r.next.Revision)})
+	}
+	if r.next.Revision != 0 && r.next.State != swarmpb.UpdateState_UPDATE_STATE_UNSPECIFIED &&
+		(r.next.State != r.update.GetState() || r.next.Revision != r.update.GetRevision()) {
+		note(&swarmpb.RevisionOutcome{Revision: r.next.Revision, State: r.next.State, Message: r.next.Message, At: now})
+	}
+	slices.SortFunc(all, func(a, b *swarmpb.RevisionOutcome) int {
+		if a.Revision < b.Revision {
+			return -1
+		}
+		return 1
+	})
+	return all[max(0, len(all)-MaxOutcomes):]
 }
 
 // paused: the update waits for the user.
-func paused(update *swarmpb.UpdateStatus) bool {
-	switch update.GetState() {
-	case swarmpb.UpdateState_UPDATE_STATE_PAUSED, swarmpb.UpdateState_UPDATE_STATE_ROLLBACK_PAUSED:
-		return true
-	default:
-		return false
-	}
-}
+func paused(update *swarmpb.UpdateStatus) bool { return update.Paused() }
 
 // finished: the update has come to its end, or never was.
-func finished(update *swarmpb.UpdateStatus) bool {
-	switch update.GetState() {
-	case swarmpb.UpdateState_UPDATE_STATE_UNSPECIFIED, swarmpb.UpdateState_UPDATE_STATE_COMPLETED,
-		swarmpb.UpdateState_UPDATE_STATE_ROLLBACK_COMPLETED:
-		return true
-	default:
-		return false
-	}
-}
+func finished(update *swarmpb.UpdateStatus) bool { return !update.Underway() }

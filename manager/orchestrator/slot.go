@@ -91,6 +91,9 @@ func (r *replica) live() bool { return r.task.DesiredState <= stateRunning }
 // runs: it is up as far as anyone knows.
 func (r *replica) runs() bool { return r.state == stateRunning && !r.lost }
 
+// up: it runs and takes connections.
+func (r *replica) up() bool { return r.runs() && r.status.Up() }
+
 // gone: nothing more is expected of it. A task that was never placed and is not live will not be.
 func (r *replica) gone() bool {
 	return r.state.Ended() || r.lost || r.node == "" && !r.live()
@@ -112,15 +115,30 @@ func (r *replica) ran() time.Duration {
 	return max(0, time.Duration(end-container.GetStartedAt()))
 }
 
-// runningSince is when it began to run, by the worker's clock, unless that contradicts the manager's: a task
-// cannot have begun before it was told to, nor later than now.
-func (r *replica) runningSince(now time.Time) time.Time {
+// upAfter is how long the container ran before it was up last, by the worker's clock; false when it was not up when it
+// ended, as far as its probes tell.
+func (r *replica) upAfter() (time.Duration, bool) {
+	health := r.status.GetHealth()
+	switch {
+	case health == nil:
+		return 0, true
+	case health.NotReady || health.State == swarmpb.HealthState_HEALTH_STATE_STARTING ||
+		health.State == swarmpb.HealthState_HEALTH_STATE_UNHEALTHY:
+		return 0, false
+	default:
+		return max(0, time.Duration(health.At-r.status.GetContainer().GetStartedAt())), true
+	}
+}
+
+// upSince is since when it has been up, by the worker's clock, unless that contradicts the manager's: a task cannot
+// have begun before it was told to, nor later than now.
+func (r *replica) upSince(now time.Time) time.Time {
 	told := time.Unix(0, r.task.GetMeta().GetUpdatedAt())
 	at := r.status.GetContainer().GetStartedAt()
 	if at == 0 {
 		at = r.status.GetAt()
 	}
-	since := time.Unix(0, at)
+	since := time.Unix(0, max(at, r.status.GetHealth().GetAt()))
 	if since.Before(told) || since.After(now) {
 		return told
 	}
@@ -170,6 +188,15 @@ func (s *slot) live() []*replica {
 		}
 	}
 	return live
+}
+
+// template is the newest live replica's: the set that the slot belongs to. 0 without any.
+func (s *slot) template() uint64 {
+	live := s.live()
+	if len(live) == 0 {
+		return 0
+	}
+	return live[len(live)-1].task.TemplateVersion
 }
 
 // clear tells whether everything but r has stopped, so that r may start.

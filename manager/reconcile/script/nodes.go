@@ -18,6 +18,10 @@ type behaviour struct {
 	end swarmpb.TaskState
 	// after is how long it runs before; a task that ends REJECTED never starts.
 	after time.Duration
+	// pull, start and stop are how long it takes to get ready, up, and down.
+	pull, start, stop time.Duration
+	// unready is how long it runs until it takes no connections any more; 0 = it does for good.
+	unready time.Duration
 }
 
 // nodes play placement and workers: a task goes to the node with the fewest, and does there at once what it is told.
@@ -83,6 +87,11 @@ func (n *nodes) place(w *World, task *swarmpb.Task, load map[string]int) *swarmp
 			best = node
 		}
 	}
+	if home := w.View().NodeID(task.Replaces); task.SameNode {
+		if _, takes := load[home]; takes {
+			best = home
+		}
+	}
 	placement := &swarmpb.TaskPlacement{TaskId: task.Id, NodeId: best, At: w.Now().UnixNano()}
 	if best == "" {
 		if w.View().Placement(task.Id) != nil {
@@ -104,24 +113,55 @@ func (n *nodes) advance(w *World, task *swarmpb.Task) *swarmpb.TaskStatus {
 		return nil
 	}
 	acts := n.behaviour(view, task)
+	if at, ok := n.due(w, task, acts); ok && w.Now().Before(at) {
+		return nil
+	}
+	status := view.Status(task.Id)
 	switch {
 	case task.DesiredState > swarmpb.TaskState_TASK_STATE_RUNNING:
 		return w.status(task.Id, swarmpb.TaskState_TASK_STATE_SHUTDOWN)
 	case state < swarmpb.TaskState_TASK_STATE_READY:
-		if acts.end == swarmpb.TaskState_TASK_STATE_REJECTED {
+		switch {
+		case acts.pull > 0 && state < swarmpb.TaskState_TASK_STATE_PREPARING:
+			return w.status(task.Id, swarmpb.TaskState_TASK_STATE_PREPARING)
+		case acts.end == swarmpb.TaskState_TASK_STATE_REJECTED:
 			return w.status(task.Id, acts.end)
 		}
 		return w.status(task.Id, swarmpb.TaskState_TASK_STATE_READY)
 	case state == swarmpb.TaskState_TASK_STATE_READY:
-		if task.DesiredState < swarmpb.TaskState_TASK_STATE_RUNNING || w.Now().UnixNano() < task.StartNotBefore {
+		switch {
+		case task.DesiredState < swarmpb.TaskState_TASK_STATE_RUNNING || w.Now().UnixNano() < task.StartNotBefore:
 			return nil
+		case acts.start > 0:
+			return w.status(task.Id, swarmpb.TaskState_TASK_STATE_STARTING)
 		}
+		return w.status(task.Id, swarmpb.TaskState_TASK_STATE_RUNNING)
+	case state == swarmpb.TaskState_TASK_STATE_STARTING:
 		return w.status(task.Id, swarmpb.TaskState_TASK_STATE_RUNNING)
 	default:
 		if end, ok := endOf(view, task, acts); ok && !w.Now().Before(end) {
 			return w.status(task.Id, acts.end)
 		}
+		if acts.unready > 0 && status.Up() && w.Now().UnixNano() >= status.GetContainer().GetStartedAt()+int64(acts.unready) {
+			return w.health(task.Id, true, "503 Service Unavailable")
+		}
 		return nil
+	}
+}
+
+// due is when the task's node has done what takes it a while.
+func (n *nodes) due(w *World, task *swarmpb.Task, acts behaviour) (time.Time, bool) {
+	status := w.View().Status(task.Id)
+	at := time.Unix(0, status.GetAt())
+	switch {
+	case task.DesiredState > swarmpb.TaskState_TASK_STATE_RUNNING:
+		return time.Unix(0, task.GetMeta().GetUpdatedAt()).Add(acts.stop), status.GetState() == swarmpb.TaskState_TASK_STATE_RUNNING
+	case status.GetState() == swarmpb.TaskState_TASK_STATE_PREPARING:
+		return at.Add(acts.pull), true
+	case status.GetState() == swarmpb.TaskState_TASK_STATE_STARTING:
+		return at.Add(acts.start), true
+	default:
+		return time.Time{}, false
 	}
 }
 
@@ -144,16 +184,41 @@ func (n *nodes) next(w *World) (next time.Time, ok bool) {
 		return time.Time{}, false
 	}
 	view := w.View()
+	earliest := func(at time.Time) {
+		if at.After(w.Now()) && (!ok || at.Before(next)) {
+			next, ok = at, true
+		}
+	}
 	for task := range view.Tasks() {
-		if view.Observed(task.Id) != swarmpb.TaskState_TASK_STATE_RUNNING ||
-			view.NodeStatus(view.NodeID(task.Id)).GetState() != swarmpb.NodeState_NODE_STATE_READY {
+		if view.Observed(task.Id).Ended() || view.NodeStatus(view.NodeID(task.Id)).GetState() != swarmpb.NodeState_NODE_STATE_READY {
 			continue
 		}
-		if end, ends := endOf(view, task, n.behaviour(view, task)); ends && (!ok || end.Before(next)) {
+		acts := n.behaviour(view, task)
+		if at, waits := n.due(w, task, acts); waits {
+			earliest(at)
+		}
+		if view.Observed(task.Id) != swarmpb.TaskState_TASK_STATE_RUNNING {
+			continue
+		}
+		if end, ends := endOf(view, task, acts); ends && (!ok || end.Before(next)) {
 			next, ok = end, true
+		}
+		if acts.unready > 0 && view.Status(task.Id).Up() {
+			earliest(time.Unix(0, view.Status(task.Id).GetContainer().GetStartedAt()).Add(acts.unready))
 		}
 	}
 	return next, ok
+}
+
+// health is what a worker would report of a running task whose readiness has changed.
+func (w *World) health(taskID string, notReady bool, output string) *swarmpb.TaskStatus {
+	status := swarmpb.Clone(w.View().Status(taskID))
+	if status.GetState() != swarmpb.TaskState_TASK_STATE_RUNNING {
+		status = w.status(taskID, swarmpb.TaskState_TASK_STATE_RUNNING)
+	}
+	status.At = w.Now().UnixNano()
+	status.Health = &swarmpb.HealthStatus{State: swarmpb.HealthState_HEALTH_STATE_HEALTHY, NotReady: notReady, Output: output, At: status.At}
+	return status
 }
 
 // status is what a worker would report of a task that is in a state now.

@@ -24,7 +24,7 @@ func (w *World) Service(name string) (*swarmpb.Service, error) {
 func (w *World) Create(name string, spec *swarmpb.ServiceSpec) error {
 	spec.Name = name
 	w.versions[name] = 0
-	service := &swarmpb.Service{Id: name, Spec: spec, TemplateVersion: 1}
+	service := &swarmpb.Service{Id: name, Spec: spec, TemplateVersion: 1, Revision: 1}
 	return w.Write(w.template(service), Put(&swarmpb.Row{Row: &swarmpb.Row_Service{Service: service}}))
 }
 
@@ -36,6 +36,7 @@ func (w *World) Update(name string, change func(*swarmpb.ServiceSpec) error) err
 	}
 	service := swarmpb.Clone(old)
 	service.PreviousSpec, service.PreviousTemplateVersion = swarmpb.Clone(old.Spec), old.TemplateVersion
+	service.Revision++
 	if err := change(service.Spec); err != nil {
 		return err
 	}
@@ -63,7 +64,40 @@ func (w *World) Rollback(name string) error {
 	service := swarmpb.Clone(old)
 	service.Spec, service.PreviousSpec = service.PreviousSpec, service.Spec
 	service.TemplateVersion, service.PreviousTemplateVersion = old.PreviousTemplateVersion, old.TemplateVersion
+	service.Revision++
 	return w.Write(Put(&swarmpb.Row{Row: &swarmpb.Row_Service{Service: service}}))
+}
+
+// Abort writes the spec that an update leaves, with its template, as control does; of a service that is not updated, it
+// is Rollback.
+func (w *World) Abort(name string) error { return w.Rollback(name) }
+
+// Command tells a service's rollout what to do.
+func (w *World) Command(name string, action swarmpb.RolloutAction) error {
+	old, err := w.Service(name)
+	if err != nil {
+		return err
+	}
+	service := swarmpb.Clone(old)
+	service.Command = &swarmpb.RolloutCommand{
+		Action: action, Sequence: old.GetCommand().GetSequence() + 1, At: w.Now().UnixNano(), Author: "ann@desk",
+		TemplateVersion: w.View().ServiceProgress(name).GetUpdate().GetTemplateVersion(),
+	}
+	return w.Write(Put(&swarmpb.Row{Row: &swarmpb.Row_Service{Service: service}}))
+}
+
+// Metric says of a canary's metric that it is within its bounds, or not.
+func (w *World) Metric(name string, failing bool) error {
+	metric := &swarmpb.ServiceMetric{ServiceId: name, Update: w.View().ServiceProgress(name).GetUpdate().GetStartedAt(), At: w.Now().UnixNano(), Value: 0.001}
+	if failing {
+		metric.FailedSince, metric.Value, metric.Message = w.Now().UnixNano(), 0.2, "0.2 is above 0.01"
+	}
+	return w.Write(Put(&swarmpb.Row{Row: &swarmpb.Row_ServiceMetric{ServiceMetric: metric}}))
+}
+
+// Ready is a worker's word about the readiness of a running task.
+func (w *World) Ready(taskID string, ready bool) error {
+	return w.Write(&swarmpb.Write{Op: &swarmpb.Write_MergeStatus{MergeStatus: w.health(taskID, !ready, "")}})
 }
 
 // Remove marks a service as removed by its user.
@@ -170,6 +204,14 @@ func setSpec(spec *swarmpb.ServiceSpec, key, value string) (err error) {
 		(*config).Monitor, err = parseDuration(value)
 	case "failure-action":
 		(*config).FailureAction, err = swarmpb.ParseFailureAction(value)
+	case "strategy":
+		(*config).Strategy, err = swarmpb.ParseUpdateStrategy(value)
+	case "steps":
+		(*config).CanarySteps, err = parseSteps(value)
+	case "grace":
+		(*config).PromoteGrace, err = parseDuration(value)
+	case "deadline":
+		(*config).ProgressDeadline, err = parseDuration(value)
 	case "max-failure-ratio":
 		(*config).MaxFailureRatio, err = strconv.ParseFloat(value, 64)
 	default:
@@ -181,4 +223,25 @@ func setSpec(spec *swarmpb.ServiceSpec, key, value string) (err error) {
 func parseDuration(s string) (*durationpb.Duration, error) {
 	d, err := time.ParseDuration(s)
 	return durationpb.New(d), err
+}
+
+// parseSteps reads SHARE%:DURATION, SHARE%:manual and SHARE%:DURATION:manual, with commas between.
+func parseSteps(value string) (steps []*swarmpb.CanaryStep, err error) {
+	for _, text := range strings.Split(value, ",") {
+		share, how, _ := strings.Cut(text, ":")
+		percent, err := strconv.ParseFloat(strings.TrimSuffix(share, "%"), 64)
+		if err != nil {
+			return nil, err
+		}
+		step := &swarmpb.CanaryStep{Share: uint32(percent * 100)}
+		for _, word := range strings.Split(how, ":") {
+			if word == "manual" {
+				step.Manual = true
+			} else if step.Watch, err = parseDuration(word); err != nil {
+				return nil, err
+			}
+		}
+		steps = append(steps, step)
+	}
+	return steps, nil
 }

@@ -26,15 +26,20 @@ const indent = "    "
 //	node NAME gone                                    it is removed from the cluster
 //	service NAME [KEY=VALUE ...]                      create: replicas image label restart restart-delay restart-window
 //	                                                  max-attempts; parallelism delay monitor order failure-action
-//	                                                  max-failure-ratio, each also with rollback- before it
+//	                                                  max-failure-ratio strategy steps=5%:10s,50%:manual grace deadline, each
+//	                                                  also with rollback- before it
 //	update NAME KEY=VALUE ...;  scale NAME N;  force NAME;  rollback NAME;  remove NAME
 //	task NAME.SLOT STATE                              what the worker says of the slot's newest task
-//	image NAME runs | rejected | complete|failed after DURATION      what becomes of its tasks when nodes are on
+//	pause|resume|promote|promote-fully NAME;  abort NAME
+//	metric NAME failing|fine                          what the canary's metric is
+//	ready|unready NAME.SLOT                           the slot's newest task runs, and the worker says whether it is ready
+//	image NAME runs | rejected | complete|failed|unready after DURATION | pulls|starts|stops in DURATION ...
+//	                                                  what becomes of its tasks when nodes are on
 //	auto on|off                                       nodes take tasks and do what they are told, at once
 //	history N                                         ended tasks kept a slot
 //	advance DURATION                                  time passes
 //	relist                                            a new leader looks at everything
-//	tasks [NAME];  status NAME                        print
+//	tasks [NAME];  status NAME;  outcomes NAME        print
 //	network NAME [subnet=CIDR] [ipv6] | removed;  a service's networks=A,B publish=PUBLISHED:TARGET[/PROTOCOL],... mode=vip|dnsrr
 //	networks;  endpoint NAME                          print what they, a service and its tasks were given
 //	try COMMAND                                       prints why it is refused
@@ -133,21 +138,43 @@ func commands() map[string]command {
 		"force": silent(1, func(w *World, args []string) error {
 			return w.Update(args[0], func(spec *swarmpb.ServiceSpec) error { spec.Task.ForceUpdate++; return nil })
 		}),
-		"rollback": silent(1, func(w *World, args []string) error { return w.Rollback(args[0]) }),
-		"remove":   silent(1, func(w *World, args []string) error { return w.Remove(args[0]) }),
-		"task":     silent(2, (*World).doTask),
-		"image":    silent(2, (*World).doImage),
-		"auto":     silent(1, func(w *World, args []string) error { w.nodes.auto = args[0] == "on"; return nil }),
-		"history":  silent(1, (*World).doHistory),
-		"advance":  silent(1, (*World).doAdvance),
-		"relist":   silent(0, func(w *World, _ []string) error { w.Relist(); return nil }),
-		"try":      {1, (*World).doTry},
-		"tasks":    {0, (*World).doTasks},
-		"status":   {1, (*World).doStatus},
-		"network":  silent(1, (*World).doNetwork),
-		"networks": {0, (*World).doNetworks},
-		"endpoint": {1, (*World).doEndpoint},
+		"rollback":      silent(1, func(w *World, args []string) error { return w.Rollback(args[0]) }),
+		"abort":         silent(1, func(w *World, args []string) error { return w.Abort(args[0]) }),
+		"pause":         told(swarmpb.RolloutAction_ROLLOUT_ACTION_PAUSE),
+		"resume":        told(swarmpb.RolloutAction_ROLLOUT_ACTION_RESUME),
+		"promote":       told(swarmpb.RolloutAction_ROLLOUT_ACTION_PROMOTE),
+		"promote-fully": told(swarmpb.RolloutAction_ROLLOUT_ACTION_PROMOTE_FULLY),
+		"metric":        silent(2, func(w *World, args []string) error { return w.Metric(args[0], args[1] == "failing") }),
+		"ready":         silent(1, func(w *World, args []string) error { return w.doReady(args[0], true) }),
+		"unready":       silent(1, func(w *World, args []string) error { return w.doReady(args[0], false) }),
+		"outcomes":      {1, (*World).doOutcomes},
+		"remove":        silent(1, func(w *World, args []string) error { return w.Remove(args[0]) }),
+		"task":          silent(2, (*World).doTask),
+		"image":         silent(2, (*World).doImage),
+		"auto":          silent(1, func(w *World, args []string) error { w.nodes.auto = args[0] == "on"; return nil }),
+		"history":       silent(1, (*World).doHistory),
+		"advance":       silent(1, (*World).doAdvance),
+		"relist":        silent(0, func(w *World, _ []string) error { w.Relist(); return nil }),
+		"try":           {1, (*World).doTry},
+		"tasks":         {0, (*World).doTasks},
+		"status":        {1, (*World).doStatus},
+		"network":       silent(1, (*World).doNetwork),
+		"networks":      {0, (*World).doNetworks},
+		"endpoint":      {1, (*World).doEndpoint},
 	}
+}
+
+// told is a command to a rollout.
+func told(action swarmpb.RolloutAction) command {
+	return silent(1, func(w *World, args []string) error { return w.Command(args[0], action) })
+}
+
+func (w *World) doReady(slot string, ready bool) error {
+	id, err := w.newest(slot)
+	if err != nil {
+		return err
+	}
+	return w.Ready(id, ready)
 }
 
 func (w *World) doNode(args []string) error {
@@ -187,39 +214,68 @@ func setAll(spec *swarmpb.ServiceSpec, pairs []string) error {
 }
 
 func (w *World) doTask(args []string) error {
-	service, number, _ := strings.Cut(args[0], ".")
-	slot, err := strconv.ParseUint(number, 10, 64)
-	if err != nil {
-		return fmt.Errorf("%q is not SERVICE.SLOT", args[0])
-	}
 	state, ok := swarmpb.TaskState_value["TASK_STATE_"+strings.ToUpper(args[1])]
 	if !ok {
 		return fmt.Errorf("a task cannot be %q", args[1])
 	}
-	newest := ""
+	id, err := w.newest(args[0])
+	if err != nil {
+		return err
+	}
+	return w.Report(id, swarmpb.TaskState(state))
+}
+
+// newest is the ID of the newest task of NAME.SLOT, of those that have not ended if there are any.
+func (w *World) newest(name string) (id string, err error) {
+	service, number, _ := strings.Cut(name, ".")
+	slot, err := strconv.ParseUint(number, 10, 64)
+	if err != nil {
+		return "", fmt.Errorf("%q is not SERVICE.SLOT", name)
+	}
 	for task := range w.View().TasksIn(service, slot) {
-		newest = task.Id
+		if id == "" || !w.View().Observed(task.Id).Ended() {
+			id = task.Id
+		}
 	}
-	if newest == "" {
-		return fmt.Errorf("there is no task %s", args[0])
+	if id == "" {
+		return "", fmt.Errorf("there is no task %s", name)
 	}
-	return w.Report(newest, swarmpb.TaskState(state))
+	return id, nil
 }
 
 func (w *World) doImage(args []string) error {
 	acts := behaviour{}
-	switch {
-	case args[1] == "runs":
-	case args[1] == "rejected":
-		acts.end = swarmpb.TaskState_TASK_STATE_REJECTED
-	case len(args) == 4 && args[2] == "after" && (args[1] == "complete" || args[1] == "failed"):
-		after, err := time.ParseDuration(args[3])
+	wrong := fmt.Errorf("an image runs, is rejected, is complete, failed or unready after a time, or pulls, starts or stops in a time; not %v", args[1:])
+	for words := args[1:]; len(words) > 0; {
+		if words[0] == "runs" || words[0] == "rejected" {
+			if words[0] == "rejected" {
+				acts.end = swarmpb.TaskState_TASK_STATE_REJECTED
+			}
+			words = words[1:]
+			continue
+		}
+		if len(words) < 3 {
+			return wrong
+		}
+		d, err := time.ParseDuration(words[2])
 		if err != nil {
 			return err
 		}
-		acts = behaviour{swarmpb.TaskState(swarmpb.TaskState_value["TASK_STATE_"+strings.ToUpper(args[1])]), after}
-	default:
-		return fmt.Errorf("an image runs, is rejected, or is complete or failed after a time; not %v", args[1:])
+		switch strings.Join(words[:2], " ") {
+		case "complete after", "failed after":
+			acts.end, acts.after = swarmpb.TaskState(swarmpb.TaskState_value["TASK_STATE_"+strings.ToUpper(words[0])]), d
+		case "unready after":
+			acts.unready = d
+		case "pulls in":
+			acts.pull = d
+		case "starts in":
+			acts.start = d
+		case "stops in":
+			acts.stop = d
+		default:
+			return wrong
+		}
+		words = words[3:]
 	}
 	w.nodes.images[args[0]] = acts
 	return nil

@@ -1,6 +1,7 @@
 package script
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"text/tabwriter"
@@ -48,14 +49,20 @@ func (w *World) row(service *swarmpb.Service, task *swarmpb.Task) []string {
 	if task.Replaces != "" && task.DesiredState <= swarmpb.TaskState_TASK_STATE_RUNNING {
 		if old := view.Task(task.Replaces); old != nil {
 			verb := "replaces"
-			if task.Beside {
+			switch {
+			case task.Beside:
 				verb = "beside"
+			case task.SameNode:
+				verb = "in place of"
 			}
 			notes = append(notes, fmt.Sprintf("%s #%d", verb, old.Attempt))
 		}
 	}
 	if at := time.Unix(0, task.StartNotBefore); task.StartNotBefore != 0 && at.After(w.Now()) {
 		notes = append(notes, "starts in "+at.Sub(w.Now()).String())
+	}
+	if status := view.Status(task.Id); status.GetState() == swarmpb.TaskState_TASK_STATE_RUNNING && !status.Up() {
+		notes = append(notes, strings.TrimSpace("not ready "+status.GetHealth().GetOutput()))
 	}
 	if text := view.Status(task.Id).GetError(); text != "" {
 		notes = append(notes, text)
@@ -79,12 +86,16 @@ func (w *World) doStatus(args []string) (string, error) {
 	if update := view.ServiceProgress(service.Id).GetUpdate(); update == nil {
 		b.WriteString("never updated\n")
 	} else {
-		message := update.Message
-		for task := range view.TasksOf(service.Id) {
-			name := fmt.Sprintf("%s#%d", swarmpb.TaskName(service.Spec.Name, task.Slot, task.NodeId), task.Attempt)
-			message = strings.ReplaceAll(message, task.Id, name)
-		}
+		message := w.named(service.Id, update.Message)
 		fmt.Fprintf(&b, "%s: %s\n", update.State.Name(), message)
+		if update.Underway() && update.Phase != 0 {
+			fmt.Fprintf(&b, "%s, %s", update.Strategy.Name(), update.Phase.Name())
+			if trial := update.Trial(); trial != nil {
+				fmt.Fprintf(&b, ", step %d: v%d has %g%% of the traffic and %d tasks", update.Step, trial.Set, float64(trial.Share)/100,
+					update.Replicas(service.GetSpec().GetMode().GetReplicated().GetReplicas()))
+			}
+			b.WriteString("\n")
+		}
 	}
 	for progress := range view.SlotsOf(service.Id) {
 		fmt.Fprintf(&b, "slot %d: %d failures, %d restarts", progress.Slot, progress.Failures, progress.Restarts)
@@ -97,4 +108,26 @@ func (w *World) doStatus(args []string) (string, error) {
 		b.WriteString("\n")
 	}
 	return b.String(), nil
+}
+
+// doOutcomes prints what became of a service's revisions.
+func (w *World) doOutcomes(args []string) (string, error) {
+	var b strings.Builder
+	for _, o := range w.View().ServiceProgress(args[0]).GetOutcomes() {
+		state := "-"
+		if o.State != swarmpb.UpdateState_UPDATE_STATE_UNSPECIFIED {
+			state = o.State.Name()
+		}
+		fmt.Fprintf(&b, "version %d: %s: %s\n", o.Revision, state, w.named(args[0], o.Message))
+	}
+	return cmp.Or(b.String(), "none\n"), nil
+}
+
+// named is a message with tasks' names in the place of their IDs.
+func (w *World) named(service, message string) string {
+	for task := range w.View().TasksOf(service) {
+		name := fmt.Sprintf("%s#%d", swarmpb.TaskName(w.View().Service(service).GetSpec().GetName(), task.Slot, task.NodeId), task.Attempt)
+		message = strings.ReplaceAll(message, task.Id, name)
+	}
+	return message
 }
