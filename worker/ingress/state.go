@@ -253,16 +253,17 @@ func (s *state) claimed(k portKey) *balance {
 // balances are what the service's ports should be in the kernel.
 func (s *state) balances(v *service) map[portKey]*balance {
 	out := map[portKey]*balance{}
-	s.balance(out, v, v.ports, &v.random, s.candidates(v))
-	s.balance(out, v, v.preview, &v.shown, s.previewed(v))
+	if len(v.ports) > 0 {
+		s.balance(out, v, v.ports, &v.random, s.candidates(v))
+	}
+	if len(v.preview) > 0 {
+		s.balance(out, v, v.preview, &v.shown, s.previewed(v))
+	}
 	return out
 }
 
 // balance adds ports that share their endpoints. Those of their slots that are taken by chance are in random.
 func (s *state) balance(out map[portKey]*balance, v *service, ports []*swarmpb.PortConfig, random *[]string, all slots.Candidates) {
-	if len(ports) == 0 {
-		return
-	}
 	var chance, stable []string
 	assigned := func(kind byte) []string {
 		if kind == byClient {

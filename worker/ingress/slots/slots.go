@@ -38,8 +38,10 @@ type Share struct {
 
 // ClassFor is the number of slots for the sides. Beyond 256 endpoints, and for a very small share of many, they have fewer than
 // PerEndpoint each.
-func ClassFor(s Sides) int {
-	s = s.used()
+func ClassFor(s Sides) int { return s.used().class() }
+
+// class is ClassFor, of sides that are used.
+func (s Sides) class() int {
 	if !s.both() {
 		return classOf(s.only())
 	}
@@ -77,18 +79,22 @@ func classOf(shares []Share) int {
 // Next is Assign with a class that is enough: the one that the sides need, or the old one where that is finer and two sides
 // are moving in it, or nothing would move. So a share that grows moves what it must alone, and what serves as it should stays.
 func Next(old []string, s Sides) []string {
-	class := ClassFor(s)
+	s = s.used()
+	class := s.class()
 	if len(old) > class && slices.Contains(Classes[:], len(old)) {
-		if now := Assign(len(old), old, s); s.used().both() || slices.Equal(now, old) {
+		if now := s.assign(len(old), old); s.both() || slices.Equal(now, old) {
 			return now
 		}
 	}
-	return Assign(class, old, s)
+	return s.assign(class, old)
 }
 
 // Assign gives every slot of the class an endpoint's ID, or none ("") when no share has a weight. IDs must be unique, over
 // both sides. It moves as few of the old slots as the new shares allow; old ones of another class count as none.
-func Assign(class int, old []string, s Sides) []string {
+func Assign(class int, old []string, s Sides) []string { return s.used().assign(class, old) }
+
+// assign is Assign, of sides that are used.
+func (s Sides) assign(class int, old []string) []string {
 	if len(old) != class {
 		old = make([]string, class)
 	}
@@ -96,12 +102,14 @@ func Assign(class int, old []string, s Sides) []string {
 	for _, id := range old {
 		held[id]++
 	}
-	s = s.used()
 	trial := s.slotsOfTrial(class)
-	quota := map[string]int{}
+	quota := make(map[string]int, len(s.Rest)+len(s.Trial))
 	quotas(quota, class-trial, s.Rest, held)
 	quotas(quota, trial, s.Trial, held)
-	sorted := slices.Concat(s.Rest, s.Trial)
+	sorted := s.Rest
+	if len(s.Trial) > 0 {
+		sorted = slices.Concat(s.Rest, s.Trial)
+	}
 	out := make([]string, class)
 	for i, id := range old {
 		if id != "" && quota[id] > 0 {
@@ -144,6 +152,9 @@ func quotas(quota map[string]int, slotsOf int, sorted []Share, held map[string]i
 		id        string
 		remainder uint64
 		holds     bool
+	}
+	if len(sorted) == 0 {
+		return
 	}
 	rests := make([]rest, 0, len(sorted))
 	left := slotsOf
