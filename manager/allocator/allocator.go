@@ -6,12 +6,12 @@
 // goes first (of VIPs the highest); a released one rests, so that connections to its last owner have died before the next
 // has it, and its row goes when the rest is over. What a pool has free and what rests the store keeps as derived rows, so
 // that nothing is kept here. It alone writes the rows Allocation, NetworkProgress, ServiceEndpoint and TaskAddresses, the
-// alarms pool-full, and the end of a network that is to go.
+// alarms pool-full and route-overlap, and the end of a network that is to go.
 package allocator
 
 import "github.com/swarmd/swarmd/manager/reconcile"
 
 // Reconcilers are the parts of the allocator, each to run under a driver of its own.
 func Reconcilers() []reconcile.Reconciler {
-	return []reconcile.Reconciler{Uplink{}, Networks{}, Endpoints{}, Addresses{}}
+	return []reconcile.Reconciler{Uplink{}, Networks{}, Endpoints{}, Addresses{}, Overlaps{}}
 }

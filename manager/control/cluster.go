@@ -25,7 +25,7 @@ func (s *Server) GetCluster(ctx context.Context, _ *swarmpb.GetClusterRequest) (
 		Spec:       cluster.GetSpec(),
 		RootDigest: rootDigest(cluster.GetRootCa().GetCert()),
 		Nodes:      uint32(view.NodeCount()),
-		Services:   uint32(view.ServiceCount()),
+		Services:   uint32(services(view)),
 		Leader:     s.cfg.Leader(),
 	}
 	for _, m := range s.cfg.Members() {

@@ -30,6 +30,9 @@ func taskInfo(view *store.View, task *swarmpb.Task) *swarmpb.TaskInfo {
 		Message:      rows.Status.GetMessage(),
 		Addresses:    rows.Addresses,
 	}
+	if guest := view.Template(task.GetServiceId(), task.GetTemplateVersion()).GetSpec().GetGuest(); guest != nil {
+		info.Image = guestText(guest)
+	}
 	switch {
 	case rows.Status != nil:
 		info.Since = rows.Status.GetAt()

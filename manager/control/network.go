@@ -86,6 +86,9 @@ func overlaps(view *store.View, spec *swarmpb.NetworkSpec) error {
 		if err == nil && fabric.Overlaps(subnet) {
 			return fmt.Errorf("subnet %s: it overlaps %s, which the cluster uses between its hosts; choose another subnet", subnet, fabric)
 		}
+		if prefix6 := swarmpb.FabricPrefix6(view.Cluster().GetId()); prefix6.IsValid() && prefix6.Overlaps(subnet) {
+			return fmt.Errorf("subnet %s: it overlaps %s, which the cluster uses for its containers' IPv6; choose another subnet", subnet, prefix6)
+		}
 		for node := range view.Nodes() {
 			for _, text := range view.NodeStatus(node.GetId()).GetDescription().GetNetwork().GetRoutes() {
 				// A default route leads everywhere, and is in nobody's way.
@@ -131,13 +134,13 @@ func encrypting(view *store.View) (can, slow int, cannot []string) {
 
 const maxNamed = 5
 
+// maxOverlaps bounds the hosts' routes that are shown with a network.
+const maxOverlaps = 20
+
 // networkWarnings are what a user should know of a network that is valid: what it cannot be used for yet, what encryption
 // costs, and where it does not work.
 func networkWarnings(view *store.View, spec *swarmpb.NetworkSpec) []string {
 	var out []string
-	if spec.GetAttachable() {
-		out = append(out, "attachable: kept with the network, but this version runs no containers outside of services that could attach")
-	}
 	if !spec.GetEncrypted() {
 		return out
 	}
@@ -160,16 +163,24 @@ func some(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// RemoveNetwork marks a network that nothing uses; the allocator takes it away.
+// RemoveNetwork marks a network that nothing uses; the allocator takes it away. A retry finds what it did before, also once the
+// network is gone.
 func (s *Server) RemoveNetwork(ctx context.Context, req *swarmpb.RemoveNetworkRequest) (*swarmpb.RemoveNetworkResponse, error) {
 	ctx, cancel := writing(ctx)
 	defer cancel()
+	request, err := requestID(req.GetRequestId())
+	if err != nil {
+		return nil, err
+	}
 	for try := 1; ; try++ {
 		view, err := s.fresh(ctx)
 		if err != nil {
 			return nil, err
 		}
 		network, err := findNetwork(view, req.GetNetwork())
+		if errors.Is(err, wire.ErrNotFound) && view.Answered(request) {
+			return &swarmpb.RemoveNetworkResponse{Id: req.GetNetwork()}, nil // it has gone since
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -182,7 +193,7 @@ func (s *Server) RemoveNetwork(ctx context.Context, req *swarmpb.RemoveNetworkRe
 		}
 		next := swarmpb.Clone(network)
 		next.Removing = true
-		err = s.write(ctx, swarmpb.NewID(), &swarmpb.Proposal{
+		err = s.write(ctx, request, &swarmpb.Proposal{
 			Guards: []*swarmpb.Guard{guard(swarmpb.NetworkKey(network.GetId()), network.GetMeta().GetVersion())},
 			Writes: []*swarmpb.Write{put(&swarmpb.Row{Row: &swarmpb.Row_Network{Network: next}})},
 		})
@@ -199,10 +210,12 @@ func (s *Server) RemoveNetwork(ctx context.Context, req *swarmpb.RemoveNetworkRe
 // unused refuses to remove a network that a service is in.
 func unused(view *store.View, network *swarmpb.Network) error {
 	name := network.GetSpec().GetName()
-	var users, updating []string
+	var users, updating, attachments []string
 	for service := range view.ServicesOn(network.GetId()) {
 		switch spec := service.GetSpec(); {
 		case service.GetRemoving():
+		case spec.IsAttachment():
+			attachments = append(attachments, attachmentName(service))
 		case names(spec, network.GetId()):
 			users = append(users, spec.GetName())
 		default:
@@ -211,6 +224,9 @@ func unused(view *store.View, network *swarmpb.Network) error {
 	}
 	if len(users) > 0 {
 		return wire.Errorf(wire.CodeInUse, "network %q: it is used by the services %s; remove them, or take it from them with `swarmctl service update --network-rm %s SERVICE`", name, some(users), name)
+	}
+	if len(attachments) > 0 {
+		return wire.Errorf(wire.CodeInUse, "network %q: containers outside of services are attached to it: %s; take each of them out with `swarmctl network disconnect %s NAME`", name, some(attachments), name)
 	}
 	if len(updating) > 0 {
 		return wire.Errorf(wire.CodeInUse, "network %q: the services %s leave it with an update that is not over, and may go back; try again when it is", name, some(updating))
@@ -257,9 +273,17 @@ func networkInfo(view *store.View, network *swarmpb.Network) *swarmpb.NetworkInf
 		Network: network, Progress: view.NetworkProgress(network.GetId()), Tasks: uint32(view.TasksOnNetwork(network.GetId())),
 	}
 	for service := range view.ServicesOn(network.GetId()) {
+		if service.GetSpec().IsAttachment() {
+			info.Attachments = append(info.Attachments, attachmentInfo(view, service, network.GetId()))
+			continue
+		}
 		info.Services = append(info.Services, service.GetSpec().GetName())
 	}
+	for _, o := range view.RouteOverlapsOf(network.GetId(), maxOverlaps) {
+		info.Overlaps = append(info.Overlaps, o.Text())
+	}
 	slices.Sort(info.Services)
+	slices.SortFunc(info.Attachments, func(a, b *swarmpb.Attachment) int { return strings.Compare(a.GetName(), b.GetName()) })
 	for row := range view.Allocations(networkPool + network.GetId()) {
 		if row.GetOwner() != "" {
 			info.AddressesUsed++
@@ -297,6 +321,9 @@ func resolveNetworks(view *store.View, spec *swarmpb.ServiceSpec) error {
 		}
 		seen[network.GetId()] = true
 		a.Network = network.GetId()
+		if other := named(view, network.GetId(), spec.GetName()); other.GetSpec().IsAttachment() {
+			return attached(view, other, network)
+		}
 		internal = internal && network.GetSpec().GetInternal()
 		if err := apart(view, network, joined); err != nil {
 			return err

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -50,6 +51,7 @@ func TestCreateNetwork_WrongInput_ErrorNamesTheObjectAndWhatToDo(t *testing.T) {
 	cluster.Spec.FabricPool = "100.64.0.0/10"
 	w.put(&swarmpb.Row{Row: &swarmpb.Row_Cluster{Cluster: cluster}})
 	w.network(&swarmpb.NetworkSpec{Name: "back"})
+	prefix6 := swarmpb.FabricPrefix6(cluster.GetId())
 	for _, test := range []struct {
 		name  string
 		spec  *swarmpb.NetworkSpec
@@ -61,6 +63,8 @@ func TestCreateNetwork_WrongInput_ErrorNamesTheObjectAndWhatToDo(t *testing.T) {
 		{"name taken", &swarmpb.NetworkSpec{Name: "back"}, wire.CodeExists, []string{`network "back"`, "choose another name"}},
 		{"host's route", subnet("a", "192.168.0.0/16"), wire.CodeInvalid, []string{`network "a"`, "192.168.0.0/16", "192.168.1.0/24", "node boss", "choose another subnet"}},
 		{"fabric", subnet("a", "100.65.0.0/24"), wire.CodeInvalid, []string{"100.64.0.0/10", "between its hosts"}},
+		{"the cluster's IPv6", &swarmpb.NetworkSpec{Name: "a", Ipv6: true, Subnets: []*swarmpb.NetworkSubnet{{Subnet: netip.PrefixFrom(prefix6.Addr(), 64).Masked().String()}}}, wire.CodeInvalid,
+			[]string{prefix6.String(), "its containers' IPv6", "choose another subnet"}},
 		{"encrypted", &swarmpb.NetworkSpec{Name: "a", Encrypted: true}, wire.CodeInvalid, []string{`network "a"`, "WireGuard", "leave --encrypted out"}},
 	} {
 		_, err := w.server.CreateNetwork(context.Background(), &swarmpb.CreateNetworkRequest{Spec: test.spec})
@@ -98,14 +102,6 @@ func TestCreateNetwork_EncryptedInAProcess_SaysWhatItCosts(t *testing.T) {
 		if !strings.Contains(said, want) {
 			t.Errorf("warnings %q do not say %q", said, want)
 		}
-	}
-}
-
-func TestCreateNetwork_Attachable_SaysThatNothingAttachesYet(t *testing.T) {
-	w := newWorld(t)
-	said := w.network(&swarmpb.NetworkSpec{Name: "open", Attachable: true}).GetWarnings()
-	if len(said) != 1 || !strings.Contains(said[0], "no containers outside of services") {
-		t.Errorf("warnings %q", said)
 	}
 }
 
@@ -320,5 +316,26 @@ func TestGetTask_WithAddresses_AnswersThemAndTheNetworksNames(t *testing.T) {
 	}
 	if a := got.GetTask().GetAddresses().GetNetworks(); len(a) != 1 || a[0].GetAddress() != "10.0.0.2" || got.GetNetworkNames()[back] != "back" {
 		t.Errorf("addresses %v, names %v", a, got.GetNetworkNames())
+	}
+}
+
+func TestGetNetwork_RouteOfAHostOverlaps_NamesNodeAndRoute(t *testing.T) {
+	w := newWorld(t)
+	id := w.network(&swarmpb.NetworkSpec{Name: "back"}).GetId()
+	w.put(&swarmpb.Row{Row: &swarmpb.Row_NetworkProgress{NetworkProgress: &swarmpb.NetworkProgress{NetworkId: id, Vni: 4096, Subnet: "10.0.4.0/24"}}})
+	overlaps := func() []string {
+		r, err := w.server.GetNetwork(context.Background(), &swarmpb.GetNetworkRequest{Network: "back"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.GetNetwork().GetOverlaps()
+	}
+	w.describe(self, &swarmpb.NodeNetwork{Routes: []string{"0.0.0.0/0", "10.0.5.0/24"}})
+	if got := overlaps(); len(got) > 0 {
+		t.Errorf("overlaps %q", got)
+	}
+	w.describe(self, &swarmpb.NodeNetwork{Routes: []string{"0.0.0.0/0", "10.0.0.0/16"}})
+	if got := overlaps(); len(got) != 1 || !strings.Contains(got[0], "node boss reaches 10.0.0.0/16") {
+		t.Errorf("overlaps %q", got)
 	}
 }

@@ -129,7 +129,7 @@ func (s *Server) GetService(ctx context.Context, req *swarmpb.GetServiceRequest)
 	return &swarmpb.GetServiceResponse{Service: withConflicts(view, serviceInfo(view, service))}, nil
 }
 
-// ListServices returns all services, by ID.
+// ListServices returns all services, by ID, but for those that stand for containers outside of services.
 func (s *Server) ListServices(ctx context.Context, _ *swarmpb.ListServicesRequest) (*swarmpb.ListServicesResponse, error) {
 	view, err := s.read(ctx)
 	if err != nil {
@@ -137,6 +137,9 @@ func (s *Server) ListServices(ctx context.Context, _ *swarmpb.ListServicesReques
 	}
 	response := &swarmpb.ListServicesResponse{}
 	for service := range view.Services() {
+		if service.GetSpec().IsAttachment() {
+			continue // GetNetwork shows it
+		}
 		response.Services = append(response.Services, serviceInfo(view, service))
 	}
 	return response, nil

@@ -2,7 +2,6 @@ package dispatcher
 
 import (
 	"cmp"
-	"crypto/sha256"
 	"encoding/binary"
 	"net/netip"
 	"slices"
@@ -165,14 +164,10 @@ func nodeNumber(pool, block string) uint32 {
 	return uint32(number)
 }
 
-// fabricPrefix6 is the cluster's prefix of 96 bits: a unique local one (RFC 4193) whose global ID comes from the
-// cluster's ID, the rest zero.
+// fabricPrefix6 is the cluster's prefix of 96 bits; empty: it has none.
 func fabricPrefix6(clusterID string) string {
-	if clusterID == "" {
-		return ""
+	if prefix := swarmpb.FabricPrefix6(clusterID); prefix.IsValid() {
+		return prefix.String()
 	}
-	sum := sha256.Sum256([]byte("fabric6/" + clusterID))
-	address := [16]byte{0: 0xfd}
-	copy(address[1:6], sum[:])
-	return netip.PrefixFrom(netip.AddrFrom16(address), 96).String()
+	return ""
 }

@@ -1,6 +1,9 @@
 package swarmpb
 
-import "net/netip"
+import (
+	"crypto/sha256"
+	"net/netip"
+)
 
 // NeedsAddresses tells whether tasks of this template get addresses from the allocator before they are placed.
 func (x *TaskSpec) NeedsAddresses() bool { return len(x.GetNetworks()) > 0 }
@@ -28,4 +31,16 @@ func Address6(prefix6 netip.Prefix, a netip.Addr) netip.Addr {
 	out, low := prefix6.Masked().Addr().As16(), a.As4()
 	copy(out[12:], low[:])
 	return netip.AddrFrom16(out)
+}
+
+// FabricPrefix6 is the cluster's prefix of 96 bits: a unique local one (RFC 4193) whose global ID comes from the cluster's ID, the
+// rest zero. The zero Prefix without an ID.
+func FabricPrefix6(clusterID string) netip.Prefix {
+	if clusterID == "" {
+		return netip.Prefix{}
+	}
+	sum := sha256.Sum256([]byte("fabric6/" + clusterID))
+	address := [16]byte{0: 0xfd}
+	copy(address[1:6], sum[:])
+	return netip.PrefixFrom(netip.AddrFrom16(address), 96)
 }
