@@ -208,8 +208,12 @@ func (p *picture) take(m *swarmpb.WatchServiceResponse) {
 	p.service = m.Service
 	u := m.GetService().GetProgress().GetUpdate()
 	ours := p.goal.told || p.goal.paused || p.goal.revision != 0 && u.GetRevision() == p.goal.revision
-	if first && !ours && u.GetState() != swarmpb.UpdateState_UPDATE_STATE_UPDATING {
+	moves := u.Underway() && !u.Paused()
+	switch {
+	case first && !ours && u.GetState() != swarmpb.UpdateState_UPDATE_STATE_UPDATING:
 		p.former = u.GetStartedAt()
+	case moves && u.GetStartedAt() == p.former:
+		p.former = 0 // it was paused, and goes on
 	}
 }
 

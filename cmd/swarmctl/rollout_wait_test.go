@@ -291,3 +291,34 @@ func TestCompletion_Rollouts_VersionsStrategiesAndServices(t *testing.T) {
 		}
 	}
 }
+
+func TestUpdate_OfAPausedServiceToTheSameSpec_ResumesAndIsNotTakenForTheFailure(t *testing.T) {
+	f := start(t, false)
+	f.control.revision = 5
+	rolling := rollingWeb(2, rollingStrategy).sets(1, 1, 1, 1)
+	rolling.service.Service.Command = &swarmpb.RolloutCommand{Sequence: 1, TemplateVersion: 2}
+	f.control.watch[webID] = []step{
+		rolling.state(pausedState, "task web.1 failed").say(append(replicas(1, 2, 2), replicas(2, 1, 1)...)...),
+		rolling.with(func(u *swarmpb.UpdateStatus) { u.CommandSequence = 1 }).say(),
+		rolling.with(func(u *swarmpb.UpdateStatus) { u.CommandSequence, u.State = 1, completed }).say(append(stopped(replicas(1, 2, 2)), replicas(2, 2, 2)...)...),
+	}
+	if o := f.run("service", "update", "web"); o.code != 0 || !strings.Contains(o.stdout, "2 of 2 replicas running; settled") {
+		t.Errorf("%+v", o)
+	}
+}
+
+func TestWait_PausedUpdateGoesOnAndPausesAgain_IsAFailure(t *testing.T) {
+	p := newPicture(goal{service: "s", revision: 6})
+	s := rollingWeb(2, rollingStrategy).sets(1, 1, 1, 1)
+	s.service.Service.Revision = 6 // scaled meanwhile
+	p.take(tell(s.state(pausedState, "first").service))
+	if v := p.judge(noon); v.err != nil {
+		t.Errorf("what was known before: %v", v.err)
+	}
+	p.take(tell(s.service))
+	p.judge(noon)
+	p.take(tell(s.state(pausedState, "second").service))
+	if v := p.judge(noon); v.err == nil || !strings.Contains(v.err.Error(), "second") {
+		t.Errorf("%+v", v)
+	}
+}

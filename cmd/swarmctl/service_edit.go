@@ -102,13 +102,14 @@ func (a *app) change(ctx context.Context, c *client, name string, edit func(*swa
 		}
 		s := was.GetService()
 		// A paused update goes on when its service is updated, even to the same spec.
-		if proto.Equal(request.Spec, s.GetSpec()) && request.RegistryAuth == nil && !was.GetProgress().GetUpdate().Paused() {
+		same, paused := proto.Equal(request.Spec, s.GetSpec()), was.GetProgress().GetUpdate().Paused()
+		if same && request.RegistryAuth == nil && !paused {
 			return change{}, nil
 		}
 		resp, err := c.UpdateService(ctx, request)
 		if err == nil {
 			a.warn(resp.Warnings)
-			return change{goal{service: resp.Id, name: s.GetSpec().GetName(), revision: resp.GetRevision()}, true}, nil
+			return change{goal{service: resp.Id, name: s.GetSpec().GetName(), revision: resp.GetRevision(), told: same && paused}, true}, nil
 		}
 		if !errors.Is(err, wire.ErrConflict) || try == changeTries {
 			return change{}, err
