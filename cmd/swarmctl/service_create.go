@@ -10,17 +10,9 @@ import (
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
 
-func (a *app) serviceCreateCommand() *cobra.Command {
-	var (
-		w          waiting
-		flags      serviceFlags
-		name, mode string
-		dry        planFlags
-	)
-	cmd := &cobra.Command{
-		Use:   "create [flags] IMAGE [COMMAND ARG...]",
-		Short: "Create a service and wait until its replicas run",
-		Long: `Create a service: a number of replicas of one container, kept running somewhere on the cluster.
+// What the help of `service create` says.
+const (
+	createLong = `Create a service: a number of replicas of one container, kept running somewhere on the cluster.
 COMMAND and ARGs replace the image's arguments (its CMD); --entrypoint replaces its entrypoint.
 
 A port of --publish answers on every node, whether a replica runs there or not, and the replica sees the client's own
@@ -45,8 +37,9 @@ A replica on a node that is cut off goes on there, and another is started elsewh
 twice. --stop-after-disconnect is for what must not. A node that has had no contact with any manager for that time stops
 the replica by itself, and the cluster starts no other before that, the stop grace period and a margin are over. A
 cluster without a leader counts as no contact too, which is why less than 10s is rarely wise. What it cannot promise:
-where swarmd on the node is dead or frozen while the container lives, nobody stops it there.`,
-		Example: `  swarmctl service create --name web --replicas 3 nginx:alpine
+where swarmd on the node is dead or frozen while the container lives, nobody stops it there.`
+
+	createExamples = `  swarmctl service create --name web --replicas 3 nginx:alpine
   swarmctl service create --name web -p 8080:80 --network back -e MODE=prod whoami:v1
   swarmctl service create --name shop -p 80:8080 --health-http :8080/healthz --health-start-period 30s --pre-stop /bin/leave shop:3
   swarmctl service create --name web --replicas 40 --reserve-memory 1g --dry-run nginx:alpine
@@ -54,7 +47,21 @@ where swarmd on the node is dead or frozen while the container lives, nobody sto
   swarmctl service create --name shop -p published=80,target=8080,affinity=client-ip --host db:192.168.1.5 shop:3
   swarmctl service create --name db --mount type=volume,source=data,target=/data --limit-memory 1g postgres:17
   swarmctl login registry.local:5000 && swarmctl service create --with-registry-auth registry.local:5000/team/app:1.4
-  swarmctl service create --name once --restart-condition none busybox:1 sh -c 'echo done'`,
+  swarmctl service create --name once --restart-condition none busybox:1 sh -c 'echo done'`
+)
+
+func (a *app) serviceCreateCommand() *cobra.Command {
+	var (
+		w          waiting
+		flags      serviceFlags
+		name, mode string
+		dry        planFlags
+	)
+	cmd := &cobra.Command{
+		Use:                   "create [flags] IMAGE [COMMAND ARG...]",
+		Short:                 "Create a service and wait until its replicas run",
+		Long:                  createLong,
+		Example:               createExamples,
 		DisableFlagsInUseLine: true,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 || args[0] == "" {

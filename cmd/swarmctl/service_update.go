@@ -25,16 +25,9 @@ func (w *waiting) define(cmd *cobra.Command) {
 	cmd.Flags().DurationVar(&w.timeout, "timeout", 0, "stop waiting after this time, with exit code 124 (default: wait as long as there is hope)")
 }
 
-func (a *app) serviceUpdateCommand() *cobra.Command {
-	var (
-		w   waiting
-		e   serviceEdit
-		dry planFlags
-	)
-	cmd := &cobra.Command{
-		Use:   "update [flags] SERVICE",
-		Short: "Change a service; a new version is rolled out as its update strategy says",
-		Long: `Change a service. Only the flags given change anything; where a value can be left to a default, "default" does so again.
+// What the help of `service update` says.
+const (
+	updateLong = `Change a service. Only the flags given change anything; where a value can be left to a default, "default" does so again.
 When the tasks' template changes (the image, the environment and so on, or with --force) the new version is rolled out as
 --update-strategy says:
 
@@ -61,8 +54,9 @@ Published ports change without a restart of anything, but for those of mode=host
 name servers and hosts are.
 
 Without --image the replicas keep the digest that the tag stood for before, wherever the tag has moved since. Credentials
-of --with-registry-auth are kept as well, for images of the same registry.`,
-		Example: `  swarmctl service update --image whoami:v2 web
+of --with-registry-auth are kept as well, for images of the same registry.`
+
+	updateExamples = `  swarmctl service update --image whoami:v2 web
   swarmctl service update --image whoami:v2 --update-order start-first --update-failure-action rollback web
   swarmctl service update --image whoami:v2 --update-strategy blue-green --preview-publish 8081:80 web
   swarmctl service update --image whoami:v2 --update-strategy canary --canary-steps 5%:2m,25%:5m,50%:manual web
@@ -71,7 +65,20 @@ of --with-registry-auth are kept as well, for images of the same registry.`,
   swarmctl service update --env-add MODE=test --env-rm DEBUG --update-parallelism 2 web
   swarmctl service update --publish-add 8443:443 --publish-rm 80 web
   swarmctl service update --network-add name=back,alias=db --network-rm old web
-  swarmctl service update --update-monitor default --force web`,
+  swarmctl service update --update-monitor default --force web`
+)
+
+func (a *app) serviceUpdateCommand() *cobra.Command {
+	var (
+		w   waiting
+		e   serviceEdit
+		dry planFlags
+	)
+	cmd := &cobra.Command{
+		Use:                   "update [flags] SERVICE",
+		Short:                 "Change a service; a new version is rolled out as its update strategy says",
+		Long:                  updateLong,
+		Example:               updateExamples,
 		DisableFlagsInUseLine: true,
 		Args:                  oneArg("service"),
 		ValidArgsFunction:     first(a.complete(serviceNames)),
