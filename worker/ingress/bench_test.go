@@ -69,6 +69,36 @@ func BenchmarkEndpointChange(b *testing.B) {
 	}
 }
 
+// BenchmarkShareChange: a trial of one endpoint beside three gets 5, 25 and 0 percent by turns, with so many services published;
+// and 100 endpoints beside 100.
+func BenchmarkShareChange(b *testing.B) {
+	for _, c := range []struct{ services, rest, trial int }{{1000, 3, 1}, {10, 100, 100}} {
+		b.Run(fmt.Sprintf("%d/%d+%d", c.services, c.rest, c.trial), func(b *testing.B) {
+			i, u := published(b, c.services)
+			for n := range c.rest + c.trial {
+				e := endpointAt("service7", 10+n, 60000+n)
+				if n >= c.rest {
+					e.Set = 2
+				}
+				u.Endpoints = append(u.Endpoints, e)
+			}
+			must(b, i.Apply(u))
+			begin := cpu()
+			b.ResetTimer()
+			var worst time.Duration
+			for n := range b.N {
+				s := publishing("service7", port(tcp, 10007, 80))
+				s.Trial = &swarmpb.Trial{Set: 2, Share: []uint32{500, 2500, 0}[n%3]}
+				at := time.Now()
+				must(b, i.Apply(Update{Services: []*swarmpb.AssignedService{s}}))
+				worst = max(worst, time.Since(at))
+			}
+			b.ReportMetric(float64((cpu()-begin).Microseconds())/float64(b.N), "cpu-us/op")
+			b.ReportMetric(float64(worst.Microseconds()), "worst-us")
+		})
+	}
+}
+
 // BenchmarkLoad: from nothing to all services, sockets and kernel; then a check that has to read all, and one that need not.
 func BenchmarkLoad(b *testing.B) {
 	for _, services := range []int{1000, 5000} {

@@ -111,6 +111,7 @@ func (l *listeners) lead(k portKey, backends []netip.AddrPort) {
 	defer l.mu.Unlock()
 	if h := l.held[k]; h != nil {
 		h.backends.Store(&backends)
+		h.leave(backends)
 	}
 }
 

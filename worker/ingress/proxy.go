@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -124,7 +125,23 @@ func dial(ctx context.Context, h *listener) *net.TCPConn {
 }
 
 // packetFlow is a client's way through the proxy: one socket to one backend.
-type packetFlow struct{ out *net.UDPConn }
+type packetFlow struct {
+	out *net.UDPConn
+	to  netip.AddrPort
+}
+
+// leave ends the flows with backends that have no slot any more, as the kernel's entries of them end: a client's next packet goes to
+// another.
+func (h *listener) leave(backends []netip.AddrPort) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for id, flow := range h.udp {
+		if !slices.Contains(backends, flow.to) {
+			delete(h.udp, id)
+			_ = flow.out.Close()
+		}
+	}
+}
 
 // receive sends clients' packets on, each client's to one backend.
 func (l *listeners) receive(h *listener, buf []byte) {
@@ -165,18 +182,24 @@ func (l *listeners) open(h *listener, id string, client unix.Sockaddr) *packetFl
 	if err != nil {
 		return nil
 	}
-	flow := &packetFlow{out}
+	flow := &packetFlow{out, to}
 	if !l.begin(h, flow, func() { _ = out.Close() }) {
 		_ = out.Close()
 		return nil
 	}
 	h.mu.Lock()
 	h.udp[id] = flow
+	late := !slices.Contains(*h.backends.Load(), to) // the backends have changed since it was chosen
 	h.mu.Unlock()
+	if late {
+		_ = out.Close()
+	}
 	l.all.Go(func() {
 		h.answer(flow, client)
 		h.mu.Lock()
-		delete(h.udp, id)
+		if h.udp[id] == flow {
+			delete(h.udp, id)
+		}
 		h.mu.Unlock()
 		_ = out.Close()
 		l.done(h, flow)

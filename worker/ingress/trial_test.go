@@ -247,6 +247,37 @@ func TestTrial_UsableSides_GetWhatTheOthersLeave(t *testing.T) {
 	}
 }
 
+// TestLoopback_UDP_LeavesWhoGetsNoConnections: a client of 127.0.0.1 that never pauses is the proxy's flow, not the kernel's.
+func TestLoopback_UDP_LeavesWhoGetsNoConnections(t *testing.T) {
+	l := newLab(t, 1)
+	h := l.hosts[0]
+	old, fresh := h.pod("old"), h.pod("new")
+	service := func(share uint32) []*swarmpb.AssignedService {
+		return []*swarmpb.AssignedService{trying(share, port(udp, 5353, 53))}
+	}
+	l.tell(Update{Full: true, Services: service(10000), Endpoints: []*swarmpb.Endpoint{old.ofSet(1, active), fresh.ofSet(2, active)}})
+	c, err := net.Dial("udp", "127.0.0.1:5353")
+	must(t, err)
+	defer c.Close()
+	with := func(when, want string) {
+		t.Helper()
+		eventually(t, when, func() bool {
+			b := make([]byte, 200)
+			_, _ = c.Write([]byte("?"))
+			_ = c.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+			n, err := c.Read(b)
+			return err == nil && strings.HasPrefix(string(b[:n]), want+" ")
+		})
+	}
+	with("it begins with the trial", "new")
+	l.tell(Update{Services: service(0)})
+	with("without a share", "old")
+	l.tell(Update{Services: service(5000)})
+	with("a share that leaves it its slots", "old")
+	l.tell(Update{Endpoints: []*swarmpb.Endpoint{old.ofSet(1, draining)}})
+	with("draining", "new")
+}
+
 // TestPreview_LeadsToTheTrialsSetAlone_WhileItLasts: from outside and on loopback, whatever the share.
 func TestPreview_LeadsToTheTrialsSetAlone_WhileItLasts(t *testing.T) {
 	l := newLab(t, 2)
