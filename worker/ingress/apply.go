@@ -47,7 +47,7 @@ func (i *Ingress) Apply(u Update) error {
 		}
 		clear(i.inherited)
 	}
-	err := errors.Join(i.settle(ports), i.loadRefused(), i.endFlows(leave))
+	err := errors.Join(i.settle(ports), i.followGone(), i.loadRefused(), i.endFlows(leave))
 	i.state.tidy(touched)
 	return err
 }
@@ -70,12 +70,12 @@ func (i *Ingress) Gone(taskID string) error {
 	if !ok || i.state.gone[taskID] {
 		return nil
 	}
-	i.state.gone[taskID] = true
+	i.state.gone[taskID], i.state.handed[taskID] = true, true
 	leave := newLeaving()
 	if a, ok := uplinkAddress(i.state.services[id].endpoints[taskID]); ok {
 		i.state.release(a, leave)
 	}
-	return errors.Join(i.settle(i.state.claim(map[string]bool{id: true})), i.endFlows(leave))
+	return errors.Join(i.settle(i.state.claim(map[string]bool{id: true})), i.followGone(), i.endFlows(leave))
 }
 
 // Hint has endpoints on nodes that gossip calls dead take no new connections, unless nothing else is left. The function is kept and

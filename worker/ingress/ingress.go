@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/bits"
 	"net"
 	"net/netip"
@@ -289,8 +290,11 @@ func (i *Ingress) findSelf() {
 func (i *Ingress) SetPods(addresses []netip.Addr) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	i.takeBack(addresses)
 	i.pods, i.told.pods = slices.Clone(addresses), true
-	return i.setMembers(i.podElements())
+	want := i.podElements()
+	maps.Copy(want, i.insteadElements())
+	return i.setMembers(want)
 }
 
 func (i *Ingress) podElements() map[*nftables.Set][]nftables.SetElement {

@@ -32,6 +32,8 @@ type state struct {
 	// held is how many endpoints have an address, but for those that are gone. An address that another one has is in use: it was given
 	// again before the managers took the former one's endpoint back.
 	held map[netip.Addr]int
+	// handed are those of gone whose flows another replica on this node takes, as long as nobody else has their address.
+	handed map[string]bool
 	// dead is gossip's view of the nodes that endpoints are on.
 	dead map[string]bool
 	hint func(nodeID string) bool
@@ -45,7 +47,7 @@ type state struct {
 
 func newState() *state {
 	return &state{
-		services: map[string]*service{}, tasks: map[string]string{}, gone: map[string]bool{}, held: map[netip.Addr]int{}, dead: map[string]bool{},
+		services: map[string]*service{}, tasks: map[string]string{}, gone: map[string]bool{}, held: map[netip.Addr]int{}, handed: map[string]bool{}, dead: map[string]bool{},
 		hint: func(string) bool { return false }, claims: map[portKey]map[string]*balance{}, portsOf: map[string][]portKey{},
 	}
 }
@@ -149,6 +151,7 @@ func (s *state) removeEndpoint(task string, touched map[string]bool, out leaving
 	delete(v.endpoints, task)
 	delete(s.tasks, task)
 	delete(s.gone, task)
+	delete(s.handed, task)
 	touched[id] = true
 }
 

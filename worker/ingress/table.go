@@ -20,6 +20,7 @@ const affinitySeed = 0x5d17a11f
 //
 //	map  published    proto . port -> goto the chain of its slot class: r16 to r4096 by chance, c16 to c4096 by client address
 //	map  be4, be6     proto . port . slot -> address . port
+//	map  instead4, instead6  proto . address . port of a task of this node that has gone -> those of another replica on it
 //	set  ports        proto . port, also of what has no backend: it is refused
 //	set  source-nat   proto . port: the replica sees this node's address
 //	set  pods4, pods6 addresses of this node's tasks; the rest of the block is refused
@@ -28,8 +29,8 @@ const affinitySeed = 0x5d17a11f
 type table struct {
 	inet *nftables.Table
 
-	published, ports, sourceNAT, nodeOfMAC *nftables.Set
-	backends, pods, nodes, fabric, reached [2]*nftables.Set // by family
+	published, ports, sourceNAT, nodeOfMAC          *nftables.Set
+	backends, instead, pods, nodes, fabric, reached [2]*nftables.Set // by family
 
 	// withoutHash: the kernel cannot hash a client's address (CONFIG_NFT_HASH), so all slots are taken by chance.
 	withoutHash bool
@@ -56,6 +57,8 @@ func newTable() *table {
 	for i, f := range families {
 		t.backends[i] = mapping("be"+f.suffix, nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeMark),
 			nftables.MustConcatSetType(f.datatype, nftables.TypeInetService), true)
+		t.instead[i] = mapping("instead"+f.suffix, nftables.MustConcatSetType(nftables.TypeInetProto, f.datatype, nftables.TypeInetService),
+			nftables.MustConcatSetType(f.datatype, nftables.TypeInetService), true)
 		t.pods[i] = set("pods"+f.suffix, f.datatype, false)
 		t.nodes[i] = set("nodes"+f.suffix, f.datatype, false)
 		t.fabric[i] = set("fabric"+f.suffix, f.datatype, false)
@@ -70,7 +73,7 @@ const maxReached = 1 << 16
 
 // sets are all but those that the rules write.
 func (t *table) sets() []*nftables.Set {
-	return slices.Concat([]*nftables.Set{t.published, t.ports, t.sourceNAT, t.nodeOfMAC}, t.backends[:], t.pods[:], t.nodes[:], t.fabric[:])
+	return slices.Concat([]*nftables.Set{t.published, t.ports, t.sourceNAT, t.nodeOfMAC}, t.backends[:], t.instead[:], t.pods[:], t.nodes[:], t.fabric[:])
 }
 
 // layout is what the rules depend on.
@@ -210,6 +213,7 @@ func (t *table) translation(k *loading, l layout) {
 	lb := t.chain(k, "lb")
 	rule(k, lb, protoPort(), []expr.Any{&expr.Lookup{SourceRegister: reg0, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: t.published.Name, SetID: t.published.ID}})
 	pre := t.base(k, "pre-nat", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, -105)
+	t.handOver(k, pre, l)
 	rule(k, pre, link(expr.MetaKeyIIFNAME, expr.CmpOpEq, l.fabric), back())
 	out := t.base(k, "out-nat", nftables.ChainTypeNAT, nftables.ChainHookOutput, -105)
 	for _, c := range []*nftables.Chain{pre, out} {
