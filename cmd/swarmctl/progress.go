@@ -208,6 +208,8 @@ func (p *picture) take(m *swarmpb.WatchServiceResponse) {
 	p.service = m.Service
 	u := m.GetService().GetProgress().GetUpdate()
 	ours := p.goal.told || p.goal.paused || p.goal.revision != 0 && u.GetRevision() == p.goal.revision
+	// Who lets a way back go on, or stops it, does not take its end for a failure.
+	p.goal.back = p.goal.back || first && p.goal.told && u.Underway() && u.GetState() >= swarmpb.UpdateState_UPDATE_STATE_ROLLBACK_STARTED
 	moves := u.Underway() && !u.Paused()
 	switch {
 	case first && !ours && u.GetState() != swarmpb.UpdateState_UPDATE_STATE_UPDATING:

@@ -188,7 +188,7 @@ func (p *picture) tellStage(u *swarmpb.UpdateStatus, v *verdict, now time.Time) 
 	}
 	v.headline = fmt.Sprintf("%s to %s (%s)%s", verb, fresh, strategyText(u, p.service.GetService().GetSpec().GetUpdate()), stage)
 	v.summary = v.headline
-	if why := u.GetMessage(); why != "" && !u.Paused() { // which its error says
+	if why := waitReason(u); why != "" {
 		v.summary += ": " + why
 	}
 	if metric := p.service.GetMetric().GetMessage(); metric != "" && u.GetStrategy() == swarmpb.UpdateStrategy_UPDATE_STRATEGY_CANARY {
@@ -198,6 +198,29 @@ func (p *picture) tellStage(u *swarmpb.UpdateStatus, v *verdict, now time.Time) 
 		v.countdown = "; " + left(u, whole, now) + " left"
 	}
 	v.sets, v.setsText = setLines(p.service.GetSets(), u.Sets())
+}
+
+// waitReason is what an update that moves waits for, or why it goes back. What its messages say besides, the phase says too.
+func waitReason(u *swarmpb.UpdateStatus) string {
+	text := strings.TrimPrefix(strings.TrimPrefix(u.GetMessage(), "update in progress"), "rollback in progress")
+	text = strings.TrimPrefix(text, ": ")
+	switch {
+	case u.Paused(), u.GetPhase() == swarmpb.RolloutPhase_ROLLOUT_PHASE_WAITING:
+		return ""
+	case strings.HasPrefix(text, "waiting for "), u.GetState() == swarmpb.UpdateState_UPDATE_STATE_ROLLBACK_STARTED && u.GetFailedTemplateVersion() != 0:
+		return text
+	}
+	return ""
+}
+
+// cause is why an update has failed: of one that was rolled back, the history says it.
+func (p *picture) cause(u *swarmpb.UpdateStatus) string {
+	for _, o := range p.service.GetProgress().GetOutcomes() {
+		if ended(u) && o.GetRevision() == cmp.Or(p.goal.revision, p.service.GetService().GetRevision()) && o.GetMessage() != "" {
+			return o.GetMessage()
+		}
+	}
+	return cmp.Or(u.GetMessage(), "no reason is known")
 }
 
 // strategyText is the strategy, of a canary with its step: canary, step 1 of 3.
@@ -281,7 +304,7 @@ func (p *picture) failure(u *swarmpb.UpdateStatus, v *verdict, what, advice stri
 	if n := cmp.Or(p.goal.revision, p.service.GetService().GetRevision()); n != 0 {
 		update += fmt.Sprintf(" to version %d", n)
 	}
-	lines := []string{fmt.Sprintf("%s %s: %s", update, what, cmp.Or(u.GetMessage(), "no reason is known"))}
+	lines := []string{fmt.Sprintf("%s %s: %s", update, what, p.cause(u))}
 	lines = append(lines, p.failedTasks(u)...)
 	if len(lines) == 1 {
 		shown, more := troubles(v.replicas, shownFailures)

@@ -60,6 +60,13 @@ func (s scene) state(state swarmpb.UpdateState, message string) scene {
 	return s.with(func(u *swarmpb.UpdateStatus) { u.State, u.Message = state, message })
 }
 
+// outcome is what the history says of version 5.
+func (s scene) outcome(message string) scene {
+	next := scene{swarmpb.Clone(s.service)}
+	next.service.Progress.Outcomes = []*swarmpb.RevisionOutcome{{Revision: 4, State: completed, Message: "update completed"}, {Revision: 5, State: rolledBack, Message: message}}
+	return next
+}
+
 // sets says how many tasks of the new and of the old version are up, of how many.
 func (s scene) sets(newUp, newTasks, oldUp, oldTasks uint64) scene {
 	next := scene{swarmpb.Clone(s.service)}
@@ -127,7 +134,7 @@ func TestRollout_EveryCourse_ReadsAsBefore(t *testing.T) {
 	}{
 		{"rolling", image, 5, []step{
 			rolling.phase(preparingPhase, 0).sets(0, 1, 2, 2).say(append(replicas(1, 1, 2), of(2, task("t2-1-0000000000000", 1, 2, swarmpb.TaskState_TASK_STATE_READY, preparing, ""))...)...),
-			rolling.sets(0, 1, 1, 1).say(append(stopped(replicas(1, 1, 1)), of(2, task("t2-1-0000000000000", 1, 2, running, starting, ""))...)...),
+			rolling.state(updatingState, "update in progress: waiting for a node for web.1: no suitable node").sets(0, 1, 1, 1).say(append(stopped(replicas(1, 1, 1)), of(2, task("t2-1-0000000000000", 1, 2, running, starting, ""))...)...),
 			rolling.sets(0, 1, 1, 1).say(unready...),
 			rolling.sets(1, 1, 1, 1).say(replicas(2, 1, 1)...),
 			rolling.state(completed, "").sets(2, 2, 0, 0).say(append(stopped(replicas(1, 2, 2)), replicas(2, 1, 2)...)...),
@@ -138,11 +145,11 @@ func TestRollout_EveryCourse_ReadsAsBefore(t *testing.T) {
 		{"rolling rolled back", image, 5, []step{
 			rolling.sets(0, 1, 1, 1).say(replicas(1, 1, 2)...),
 			rolling.with(func(u *swarmpb.UpdateStatus) {
-				u.State, u.TemplateVersion, u.FailedTemplateVersion, u.Revision = rollingBack, 1, 2, 0
+				u.State, u.TemplateVersion, u.FailedTemplateVersion, u.Message = rollingBack, 1, 2, "task web.1 failed: exit code 1"
 			}).sets(0, 1, 1, 1).say(failedTask...),
 			rolling.with(func(u *swarmpb.UpdateStatus) {
-				u.State, u.TemplateVersion, u.FailedTemplateVersion, u.Message = rolledBack, 1, 2, "task web.1 failed: exit code 1"
-			}).sets(0, 0, 2, 2).say(),
+				u.State, u.TemplateVersion, u.FailedTemplateVersion, u.Message = rolledBack, 1, 2, "rollback completed"
+			}).outcome("task web.1 failed: exit code 1").sets(0, 0, 2, 2).say(),
 		}},
 		{"canary", image, 5, []step{
 			canary.phase(startingPhase, 0).sets(0, 1, 4, 4).say(append(replicas(1, 1, 4), of(2, task("t2-5-0000000000000", 5, 2, running, starting, ""))...)...),
@@ -174,6 +181,10 @@ func TestRollout_EveryCourse_ReadsAsBefore(t *testing.T) {
 		{"resumed", "service resume web", 0, []step{
 			commanded(rolling.state(pausedState, "task web.1 failed").sets(1, 1, 1, 1), 2).say(append(replicas(1, 2, 2), replicas(2, 1, 1)...)...),
 			commanded(rolling.sets(1, 1, 1, 1), 3).say(), commanded(rolling.state(completed, "").sets(2, 2, 0, 0), 3).say(append(stopped(replicas(1, 2, 2)), replicas(2, 2, 2)...)...),
+		}},
+		{"way back resumed", "service resume web", 0, []step{
+			commanded(rolling.state(swarmpb.UpdateState_UPDATE_STATE_ROLLBACK_PAUSED, "task web.1 failed").sets(1, 1, 1, 1), 2).say(append(replicas(1, 2, 2), replicas(2, 1, 1)...)...),
+			commanded(rolling.state(rollingBack, "manually requested rollback").sets(1, 1, 1, 1), 3).say(), commanded(rolling.state(rolledBack, "rollback completed").sets(2, 2, 0, 0), 3).say(append(stopped(replicas(1, 2, 2)), replicas(2, 2, 2)...)...),
 		}},
 		{"rolled back by hand", "service rollback --to 3 web", 6, []step{
 			{message: tell(func() *swarmpb.ServiceInfo {
