@@ -53,12 +53,17 @@ func (p *picture) unobeyed(u *swarmpb.UpdateStatus) bool {
 	return (p.goal.told || p.goal.paused) && u.Underway() && command.GetTemplateVersion() == u.GetTemplateVersion() && command.GetSequence() > u.GetCommandSequence()
 }
 
-// current tells whether a task of the template is one that the rollout leaves.
+// current tells whether a task of the template is one that the rollout leaves. After one that was rolled back by itself the
+// service still names the template that failed, and its tasks stay at the one before.
 func (p *picture) current(u *swarmpb.UpdateStatus, template uint64) bool {
+	want := p.service.GetService().GetTemplateVersion()
+	if last := p.service.GetProgress().GetUpdate(); want != 0 && last.GetFailedTemplateVersion() == want {
+		want = last.GetTemplateVersion()
+	}
 	if u.Underway() && u.GetTemplateVersion() != 0 {
 		return template == u.GetTemplateVersion() || u.Sets() && template == u.GetStableTemplateVersion()
 	}
-	return template == p.service.GetService().GetTemplateVersion()
+	return template == want
 }
 
 // judgeRollout says what the update's state means for the wait. ended: nothing else counts.

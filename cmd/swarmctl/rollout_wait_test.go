@@ -333,3 +333,16 @@ func TestWait_PausedUpdateGoesOnAndPausesAgain_IsAFailure(t *testing.T) {
 		t.Errorf("%+v", v)
 	}
 }
+
+func TestScale_AfterAnUpdateThatWasRolledBack_Settles(t *testing.T) {
+	p := newPicture(goal{service: "s", revision: 6})
+	s := rollingWeb(2, rollingStrategy).with(func(u *swarmpb.UpdateStatus) {
+		u.State, u.TemplateVersion, u.FailedTemplateVersion = rolledBack, 1, 2
+	})
+	s.service.Service.Revision = 6
+	p.take(tell(s.service, replicas(1, 1, 2)...))
+	p.judge(noon)
+	if v := p.judge(noon.Add(defaultMonitor)); !v.done || v.err != nil {
+		t.Errorf("%+v", v)
+	}
+}
