@@ -92,7 +92,7 @@ func live(t *rapid.T) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &lab{t, world, map[string]int{}}
+	l := &lab{tb: t, World: world, tasks: map[string]int{}}
 	l.write(putRow(&swarmpb.Row{Row: &swarmpb.Row_Cluster{Cluster: &swarmpb.Cluster{Id: "cluster", Spec: &swarmpb.ClusterSpec{
 		DefaultAddrPools: []string{"10.0.0.0/27"}, DefaultAddrPoolMaskLength: 28,
 	}}}}))

@@ -232,15 +232,24 @@ func (p *endpointPass) vip(d *demand, networkID string) {
 	d.take(space.pool, vip.GetAddress(), version, guard(swarmpb.NetworkKey(networkID), network.GetMeta().GetVersion()))
 }
 
-// publish gives the service its ports, those first that the user named.
+// publish gives the service its ports, those first that the user named, and then those that it had before a spare one.
 func (p *endpointPass) publish(d *demand) {
-	ports := ingressPorts(d.service.GetSpec())
+	ports, previews := p.named(d, d.service.GetSpec().GetEndpoint().GetPorts()), p.named(d, d.service.GetSpec().GetUpdate().GetPreviewPorts())
+	p.keepChosen(d, ports, d.old.GetPorts())
+	p.keepChosen(d, previews, d.old.GetPreviewPorts())
+	d.next.Ports, d.next.PreviewPorts = p.chosen(d, ports), p.chosen(d, previews)
+}
+
+// named are copies of the ingress ports of a list, with those given that the user named; what cannot be given is left out.
+func (p *endpointPass) named(d *demand, list []*swarmpb.PortConfig) []*swarmpb.PortConfig {
+	ports := ingressPorts(list)
 	ports = slices.DeleteFunc(ports, func(port *swarmpb.PortConfig) bool { return !p.known(d, port) })
-	ports = slices.DeleteFunc(ports, func(port *swarmpb.PortConfig) bool { return port.GetPublishedPort() != 0 && !p.given(d, port) })
-	had := swarmpb.Clone(d.old).GetPorts()
-	d.next.Ports = slices.DeleteFunc(ports, func(port *swarmpb.PortConfig) bool {
-		return port.GetPublishedPort() == 0 && !p.choose(d, port, &had)
-	})
+	return slices.DeleteFunc(ports, func(port *swarmpb.PortConfig) bool { return port.GetPublishedPort() != 0 && !p.given(d, port) })
+}
+
+// chosen fills in the ports of a list that are still open; where there is none it is left out.
+func (p *endpointPass) chosen(d *demand, ports []*swarmpb.PortConfig) []*swarmpb.PortConfig {
+	return slices.DeleteFunc(ports, func(port *swarmpb.PortConfig) bool { return port.GetPublishedPort() == 0 && !p.choose(d, port) })
 }
 
 // known refuses a protocol of a later version.
@@ -252,9 +261,9 @@ func (p *endpointPass) known(d *demand, port *swarmpb.PortConfig) bool {
 	return false
 }
 
-// ingressPorts are copies of the service's ports that the ingress serves.
-func ingressPorts(spec *swarmpb.ServiceSpec) (ports []*swarmpb.PortConfig) {
-	for _, port := range spec.GetEndpoint().GetPorts() {
+// ingressPorts are copies of those ports that the ingress serves.
+func ingressPorts(list []*swarmpb.PortConfig) (ports []*swarmpb.PortConfig) {
+	for _, port := range list {
 		if port.GetMode() != swarmpb.PublishMode_PUBLISH_MODE_HOST {
 			ports = append(ports, swarmpb.Clone(port))
 		}
@@ -306,18 +315,30 @@ func (p *endpointPass) refuse(d *demand, port *swarmpb.PortConfig, owner string)
 	}
 }
 
-// choose gives a port that the user left open: the one that the service had for this target, or the lowest that is free.
-func (p *endpointPass) choose(d *demand, port *swarmpb.PortConfig, had *[]*swarmpb.PortConfig) bool {
-	pool := PortPool(port.GetProtocol())
-	for i, before := range *had {
-		number := before.GetPublishedPort()
-		if before.GetTargetPort() == port.GetTargetPort() && PortPool(before.GetProtocol()) == pool &&
-			number >= FirstPort && number <= LastPort && d.keep(pool, fmt.Sprint(number)) {
-			*had = slices.Delete(*had, i, i+1)
-			port.PublishedPort = number
-			return true
+// keepChosen gives the ports that the user left open the numbers that were chosen for the same targets before.
+func (p *endpointPass) keepChosen(d *demand, ports, had []*swarmpb.PortConfig) {
+	had = slices.Clone(had)
+	for _, port := range ports {
+		if port.GetPublishedPort() != 0 {
+			continue
+		}
+		pool := PortPool(port.GetProtocol())
+		for i, before := range had {
+			number := before.GetPublishedPort()
+			if before.GetTargetPort() == port.GetTargetPort() && PortPool(before.GetProtocol()) == pool &&
+				number >= FirstPort && number <= LastPort && d.keep(pool, fmt.Sprint(number)) {
+				had = slices.Delete(had, i, i+1)
+				port.PublishedPort = number
+				break
+			}
 		}
 	}
+}
+
+// choose gives a port that the user left open, and that the service has not had before: one that it has to spare, or the
+// lowest that is free.
+func (p *endpointPass) choose(d *demand, port *swarmpb.PortConfig) bool {
+	pool := PortPool(port.GetProtocol())
 	if n, ok := d.spare(pool, FirstPort, LastPort); ok {
 		port.PublishedPort = uint32(n)
 		return true

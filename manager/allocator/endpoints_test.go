@@ -150,3 +150,44 @@ func TestEndpoints_OwnerIsGone_PortIsGivenInAMoment(t *testing.T) {
 		t.Fatalf("new got %v", got)
 	}
 }
+
+func TestEndpoints_PreviewPorts_AreGivenLikeTheOthersAndStay(t *testing.T) {
+	l := newLab(t, &swarmpb.ClusterSpec{})
+	l.service("api", nil, 0, tcp(8080, 80))
+	l.previews = []*swarmpb.PortConfig{tcp(8080, 80), tcp(8081, 80), tcp(0, 80)}
+	l.service("web", nil, 0, tcp(0, 80))
+	l.settle()
+	l.check()
+	web := l.endpoint("web")
+	says(t, web.GetMessage(), `publish 8080: the port is already published by service "api"`)
+	ports, previews := web.GetPorts(), web.GetPreviewPorts()
+	if len(ports) != 1 || ports[0].GetPublishedPort() != 30000 || len(previews) != 2 || previews[0].GetPublishedPort() != 8081 || previews[1].GetPublishedPort() != 30001 {
+		t.Fatalf("web got %v", web)
+	}
+
+	// A port that comes before the preview takes neither's number.
+	l.previews = []*swarmpb.PortConfig{tcp(0, 80)}
+	l.service("web", nil, 0, tcp(0, 81), tcp(0, 80))
+	l.settle()
+	l.check()
+	web = l.endpoint("web")
+	if ports := web.GetPorts(); len(ports) != 2 || ports[0].GetPublishedPort() != 30002 || ports[1].GetPublishedPort() != 30000 ||
+		len(web.GetPreviewPorts()) != 1 || web.GetPreviewPorts()[0].GetPublishedPort() != 30001 || web.GetMessage() != "" {
+		t.Fatalf("web got %v", web)
+	}
+
+	// With a preview alone it is reached all the same; with neither it lets go of everything.
+	l.service("web", nil, 0)
+	l.settle()
+	l.check()
+	if web := l.endpoint("web"); len(web.GetPorts()) != 0 || len(web.GetPreviewPorts()) != 1 {
+		t.Fatalf("web got %v", web)
+	}
+	l.previews = nil
+	l.service("web", nil, 0)
+	l.settle()
+	l.check()
+	if l.endpoint("web") != nil {
+		t.Fatal("a service that asks for nothing has a row")
+	}
+}

@@ -29,6 +29,8 @@ type lab struct {
 	tb
 	*script.World
 	tasks map[string]int // made so far, by service
+	// previews are the preview ports of the services that are made next.
+	previews []*swarmpb.PortConfig
 }
 
 func newLab(t tb, spec *swarmpb.ClusterSpec) *lab {
@@ -37,7 +39,7 @@ func newLab(t tb, spec *swarmpb.ClusterSpec) *lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &lab{t, world, map[string]int{}}
+	l := &lab{tb: t, World: world, tasks: map[string]int{}}
 	l.write(putRow(&swarmpb.Row{Row: &swarmpb.Row_Cluster{Cluster: &swarmpb.Cluster{Id: "cluster", Spec: spec}}}))
 	return l
 }
@@ -89,7 +91,8 @@ func (l *lab) removeNetwork(id string) bool {
 // service makes a service or gives it its next template.
 func (l *lab) service(id string, networks []string, mode swarmpb.EndpointMode, ports ...*swarmpb.PortConfig) bool {
 	l.Helper()
-	spec := &swarmpb.ServiceSpec{Name: id, Task: &swarmpb.TaskSpec{}, Endpoint: &swarmpb.EndpointSpec{Mode: mode, Ports: ports}}
+	spec := &swarmpb.ServiceSpec{Name: id, Task: &swarmpb.TaskSpec{}, Endpoint: &swarmpb.EndpointSpec{Mode: mode, Ports: ports},
+		Update: &swarmpb.UpdateConfig{PreviewPorts: l.previews}}
 	for _, n := range networks {
 		spec.Task.Networks = append(spec.Task.Networks, &swarmpb.NetworkAttachment{Network: n})
 	}
@@ -292,18 +295,20 @@ func (l *lab) claimServices(claim func(pool, address, owner string)) {
 			claim(NetworkPool(a.GetNetworkId()), a.GetAddress(), service.GetId())
 			l.checkAddress(a)
 		}
-		for _, port := range endpoint.GetPorts() {
+		for _, port := range slices.Concat(endpoint.GetPorts(), endpoint.GetPreviewPorts()) {
 			claim(PortPool(port.GetProtocol()), fmt.Sprint(port.GetPublishedPort()), service.GetId())
 		}
 		if service.GetRemoving() {
 			continue
 		}
-		wantedPorts, wantedVIPs := len(ingressPorts(service.GetSpec())), 0
+		wantedPorts, wantedVIPs := len(ingressPorts(service.GetSpec().GetEndpoint().GetPorts())), 0
+		wantedPreviews := len(service.GetSpec().GetUpdate().GetPreviewPorts())
 		if hasVIPs(service) {
 			wantedVIPs = len(service.GetSpec().GetTask().GetNetworks())
 		}
-		lacks := len(endpoint.GetPorts()) < wantedPorts || len(endpoint.GetVips()) < wantedVIPs
-		if lacks != (endpoint.GetMessage() != "") || len(endpoint.GetPorts()) > wantedPorts || len(endpoint.GetVips()) > wantedVIPs {
+		lacks := len(endpoint.GetPorts()) < wantedPorts || len(endpoint.GetVips()) < wantedVIPs || len(endpoint.GetPreviewPorts()) < wantedPreviews
+		if lacks != (endpoint.GetMessage() != "") || len(endpoint.GetPorts()) > wantedPorts || len(endpoint.GetVips()) > wantedVIPs ||
+			len(endpoint.GetPreviewPorts()) > wantedPreviews {
 			l.Fatalf("service %v got %v", service.GetSpec(), endpoint)
 		}
 		l.checkLacks(service, endpoint)
@@ -314,7 +319,7 @@ func (l *lab) claimServices(claim func(pool, address, owner string)) {
 func (l *lab) checkLacks(service *swarmpb.Service, endpoint *swarmpb.ServiceEndpoint) {
 	l.Helper()
 	view := l.View()
-	for _, port := range ingressPorts(service.GetSpec()) {
+	for _, port := range ingressPorts(slices.Concat(service.GetSpec().GetEndpoint().GetPorts(), service.GetSpec().GetUpdate().GetPreviewPorts())) {
 		address := fmt.Sprint(port.GetPublishedPort())
 		if port.GetPublishedPort() != 0 && view.Allocation(PortPool(port.GetProtocol()), address).GetOwner() == "" {
 			l.Fatalf("service %s lacks port %s, which is free", service.GetId(), address)
@@ -411,6 +416,10 @@ func (l *lab) step(t *rapid.T) {
 			return
 		}
 		networks := slices.DeleteFunc(slices.Clone(someNetworks), func(string) bool { return rapid.Bool().Draw(t, "out") })
+		l.previews = nil
+		if rapid.Bool().Draw(t, "previews") {
+			l.previews = ingressPorts(drawPorts(t))
+		}
 		l.service(service, networks, swarmpb.EndpointMode(rapid.IntRange(0, 2).Draw(t, "mode")), drawPorts(t)...)
 	case 4, 5, 6:
 		if s := view.Service(service); s != nil && !s.GetRemoving() {

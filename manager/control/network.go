@@ -330,8 +330,8 @@ func resolveNetworks(view *store.View, spec *swarmpb.ServiceSpec) error {
 		}
 		joined = append(joined, network)
 	}
-	if ports := spec.GetEndpoint().GetPorts(); internal && len(ports) > 0 {
-		return wire.Errorf(wire.CodeInvalid, "publish %s: all networks of the service are internal, so that nothing reaches it from outside; attach it to a network that is not, or publish nothing", portName(ports[0]))
+	if ports := publications(spec); internal && len(ports) > 0 {
+		return wire.Errorf(wire.CodeInvalid, "%s %s: all networks of the service are internal, so that nothing reaches it from outside; attach it to a network that is not, or publish nothing", ports[0].flag, portName(ports[0].PortConfig))
 	}
 	return nil
 }

@@ -205,6 +205,51 @@ func TestPublish_PortTaken_NamesTheService(t *testing.T) {
 	expectError(t, err, wire.CodeExists, `publish 30000`, `service "open"`)
 }
 
+func TestPublish_PreviewPortTaken_NamesTheServiceInBothDirections(t *testing.T) {
+	w := newWorld(t)
+	preview := func(name string, n uint32) *swarmpb.CreateServiceRequest {
+		s := spec(name, "web:1", 1)
+		s.Update = &swarmpb.UpdateConfig{Strategy: blueGreen, PreviewPorts: []*swarmpb.PortConfig{{PublishedPort: n, TargetPort: 80}}}
+		return &swarmpb.CreateServiceRequest{Spec: s}
+	}
+	published := func(name string, n uint32) *swarmpb.CreateServiceRequest {
+		return &swarmpb.CreateServiceRequest{Spec: publishing(spec(name, "web:1", 1), &swarmpb.PortConfig{PublishedPort: n, TargetPort: 80})}
+	}
+	create := func(req *swarmpb.CreateServiceRequest) (string, error) {
+		r, err := w.server.CreateService(ctx, req)
+		return r.GetId(), err
+	}
+	if _, err := create(preview("blue", 8081)); err != nil {
+		t.Fatal(err)
+	}
+	_, err := create(published("web", 8081))
+	expectError(t, err, wire.CodeExists, `publish 8081: port is already published by service "blue"`)
+	if _, err := create(published("web", 8080)); err != nil {
+		t.Fatal(err)
+	}
+	_, err = create(preview("green", 8080))
+	expectError(t, err, wire.CodeExists, `preview publish 8080: port is already published by service "web"`)
+	// One that the allocator chose for a preview.
+	open, err := create(preview("open", 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.put(&swarmpb.Row{Row: &swarmpb.Row_ServiceEndpoint{ServiceEndpoint: &swarmpb.ServiceEndpoint{ServiceId: open,
+		PreviewPorts: []*swarmpb.PortConfig{{PublishedPort: 30000, TargetPort: 80}}}}})
+	_, err = create(published("late", 30000))
+	expectError(t, err, wire.CodeExists, "publish 30000", `service "open"`)
+}
+
+func TestCreateService_TwoSetsWithHostPorts_IsWarned(t *testing.T) {
+	w := newWorld(t)
+	s := publishing(spec("web", "web:1", 1), &swarmpb.PortConfig{PublishedPort: 80, TargetPort: 80, Mode: swarmpb.PublishMode_PUBLISH_MODE_HOST})
+	s.Update = &swarmpb.UpdateConfig{Strategy: blueGreen}
+	r, err := w.server.CreateService(ctx, &swarmpb.CreateServiceRequest{Spec: s})
+	if err != nil || len(r.GetWarnings()) != 1 || !strings.Contains(r.GetWarnings()[0], "publish 80: a host-mode port takes one task a node, and an update of strategy blue-green needs nodes for two sets of 1 tasks, of which 1 are ready") {
+		t.Errorf("%v, %v", r, err)
+	}
+}
+
 // TestPublish_PortMovesFromOneServiceToAnother_AsSoonAsThatAsksForItNoMore: the allocator, which takes it back a moment
 // later, gives it to the other one then.
 func TestPublish_PortMovesFromOneServiceToAnother_AsSoonAsThatAsksForItNoMore(t *testing.T) {

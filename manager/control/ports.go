@@ -13,15 +13,15 @@ import (
 
 // checkPorts refuses published ports that another service has, or the cluster itself.
 func checkPorts(view *store.View, id string, spec *swarmpb.ServiceSpec) error {
-	wanted := make(map[portKey]*swarmpb.PortConfig)
-	for _, port := range spec.GetEndpoint().GetPorts() {
-		if port.GetPublishedPort() == 0 {
+	wanted := make(map[portKey]publication)
+	for _, p := range publications(spec) {
+		if p.GetPublishedPort() == 0 {
 			continue
 		}
-		if port.GetProtocol() == swarmpb.Protocol_PROTOCOL_UDP && port.GetPublishedPort() == view.Cluster().GetSpec().GetDataPathPort() {
-			return wire.Errorf(wire.CodeInvalid, "publish %d: the port carries the traffic between the hosts; choose another port", port.GetPublishedPort())
+		if p.GetProtocol() == swarmpb.Protocol_PROTOCOL_UDP && p.GetPublishedPort() == view.Cluster().GetSpec().GetDataPathPort() {
+			return wire.Errorf(wire.CodeInvalid, "%s %d: the port carries the traffic between the hosts; choose another port", p.flag, p.GetPublishedPort())
 		}
-		wanted[keyOf(port)] = port
+		wanted[keyOf(p.PortConfig)] = p
 	}
 	if len(wanted) == 0 {
 		return nil
@@ -33,11 +33,11 @@ func checkPorts(view *store.View, id string, spec *swarmpb.ServiceSpec) error {
 		}
 		for _, taken := range takenPorts(view, other) {
 			port, ok := wanted[keyOf(taken)]
-			if !ok || taken.GetPublishedPort() == 0 || onHost(port) && onHost(taken) { // two of mode host may be on different nodes
+			if !ok || taken.GetPublishedPort() == 0 || onHost(port.PortConfig) && onHost(taken) { // two of mode host may be on different nodes
 				continue
 			}
-			return wire.Errorf(wire.CodeExists, "publish %d: port is already published by service %q; choose another port or remove it there",
-				port.GetPublishedPort(), other.GetSpec().GetName())
+			return wire.Errorf(wire.CodeExists, "%s %d: port is already published by service %q; choose another port or remove it there",
+				port.flag, port.GetPublishedPort(), other.GetSpec().GetName())
 		}
 	}
 	return nil
@@ -46,16 +46,39 @@ func checkPorts(view *store.View, id string, spec *swarmpb.ServiceSpec) error {
 // takenPorts are those that a service names, and those that were chosen for it. What the allocator has not taken back yet,
 // though the service no longer asks for it, is nobody's.
 func takenPorts(view *store.View, service *swarmpb.Service) []*swarmpb.PortConfig {
-	asked := service.GetSpec().GetEndpoint().GetPorts()
+	spec, endpoint := service.GetSpec(), view.ServiceEndpoint(service.GetId())
+	ports := chosenFor(spec.GetEndpoint().GetPorts(), endpoint.GetPorts())
+	return append(ports, chosenFor(spec.GetUpdate().GetPreviewPorts(), endpoint.GetPreviewPorts())...)
+}
+
+// chosenFor are the ports asked for, with those of the given that stand for one that was left open.
+func chosenFor(asked, given []*swarmpb.PortConfig) []*swarmpb.PortConfig {
 	ports := slices.Clone(asked)
-	for _, given := range view.ServiceEndpoint(service.GetId()).GetPorts() {
+	for _, port := range given {
 		if slices.ContainsFunc(asked, func(p *swarmpb.PortConfig) bool {
-			return p.GetPublishedPort() == 0 && !onHost(p) && p.GetTargetPort() == given.GetTargetPort() && p.GetProtocol().Name() == given.GetProtocol().Name()
+			return p.GetPublishedPort() == 0 && !onHost(p) && p.GetTargetPort() == port.GetTargetPort() && p.GetProtocol().Name() == port.GetProtocol().Name()
 		}) {
-			ports = append(ports, given)
+			ports = append(ports, port)
 		}
 	}
 	return ports
+}
+
+// publication is a port that a service publishes, with the flag that users ask for it by.
+type publication struct {
+	*swarmpb.PortConfig
+	flag string
+}
+
+// publications are all ports of a spec: the service's own, and those that lead to a set that is not promoted yet.
+func publications(spec *swarmpb.ServiceSpec) (all []publication) {
+	for _, port := range spec.GetEndpoint().GetPorts() {
+		all = append(all, publication{port, "publish"})
+	}
+	for _, port := range spec.GetUpdate().GetPreviewPorts() {
+		all = append(all, publication{port, "preview publish"})
+	}
+	return all
 }
 
 type portKey struct {
@@ -93,12 +116,12 @@ func withConflicts(view *store.View, info *swarmpb.ServiceInfo) *swarmpb.Service
 
 // portConflicts are the nodes on which something else has a port of the service.
 func portConflicts(view *store.View, endpoint *swarmpb.ServiceEndpoint) []*swarmpb.NodePortConflict {
-	if len(endpoint.GetPorts()) == 0 {
-		return nil
-	}
 	ours := make(map[portKey]bool)
-	for _, port := range endpoint.GetPorts() {
+	for _, port := range slices.Concat(endpoint.GetPorts(), endpoint.GetPreviewPorts()) {
 		ours[keyOf(port)] = true
+	}
+	if len(ours) == 0 {
+		return nil
 	}
 	var out []*swarmpb.NodePortConflict
 	for node := range view.Nodes() {

@@ -65,6 +65,9 @@ func warnings(view *store.View, spec *swarmpb.ServiceSpec) []string {
 	for _, port := range spec.HostPorts() {
 		if n := port.GetPublishedPort(); n != 0 && replicas > nodes {
 			out = append(out, fmt.Sprintf("publish %d: a host-mode port takes one task a node, and %d replicas are more than the %d nodes that are ready; the others wait for nodes", n, replicas, nodes))
+		} else if strategy := spec.GetUpdate().StrategyOr(); n != 0 && strategy.Sets() && 2*replicas > nodes {
+			out = append(out, fmt.Sprintf("publish %d: a host-mode port takes one task a node, and an update of strategy %s needs nodes for two sets of %d tasks, of which %d are ready; "+
+				"use strategy rolling, or publish in ingress mode", n, strategy.Name(), replicas, nodes))
 		}
 	}
 	return out
