@@ -41,6 +41,7 @@ func (f *fleet) restore(k kept) {
 			template: f.templates[templateKey{assigned.GetServiceId(), assigned.GetTemplateVersion()}],
 		}
 		f.tasks[id].comeback = k.comebacks[id].restored(f.tasks[id].template)
+		f.tasks[id].restoreHealth()
 	}
 	if k.config != nil {
 		f.takeConfig(k.config)
@@ -100,6 +101,8 @@ func (f *fleet) match(containers []runtime.Container) (gone []string) {
 			t.cleaned = !there // its network is swept
 		case t.situation().again:
 			// It is being started again: whatever is there now, the step finds out.
+		case there && c.State != runtime.Created && state == swarmpb.TaskState_TASK_STATE_STARTING && t.awaitsReady():
+			f.setState(t, state, func(s *swarmpb.TaskStatus) { noteAdopted(s, c) }) // its start goes on
 		case there && c.State != runtime.Created:
 			f.setState(t, swarmpb.TaskState_TASK_STATE_RUNNING, func(s *swarmpb.TaskStatus) { noteAdopted(s, c) })
 		case state > swarmpb.TaskState_TASK_STATE_STARTING:
@@ -219,7 +222,7 @@ func (f *fleet) removeAll(ctx context.Context, k kept) error {
 	logged, err := f.runtime.Logged(ctx)
 	errs = append(errs, err)
 	for _, id := range logged {
-		errs = append(errs, f.runtime.RemoveLogs(ctx, id))
+		errs = append(errs, f.runtime.RemoveLogs(ctx, id), f.runtime.RemoveVolumes(ctx, id))
 	}
 	return errors.Join(append(errs, f.cfg.Network.Teardown(ctx))...)
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/worker/health"
 	"github.com/swarmd/swarmd/worker/runtime"
 )
 
@@ -174,7 +175,11 @@ func (f *fleet) stays(t *task, exit runtime.Exit) bool {
 		return false
 	}
 	f.setComeback(t, next)
+	t.health = health.State{}
 	f.setState(t, t.status.GetState(), func(s *swarmpb.TaskStatus) {
+		if s.GetHealth() != nil {
+			s.Health = t.health.Status() // nothing is known of the container that comes
+		}
 		s.Message, s.Error = "it has ended, and no manager can be reached", explainExit(exit)
 	})
 	return true

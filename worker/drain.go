@@ -9,7 +9,8 @@ import (
 )
 
 // A task that is to stop first waits until no node sends it new connections, which the managers say, and then until
-// those that are established have ended, for no longer than its drain time: its stop grace period.
+// those that are established have ended, for no longer than its drain time: its stop grace period where its spec does not say. Between
+// the two its pre-stop command runs (hook.go).
 const (
 	// drainLook is how often contact with the managers is looked at while a task waits for their word.
 	drainLook = 250 * time.Millisecond
@@ -33,7 +34,11 @@ func (f *fleet) drain(ctx, wait context.Context, t *task) {
 		}
 	}()
 	defer func() { cancel(); <-ended }()
-	if f.awaitDrained(wait, t, ended) && f.awaitConnections(wait, t, ended) || isClosed(ended) {
+	drained := f.awaitDrained(wait, t, ended)
+	if drained {
+		f.hook(wait, t)
+	}
+	if drained && f.awaitConnections(wait, t, ended) || isClosed(ended) {
 		f.mu.Lock()
 		t.dry = true
 		f.mu.Unlock()
@@ -97,7 +102,7 @@ func (f *fleet) lostFor() time.Duration {
 // or the task has.
 func (f *fleet) awaitConnections(wait context.Context, t *task, ended <-chan struct{}) bool {
 	_, template, _ := f.look(t)
-	until := time.Now().Add(graceOf(template.GetSpec().GetContainer()))
+	until := time.Now().Add(drainOf(template.GetSpec().GetContainer()))
 	pause := backoff{min: countMin, max: countMax}
 	var said time.Time
 	for {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/worker/health"
 	"github.com/swarmd/swarmd/worker/runtime"
 )
 
@@ -31,6 +32,7 @@ type fleet struct {
 	pulls   *pulls
 	contact *contact
 	tell    *teller
+	prober  *health.Prober
 	// starts and removals bound the runtime's expensive calls.
 	starts, removals chan struct{}
 
@@ -79,6 +81,14 @@ type task struct {
 	// cut: it has been without contact for as long as it may be. lapsed says so once it is ended for that.
 	cut    bool
 	lapsed string
+	// checks are what it is asked, and health what it has answered; nil and zero until that is known.
+	checks *health.Checks
+	health health.State
+	// sick is why it is stopped though it is to run: what its probe says. Empty while it says nothing of the kind.
+	sick string
+	// hooked: its pre-stop command has had its turn; hookFailed is what came of it, if that was no good.
+	hooked     bool
+	hookFailed string
 	// comeback is of its restarts without managers.
 	comeback comeback
 	// doing is the step under way; hold = no goroutine is at it. interrupt ends a step that waits.
@@ -92,6 +102,7 @@ func newFleet(cfg Config, db *db, reports *reporter, issues *problems) *fleet {
 		pulls: newPulls(cfg.Runtime, cfg.Limits.Pulls), contact: newContact(), tell: newTeller(cfg), tied: make(chan struct{}, 1), hinted: make(chan struct{}, 1),
 		starts: make(chan struct{}, cfg.Limits.Starts), removals: make(chan struct{}, cfg.Limits.Removals),
 	}
+	f.prober = newProber(cfg)
 	reports.acked = f.acknowledged
 	f.reset()
 	return f
@@ -433,7 +444,7 @@ func (t *task) situation() situation {
 	return situation{
 		desired: t.assigned.GetDesiredState(), observed: t.status.GetState(),
 		removed: t.removed, cleaned: t.cleaned, cut: t.cut, lapsed: t.lapsed != "", again: t.comeback.Ended != nil,
-		dry: t.dry || t.unreached,
+		dry: t.dry || t.unreached, sick: t.sick != "",
 	}
 }
 

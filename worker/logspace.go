@@ -68,7 +68,7 @@ func (f *fleet) trySweepLogs(ctx context.Context) error {
 		if known, _ := f.logState(id); known || stranger {
 			continue
 		}
-		if err := f.runtime.RemoveLogs(call, id); err != nil {
+		if err := errors.Join(f.runtime.RemoveLogs(call, id), f.runtime.RemoveVolumes(call, id)); err != nil {
 			return err
 		}
 		f.log.Info("removed the log of a task that this node does not have", "task", id)

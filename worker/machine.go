@@ -93,6 +93,8 @@ type situation struct {
 	lapsed bool
 	// again: its container has ended, which is not told to the managers yet.
 	again bool
+	// sick: its probe says that it does not live; it ends, to be replaced.
+	sick bool
 	// dry: nothing is left to wait for before it is stopped.
 	dry bool
 }
@@ -119,6 +121,8 @@ func (s situation) next() action {
 		return hold
 	case act == watch && s.again:
 		return again
+	case s.sick && s.observed >= swarmpb.TaskState_TASK_STATE_STARTING && (act == start || act == watch):
+		return stop
 	case act == stop && s.drains():
 		return drain
 	}

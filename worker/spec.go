@@ -27,7 +27,7 @@ func (f *fleet) specOf(assigned *swarmpb.AssignedTask, template *swarmpb.Assigne
 	spec := runtime.Spec{
 		ID: assigned.GetId(), Image: container.GetImage(), Digest: container.GetImageDigest(),
 		Container: container, Resources: task.GetResources(), Labels: f.labelsOf(assigned),
-		Hostname: hostname, Namespace: at.Namespace, ResolvConf: at.ResolvConf,
+		Hostname: hostname, Namespace: at.Namespace, ResolvConf: at.ResolvConf, Inherits: assigned.GetTakesVolumes() && assigned.GetReplaces() != "",
 	}
 	if at.Address.IsValid() {
 		spec.Hosts = hostsFile(at, hostname, container.GetHosts())
@@ -83,6 +83,14 @@ func (f *fleet) labelsOf(t *swarmpb.AssignedTask) map[string]string {
 		"com.docker.swarm.task": "", "com.docker.swarm.task.id": t.GetId(), "com.docker.swarm.task.name": taskName(f.cfg.NodeID, t),
 		"com.docker.swarm.node.id": f.cfg.NodeID, "com.docker.swarm.service.id": t.GetServiceId(), "com.docker.swarm.service.name": t.GetServiceName(),
 	}
+}
+
+// drainOf is how long a container's connections have to end by themselves.
+func drainOf(c *swarmpb.ContainerSpec) time.Duration {
+	if c.GetDrainTimeout() == nil {
+		return graceOf(c)
+	}
+	return max(0, c.GetDrainTimeout().AsDuration())
 }
 
 // graceOf is how long a container has to end by itself.

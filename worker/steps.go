@@ -225,6 +225,11 @@ func (f *fleet) tryStart(ctx, wait context.Context, t *task, at network.Attachme
 	if spec.Digest == "" {
 		spec.Digest = status.GetContainer().GetImageDigest() // what was fetched is what runs
 	}
+	if spec.Inherits {
+		if err := f.runtime.TakeVolumes(call, assigned.GetReplaces(), t.id); err != nil {
+			return err
+		}
+	}
 	err = f.runtime.Create(call, spec)
 	if errors.Is(err, runtime.ErrNotFound) {
 		return imageGone{err, spec}
@@ -235,17 +240,23 @@ func (f *fleet) tryStart(ctx, wait context.Context, t *task, at network.Attachme
 	if wait.Err() != nil {
 		return wait.Err() // it is not to run any more
 	}
+	checks := f.checksOf(wait, t)
+	f.begins(t, checks)
 	pid, err := f.runtime.Start(call, t.id)
 	if err != nil {
 		if c, found := f.find(ctx, t.id); !found || c.State == runtime.Created {
 			return err
 		}
 	}
+	container := &swarmpb.ContainerStatus{ContainerId: t.id, Pid: pid, StartedAt: time.Now().UnixNano(), ImageDigest: spec.Digest}
 	started()
+	if checks.Any() && !f.awaitReady(ctx, wait, t, container) {
+		return nil
+	}
 	f.awaitListener(wait, t, assigned.GetServiceId())
 	f.update(t, swarmpb.TaskState_TASK_STATE_RUNNING, func(s *swarmpb.TaskStatus) {
 		s.HostPorts = at.Ports
-		s.Container = &swarmpb.ContainerStatus{ContainerId: t.id, Pid: pid, StartedAt: time.Now().UnixNano(), ImageDigest: spec.Digest}
+		s.Container = container
 		f.cameBack(t, s)
 	})
 	return nil
@@ -306,12 +317,14 @@ func (f *fleet) neverStarted(ctx context.Context, id string) bool {
 // watch waits for the container's end and says how it came.
 func (f *fleet) watch(ctx, wait context.Context, t *task) {
 	f.learnPorts(ctx, t)
-	exit, err := f.runtime.Wait(wait, t.id)
+	alive, asked := f.askHealth(wait, t)
+	exit, err := f.runtime.Wait(alive, t.id)
+	asked()
 	if err == nil || errors.Is(err, runtime.ErrNotFound) {
 		f.gone(ctx, t)
 	}
 	switch {
-	case wait.Err() != nil:
+	case wait.Err() != nil, err != nil && f.sickOf(t) != "":
 	case errors.Is(err, runtime.ErrNotFound):
 		f.end(ctx, t, swarmpb.TaskState_TASK_STATE_FAILED, noteGone)
 	case err != nil:
@@ -355,7 +368,12 @@ func (f *fleet) stop(ctx context.Context, t *task) {
 	if reason := f.lapseOf(t); reason != "" {
 		doing, why = "stopping: "+reason, "stopped: "+reason
 	}
-	f.say(t, doing, "")
+	sick := f.sickOf(t)
+	if sick != "" {
+		doing, why = "stopping: it is unhealthy", sick
+	}
+	f.say(t, doing, sick)
+	f.hook(ctx, t)
 	pause := backoff{min: f.cfg.Limits.RetryMin, max: f.cfg.Limits.RetryMax}
 	for {
 		call, cancel := context.WithTimeout(ctx, graceOf(spec)+stopSlack)
@@ -363,6 +381,9 @@ func (f *fleet) stop(ctx context.Context, t *task) {
 		cancel()
 		switch {
 		case ctx.Err() != nil:
+			return
+		case sick != "" && (err == nil || errors.Is(err, runtime.ErrNotFound)) && f.wanted(t):
+			f.endSick(ctx, t, exit, sick)
 			return
 		case err == nil:
 			f.end(ctx, t, swarmpb.TaskState_TASK_STATE_SHUTDOWN, func(s *swarmpb.TaskStatus) {
@@ -414,6 +435,9 @@ func (f *fleet) end(ctx context.Context, t *task, state swarmpb.TaskState, edit 
 		if exit := t.comeback.Ended; exit != nil {
 			noteExit(s, *exit) // its container may be gone already, and the next one never have been
 		}
+		if t.hookFailed != "" {
+			s.Message = t.hookFailed
+		}
 		if edit != nil {
 			edit(s)
 		}
@@ -432,7 +456,7 @@ func (f *fleet) clean(ctx context.Context, t *task) {
 			return
 		}
 	}
-	if !f.remove(ctx, t.id) {
+	if !f.bequeath(ctx, t) || !f.remove(ctx, t.id) {
 		return
 	}
 	f.mu.Lock()
@@ -468,6 +492,9 @@ func (f *fleet) remove(ctx context.Context, id string) bool {
 func (f *fleet) forget(ctx context.Context, t *task) {
 	if err := f.runtime.RemoveLogs(ctx, t.id); err != nil {
 		f.log.Warn("cannot remove logs", "task", t.id, "error", err)
+	}
+	if err := f.runtime.RemoveVolumes(ctx, t.id); err != nil {
+		f.log.Warn("cannot remove volumes", "task", t.id, "error", err)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()

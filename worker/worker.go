@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"slices"
 	"sync"
@@ -52,6 +53,8 @@ type Network interface {
 	Listening(taskID, serviceID string) (listens bool, within time.Duration, err error)
 	// Established counts the connections that are established with a task.
 	Established(taskID string) (int, error)
+	// Dial connects to a port of a task, from inside its namespace.
+	Dial(ctx context.Context, taskID string, port uint16) (net.Conn, error)
 	// Hint is called when gossip's view of who is dead has changed.
 	Hint(dead func(nodeID string) bool) error
 	// Status is what the managers are told of the node's network; Changes has an element when it may have changed.

@@ -13,7 +13,7 @@ import (
 const MaxOutput = 1 << 10
 
 // firstPause is the first of the pauses before the first success that double up to the start interval.
-const firstPause = 250 * time.Millisecond
+const firstPause = 100 * time.Millisecond
 
 // State is how a task is, as far as it is known. The zero State is that of one that has not been asked.
 type State struct {

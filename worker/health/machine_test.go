@@ -117,7 +117,7 @@ func TestMachine_BeforeTheFirstSuccess_AskedSoonAndCountedLate(t *testing.T) {
 		pauses = append(pauses, m.Pause(checks.Live))
 		at = at.Add(m.Pause(checks.Live))
 	}
-	if first := pauses[:6]; !slices.Equal(first, []time.Duration{250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 5 * time.Second}) {
+	if first := pauses[:6]; !slices.Equal(first, []time.Duration{100 * time.Millisecond, 200 * time.Millisecond, 400 * time.Millisecond, 800 * time.Millisecond, 1600 * time.Millisecond, 3200 * time.Millisecond}) {
 		t.Errorf("pauses %v", first)
 	}
 	// Docker's defaults: three failures 30 s apart, from the start on.

@@ -197,7 +197,7 @@ type Runtime interface {
 	Remove(ctx context.Context, id string) error
 	// RemoveLogs removes what Remove leaves.
 	RemoveLogs(ctx context.Context, id string) error
-	// Logged is the IDs that have logs, also of containers that are gone.
+	// Logged is the IDs that have logs, or volumes that they were given, also of containers that are gone.
 	Logged(ctx context.Context) ([]string, error)
 	// List is everything of ours, also what a former process made.
 	List(ctx context.Context) ([]Container, error)

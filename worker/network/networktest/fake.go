@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -39,7 +40,8 @@ type Fake struct {
 	changes     chan struct{}
 	refused     map[string]error           // of Attach, by task
 	requests    map[string]network.Request // the newest, by task
-	left        map[string]chan struct{}   // of guests, by task: closed when they have gone
+	dial        func(ctx context.Context, taskID string, port uint16) (net.Conn, error)
+	left        map[string]chan struct{} // of guests, by task: closed when they have gone
 }
 
 // Configure takes the node's block; one without a block changes nothing.
@@ -96,6 +98,26 @@ func (n *Fake) RefuseAttach(taskID string, err error) {
 		n.refused = map[string]error{}
 	}
 	n.refused[taskID] = err
+}
+
+// SetDial says what becomes of Dial from now on; nil = it connects to who hangs up.
+func (n *Fake) SetDial(dial func(ctx context.Context, taskID string, port uint16) (net.Conn, error)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.dial = dial
+}
+
+// Dial does as SetDial says.
+func (n *Fake) Dial(ctx context.Context, taskID string, port uint16) (net.Conn, error) {
+	n.mu.Lock()
+	dial := n.dial
+	n.mu.Unlock()
+	if dial != nil {
+		return dial(ctx, taskID, port)
+	}
+	here, there := net.Pipe()
+	_ = there.Close()
+	return here, nil
 }
 
 // Request is what Attach was last asked for a task.

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path"
+	"slices"
 	"time"
 
 	"github.com/containerd/containerd/api/types/runc/options"
@@ -274,19 +275,22 @@ func (r *Runtime) RemoveLogs(_ context.Context, id string) error {
 	return nil
 }
 
-// Logged is the IDs that have logs, also of containers that are gone. What is not named as an ID is not ours.
+// Logged is the IDs that have logs, or volumes that they were given, also of containers that are gone. What is not named as an ID is not ours.
 func (r *Runtime) Logged(context.Context) ([]string, error) {
-	entries, err := os.ReadDir(r.logsDir())
-	if err != nil {
-		return nil, fmt.Errorf("list logs: %w", err)
-	}
 	var ids []string
-	for _, entry := range entries {
-		if entry.IsDir() && checkID(entry.Name()) == nil {
-			ids = append(ids, entry.Name())
+	for _, dir := range []string{r.logsDir(), r.inheritedDir()} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, fmt.Errorf("list logs: %w", err)
+		}
+		for _, entry := range entries {
+			if entry.IsDir() && checkID(entry.Name()) == nil {
+				ids = append(ids, entry.Name())
+			}
 		}
 	}
-	return ids, nil
+	slices.Sort(ids)
+	return slices.Compact(ids), nil
 }
 
 // List is everything of ours, also what a former process made.

@@ -376,7 +376,9 @@ func (f *Fake) RemoveLogs(_ context.Context, id string) error {
 func (f *Fake) Logged(context.Context) ([]string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return slices.Sorted(maps.Keys(f.logs)), nil
+	ids := slices.AppendSeq(slices.Collect(maps.Keys(f.logs)), maps.Keys(f.inherited))
+	slices.Sort(ids)
+	return slices.Compact(ids), nil
 }
 
 // List implements Runtime.
