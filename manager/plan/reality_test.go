@@ -35,7 +35,7 @@ func checkReality(t *testing.T, w *world, answer *swarmpb.PlanServiceResponse) {
 		switch {
 		case strings.Contains(line, " start "):
 			starts++
-		default:
+		case strings.Contains(line, " stop "):
 			stops++
 		}
 	}

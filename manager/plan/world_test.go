@@ -190,6 +190,8 @@ func (w *world) reality(d time.Duration) []string {
 			switch {
 			case status.State == stateRunning:
 				verb = "start"
+			case status.State.Ended() && old.GetState() < swarmpb.TaskState_TASK_STATE_STARTING:
+				verb = "call off"
 			case status.State.Ended():
 				verb = "stop"
 			default:
@@ -214,7 +216,11 @@ func moves(answer *swarmpb.PlanServiceResponse) (lines []string) {
 	verbs := map[swarmpb.PlanAction]string{
 		swarmpb.PlanAction_PLAN_ACTION_START: "start", swarmpb.PlanAction_PLAN_ACTION_STOP: "stop"}
 	for _, s := range answer.Steps {
-		if verb := verbs[s.Action]; verb != "" {
+		verb := verbs[s.Action]
+		if s.Message != "" {
+			verb = "call off"
+		}
+		if s.TaskName != "" && verb != "" {
 			lines = append(lines, fmt.Sprintf("%s %s %s of %d on %s", time.Duration(s.At), verb, s.TaskName, s.TemplateVersion, s.NodeId))
 		}
 	}
