@@ -150,7 +150,8 @@ func newLab(t testing.TB, hosts int) *lab {
 		h.start()
 		eventually(t, "the host answers", func() bool {
 			_, err := get(l.client, "tcp", h.at(9))
-			return errors.Is(err, syscall.ECONNREFUSED)
+			_, err6 := get(l.client, "tcp", h.at6(9))
+			return errors.Is(err, syscall.ECONNREFUSED) && errors.Is(err6, syscall.ECONNREFUSED)
 		})
 	}
 	return l

@@ -55,7 +55,8 @@ func newOverlay(t testing.TB, n int) *overlay {
 		if i > 0 {
 			eventually(t, "containers reach one another", func() bool {
 				_, err := get(ns, "tcp", net.JoinHostPort(o.addr(0).String(), "80"))
-				return err == nil
+				_, err6 := get(ns, "tcp", net.JoinHostPort(o.addr6(0).String(), "80"))
+				return err == nil && err6 == nil
 			})
 		}
 	}
