@@ -20,7 +20,7 @@ func (r *run) answer() *swarmpb.PlanServiceResponse {
 		a.Strategy = view.Service(r.service).GetSpec().GetUpdate().StrategyOr()
 	}
 	moved := len(r.steps.steps) > 0
-	var problems []string
+	problems := append(r.pending[:len(r.pending):len(r.pending)], unreached(view, r.service)...)
 	switch r.end {
 	case settled:
 		if moved {
@@ -30,16 +30,19 @@ func (r *run) answer() *swarmpb.PlanServiceResponse {
 		r.steps.put(&swarmpb.PlanStep{Action: swarmpb.PlanAction_PLAN_ACTION_WAIT, TemplateVersion: update.GetTemplateVersion(),
 			Message: "waits for promote"}, now)
 	case paused:
-		problems = append(problems, r.after(fmt.Sprintf("%s; `swarmctl service resume %s` goes on", update.GetMessage(), name)))
+		what := update.GetMessage()
+		if r.engine.Now().Equal(r.start) { // it is paused as things are, not by what is planned
+			what += fmt.Sprintf("; `swarmctl service resume %s` goes on", name)
+		}
+		problems = append(problems, r.after(what))
 	case failed:
 		problems = append(problems, r.after(update.GetMessage()))
 	case stuck:
-		problems = r.holdups(view)
+		problems = append(problems, r.holdups(view)...)
 	case cut:
 		r.estimate(view)
 		a.Warnings = append(a.Warnings, r.cutMessage())
 	}
-	problems = append(append(problems, r.pending...), unreached(view, r.service)...)
 	a.Problems = bounded(problems)
 	a.Steps, a.Truncated = r.steps.steps, r.steps.more || r.end == cut
 	a.Starts, a.Stops, a.AtLeast = r.steps.starts, r.steps.stops, r.steps.last

@@ -55,14 +55,31 @@ func TestPlan_UpdateThatDoesNotFit_SaysWhyAndStopsNoMoreThanTheLeaderWould(t *te
 			reserve(spec, 8)
 			spec.Update = &swarmpb.UpdateConfig{Order: order}
 		}))
-		if len(answer.Problems) == 0 || !slices.ContainsFunc(answer.Problems, func(p string) bool {
-			return strings.Contains(p, "no suitable node (insufficient resources on 2 nodes)")
-		}) {
+		// The reason comes first: what becomes of the update is only its consequence.
+		if len(answer.Problems) == 0 || !strings.HasPrefix(answer.Problems[0], "web.1") ||
+			!strings.HasSuffix(answer.Problems[0], ": no suitable node (insufficient resources on 2 nodes)") {
 			t.Errorf("%s: problems %q", order.Name(), answer.Problems)
 		}
 		if done := w.reality(time.Hour); !slices.Equal(done, moves(answer)) {
 			t.Errorf("%s: foretold %q, done %q", order.Name(), moves(answer), done)
 		}
+	}
+}
+
+func TestPlan_PausedUpdate_SaysHowItGoesOn(t *testing.T) {
+	w := newWorld(t, 2)
+	w.create(3, nil)
+	w.advance(time.Minute)
+	w.do("image", "v2", "failed", "after", "1s")
+	w.do("update", "web", "image=v2")
+	w.advance(time.Minute)
+	answer, err := New(w.Now).Plan(t.Context(), w.View(), nil, "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(answer.Problems); n != 1 || !strings.Contains(answer.Problems[0], "update paused") ||
+		!strings.HasSuffix(answer.Problems[0], "; `swarmctl service resume web` goes on") {
+		t.Errorf("problems %q, steps %q", answer.Problems, text(answer))
 	}
 }
 

@@ -92,7 +92,7 @@ func (r *recorder) progress(old, update *swarmpb.UpdateStatus, now time.Time) {
 		return
 	}
 	was := old.Trial()
-	if was.GetSet() == trial.Set && was.GetShare() == trial.Share || was == nil && trial.Share == 0 {
+	if was.GetShare() == trial.Share && (was.GetSet() == trial.Set || trial.Share == 0) {
 		return
 	}
 	r.put(&swarmpb.PlanStep{

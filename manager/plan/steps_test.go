@@ -18,7 +18,8 @@ func TestRecorder_SharesOfACanary_AreStepsInWords(t *testing.T) {
 	rows := []*swarmpb.UpdateStatus{nil,
 		{State: moving, Strategy: swarmpb.UpdateStrategy_UPDATE_STRATEGY_ROLLING, TemplateVersion: 5, Share: 5000}, // no sets, no shares
 		update(moving, 0), update(moving, 1000), update(moving, 1000), update(moving, 3333), update(moving, 0),
-		update(moving, 10000), update(completed, 10000)}
+		update(moving, 10000), update(completed, 10000), update(moving, 0), {State: moving, TemplateVersion: 8,
+			Strategy: swarmpb.UpdateStrategy_UPDATE_STRATEGY_BLUE_GREEN}}
 	for i := 1; i < len(rows); i++ {
 		r.progress(rows[i-1], rows[i], time.Unix(0, int64(i)))
 	}
