@@ -186,7 +186,8 @@ func (i *Ingress) settle(ports map[portKey]bool) error {
 		return nil
 	}
 	keys := slices.SortedFunc(maps.Keys(ports), portKey.compare)
-	c, conflicts := newChange(), len(i.conflicts)
+	c, conflicts := i.change, len(i.conflicts)
+	defer c.again()
 	next := map[portKey]*balance{}
 	for _, k := range keys {
 		to := i.target(k)

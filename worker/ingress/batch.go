@@ -110,10 +110,10 @@ func (b *batch) verdict(v *expr.Verdict) {
 	b.close(at)
 }
 
-// encode is the whole transaction; only the last message of elements is acknowledged, as the kernel tells of errors anyway.
+// encode is the whole transaction, in the change's own memory; only the last message of elements is acknowledged, as the kernel tells of errors anyway.
 func (c *change) encode() []byte {
 	const request, create = unix.NLM_F_REQUEST, unix.NLM_F_CREATE
-	b := &batch{}
+	b := &batch{buf: c.encoded[:0]}
 	b.message(unix.NFNL_MSG_BATCH_BEGIN, request, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)
 	b.end()
 	for _, s := range c.order {
@@ -125,6 +125,7 @@ func (c *change) encode() []byte {
 	b.acknowledge()
 	b.message(unix.NFNL_MSG_BATCH_END, request, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)
 	b.end()
+	c.encoded = b.buf
 	return b.buf
 }
 

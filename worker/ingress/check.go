@@ -233,7 +233,7 @@ func (i *Ingress) holdsSlots() (compared, error) {
 func (i *Ingress) holdsBalance(k portKey, b *balance) (bool, error) {
 	c := newChange()
 	for slot, to := range b.backends {
-		i.table.slotElements(k, slot, to, i.layout.host.Prefix6, c.add)
+		i.table.slotElements(c, k, slot, to, i.layout.host.Prefix6, c.add)
 	}
 	for _, s := range c.order {
 		keys := make([][]byte, len(c.given[s]))

@@ -94,10 +94,56 @@ func verdictChain(e nftables.SetElement) string {
 type change struct {
 	order       []*nftables.Set
 	take, given map[*nftables.Set][]nftables.SetElement
+
+	bytes   []byte // of elements
+	encoded []byte
 }
 
 func newChange() *change {
 	return &change{take: map[*nftables.Set][]nftables.SetElement{}, given: map[*nftables.Set][]nftables.SetElement{}}
+}
+
+// What a change keeps of its memory for the next: enough for one endpoint of a service. Without that, most of what a change costs is to
+// collect its garbage, which also has single changes wait for some milliseconds.
+const (
+	keptElements = 4096
+	keptBytes    = 1 << 18
+)
+
+// again empties the change for the next.
+func (c *change) again() {
+	c.order = c.order[:0]
+	for _, of := range []map[*nftables.Set][]nftables.SetElement{c.take, c.given} {
+		for s, all := range of {
+			if of[s] = all[:0]; cap(all) > keptElements {
+				delete(of, s)
+			}
+		}
+	}
+	if c.bytes = c.bytes[:0]; cap(c.bytes) > keptBytes {
+		c.bytes = nil
+	}
+	if c.encoded = c.encoded[:0]; cap(c.encoded) > keptBytes {
+		c.encoded = nil
+	}
+}
+
+// slot is the element of a slot in the change's own memory, good until it is used again.
+func (c *change) slot(key portKey, slot int, to netip.Addr, port uint16) nftables.SetElement {
+	from := len(c.bytes)
+	c.bytes = append(c.bytes, key.protocol, 0, 0, 0, byte(key.port>>8), byte(key.port), 0, 0)
+	c.bytes = binary.NativeEndian.AppendUint32(c.bytes, uint32(slot))
+	middle := len(c.bytes)
+	if to.Is4() {
+		b := to.As4()
+		c.bytes = append(c.bytes, b[:]...)
+	} else {
+		b := to.As16()
+		c.bytes = append(c.bytes, b[:]...)
+	}
+	c.bytes = append(c.bytes, byte(port>>8), byte(port), 0, 0)
+	end := len(c.bytes)
+	return nftables.SetElement{Key: c.bytes[from:middle:middle], Val: c.bytes[middle:end:end]}
 }
 
 func (c *change) touch(s *nftables.Set) {
@@ -157,19 +203,18 @@ func (t *table) rebalance(c *change, k portKey, from, to *balance, prefix6 netip
 			continue
 		}
 		if was.IsValid() {
-			t.slotElements(k, slot, was, prefix6, c.remove)
+			t.slotElements(c, k, slot, was, prefix6, c.remove)
 		}
 		if is.IsValid() {
-			t.slotElements(k, slot, is, prefix6, c.add)
+			t.slotElements(c, k, slot, is, prefix6, c.add)
 		}
 	}
 }
 
-func (t *table) slotElements(k portKey, slot int, to netip.AddrPort, prefix6 netip.Prefix, each func(*nftables.Set, nftables.SetElement)) {
-	key := k.slotKey(slot)
-	each(t.backends[0], nftables.SetElement{Key: key, Val: backendValue(to.Addr(), to.Port())})
+func (t *table) slotElements(c *change, k portKey, slot int, to netip.AddrPort, prefix6 netip.Prefix, each func(*nftables.Set, nftables.SetElement)) {
+	each(t.backends[0], c.slot(k, slot, to.Addr(), to.Port()))
 	if prefix6.IsValid() {
-		each(t.backends[1], nftables.SetElement{Key: key, Val: backendValue(swarmpb.Address6(prefix6, to.Addr()), to.Port())})
+		each(t.backends[1], c.slot(k, slot, swarmpb.Address6(prefix6, to.Addr()), to.Port()))
 	}
 }
 

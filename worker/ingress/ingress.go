@@ -105,6 +105,7 @@ type Ingress struct {
 	ownerOf func(portKey) string
 	retry   *time.Timer
 
+	change *change // settle's, used again and again
 	// members are the elements of the sets of pods and nodes as the kernel should hold them. Nil: not told yet.
 	members map[*nftables.Set]map[string]nftables.SetElement
 	nodes   []Node
@@ -146,7 +147,7 @@ func New(cfg Config) (*Ingress, error) {
 		return nil, err
 	}
 	return &Ingress{
-		cfg: cfg, changes: make(chan struct{}, 1), listeners: l, table: newTable(), state: newState(),
+		cfg: cfg, changes: make(chan struct{}, 1), change: newChange(), listeners: l, table: newTable(), state: newState(),
 		balances: map[portKey]*balance{}, inherited: map[portKey]*balance{}, forwards: map[portKey]netip.AddrPort{},
 		conflicts: map[portKey]string{}, looked: map[portKey]time.Time{}, ownerOf: ownerOf, members: map[*nftables.Set]map[string]nftables.SetElement{}, unended: newLeaving(),
 	}, nil
