@@ -76,7 +76,8 @@ func (r *rollout) resume() {
 	}
 }
 
-// promote goes on to the next step of an update of two sets, or to its end without further steps.
+// promote goes on to the next step of an update of two sets, or to its end without further steps. All traffic goes to a set
+// only when all of it is up.
 func (r *rollout) promote(fully bool) {
 	if !active(r.update) || !r.update.Sets() || r.goal.rollback {
 		return
@@ -89,7 +90,7 @@ func (r *rollout) promote(fully bool) {
 	case phase == phaseStarting, phase == phaseWatching, phase == phaseWaiting:
 		switch {
 		case r.update.Strategy == blueGreen || r.update.Step >= last:
-			if phase != phaseStarting {
+			if phase != phaseStarting && r.setUp(r.update.Replicas(replicas(r.service))) {
 				r.grace(next)
 			}
 		case fully:

@@ -59,15 +59,15 @@ func (l *slowLog) Propose(ctx context.Context, p *swarmpb.Proposal) (*swarmpb.Re
 func TestDrivers_SlowLogAndRestartedLeaders_ServiceIsAsAskedFor(t *testing.T) {
 	conflicts := 0
 	for seed := range uint64(8) {
-		synctest.Test(t, func(t *testing.T) { conflicts += live(t, seed) })
+		synctest.Test(t, func(t *testing.T) { conflicts += history(t, seed) })
 	}
 	if conflicts == 0 {
 		t.Error("no two proposals ever met: the test does not test what it is for")
 	}
 }
 
-// live lives through one history of faults and answers how many conflicts there were.
-func live(t *testing.T, seed uint64) int {
+// history lives through one history of faults and answers how many conflicts there were.
+func history(t *testing.T, seed uint64) int {
 	random := rand.New(rand.NewPCG(seed, 1))
 	w, err := script.New()
 	if err != nil {
@@ -101,7 +101,7 @@ func live(t *testing.T, seed uint64) int {
 	for i := range 30 {
 		pass(time.Duration(random.IntN(20)) * 100 * time.Millisecond)
 		node := nodeName(random.IntN(propertyNodes))
-		switch random.IntN(8) {
+		switch random.IntN(11) {
 		case 0:
 			do("scale", "web", fmt.Sprint(1+random.IntN(12)))
 		case 1:
@@ -122,6 +122,14 @@ func live(t *testing.T, seed uint64) int {
 					t.Fatal(err)
 				}
 			}
+		case 8:
+			do("update", "web", "strategy="+strategies[random.IntN(len(strategies))], "steps=20%:1s,50%:1s", "grace=1s", "monitor=1s")
+		case 9:
+			do([]string{"pause", "resume", "promote", "promote-fully"}[random.IntN(4)], "web")
+		case 10:
+			if w.View().Service("web").PreviousSpec != nil {
+				do("abort", "web")
+			}
 		case 7:
 			stop()
 			stop = lead(t, w, log, clock)
@@ -133,6 +141,12 @@ func live(t *testing.T, seed uint64) int {
 	}
 	do("update", "web", "image=good")
 	pass(4 * time.Minute)
+	for range 3 {
+		do("resume", "web")
+		pass(time.Minute)
+		do("promote-fully", "web")
+		pass(time.Minute)
+	}
 	stop()
 	if log.broken != nil {
 		t.Errorf("seed %d: %v", seed, log.broken)

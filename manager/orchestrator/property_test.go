@@ -22,6 +22,81 @@ type watcher struct {
 	// now is the time; started are the tasks that have been seen past READY.
 	now     func() time.Time
 	started map[string]bool
+	// before is the state before the last write.
+	before *store.View
+}
+
+// rollouts checks what an update may never do.
+func (w *watcher) rollouts(view *store.View) error {
+	before := w.before
+	w.before = view
+	if before == nil {
+		return nil
+	}
+	for service := range view.Services() {
+		update, was := view.ServiceProgress(service.Id).GetUpdate(), before.ServiceProgress(service.Id).GetUpdate()
+		if err := heldBack(before, view, service.Id, update); err != nil {
+			return err
+		}
+		if !update.Sets() {
+			continue
+		}
+		want := service.Spec.GetMode().GetReplicated().Replicas
+		// Traffic goes to a new set only when its tasks are up, and to one that is there already when it is whole.
+		if share := update.Share; was.GetTemplateVersion() == update.TemplateVersion && share > was.GetShare() &&
+			update.Phase != swarmpb.RolloutPhase_ROLLOUT_PHASE_RETURNING {
+			if up := live(view, service.Id, update.TemplateVersion, true, true); up < update.Replicas(want) {
+				return fmt.Errorf("the new set has %d tasks up and gets %d of the traffic", up, share)
+			}
+		}
+		if update.StableEnds && !was.GetStableEnds() {
+			if n := live(view, service.Id, update.TemplateVersion, true, false); n < want {
+				return fmt.Errorf("the other set goes, and this one has %d of %d tasks", n, want)
+			}
+		}
+		// The old set is left alone as long as it may be gone back to.
+		if was.GetStartedAt() == update.StartedAt && was.TemplateVersion == update.TemplateVersion && !update.StableEnds && service.TemplateVersion == update.TemplateVersion {
+			n, had := live(view, service.Id, update.TemplateVersion, false, false), live(before, service.Id, update.TemplateVersion, false, false)
+			if n < had && n < want {
+				return fmt.Errorf("the old set had %d of %d tasks and has %d", had, want, n)
+			}
+		}
+	}
+	return nil
+}
+
+// heldBack: no task of a recreate's goal is let start before all others have stopped.
+func heldBack(before, view *store.View, service string, update *swarmpb.UpdateStatus) error {
+	was := before.ServiceProgress(service).GetUpdate()
+	if was.GetStrategy() != swarmpb.UpdateStrategy_UPDATE_STRATEGY_RECREATE || was.GetState() != swarmpb.UpdateState_UPDATE_STATE_UPDATING ||
+		was.GetStartedAt() != update.GetStartedAt() || was.State != update.State ||
+		was.Phase != swarmpb.RolloutPhase_ROLLOUT_PHASE_PREPARING && was.Phase != swarmpb.RolloutPhase_ROLLOUT_PHASE_ENDING {
+		return nil
+	}
+	for task := range view.TasksOf(service) {
+		old := before.Task(task.Id)
+		if task.TemplateVersion == was.TemplateVersion && task.DesiredState == swarmpb.TaskState_TASK_STATE_RUNNING &&
+			(old == nil || old.DesiredState < task.DesiredState) {
+			return fmt.Errorf("task %d#%d of the new version is let start while the old one is there", task.Slot, task.Attempt)
+		}
+	}
+	return nil
+}
+
+// live counts the slots whose newest task that is meant to run is of a template, or is not; up: and that are up.
+func live(view *store.View, service string, template uint64, of, up bool) (n uint64) {
+	newest := map[uint64]*swarmpb.Task{}
+	for task := range view.TasksOf(service) {
+		if task.DesiredState <= swarmpb.TaskState_TASK_STATE_RUNNING {
+			newest[task.Slot] = task
+		}
+	}
+	for _, task := range newest {
+		if (task.TemplateVersion == template) == of && (!up || view.Status(task.Id).Up()) {
+			n++
+		}
+	}
+	return n
 }
 
 // exclusive checks that a task did not start while another one of its slot may still run on a node that is down, and
@@ -46,6 +121,9 @@ func (w *watcher) exclusive(view *store.View, task *swarmpb.Task) error {
 }
 
 func (w *watcher) check(view *store.View) error {
+	if err := w.rollouts(view); err != nil {
+		return err
+	}
 	running := map[string]string{}
 	for task := range view.Tasks() {
 		slot := fmt.Sprintf("%s.%d", task.ServiceId, task.Slot)
@@ -134,6 +212,7 @@ func TestRandomEvents_ThenQuiet_ServiceIsAsAskedFor(t *testing.T) {
 		}
 		do(t, w, "service", "web", "replicas="+fmt.Sprint(rapid.IntRange(0, 6).Draw(t, "replicas")),
 			"stop-after-disconnect="+rapid.SampledFrom([]string{"0s", "20s"}).Draw(t, "disconnect"),
+			"strategy="+rapid.SampledFrom(strategies).Draw(t, "strategy"), "steps=20%:5s,50%:5s:manual", "grace=10s",
 			"failure-action="+rapid.SampledFrom([]string{"pause", "continue", "rollback"}).Draw(t, "action"),
 			"parallelism="+fmt.Sprint(rapid.IntRange(0, 3).Draw(t, "parallelism")))
 		image := 1
@@ -150,6 +229,7 @@ func TestRandomEvents_ThenQuiet_ServiceIsAsAskedFor(t *testing.T) {
 		}
 		do(t, w, "auto", "on")
 		must(t, w.Advance(time.Hour))
+		toTheEnd(t, w)
 		if err := settled(w.View(), "web"); err != nil {
 			table, _ := w.Do("tasks")
 			status, _ := w.Do("status", "web")
@@ -168,16 +248,65 @@ func TestRandomEvents_ThenQuiet_ServiceIsAsAskedFor(t *testing.T) {
 	})
 }
 
+// toTheEnd has the service's user bring its update to an end: what waits goes on, and is ready.
+func toTheEnd(t *rapid.T, w *script.World) {
+	for range 5 {
+		for task := range w.View().TasksOf("web") {
+			if status := w.View().Status(task.Id); status.GetState() == swarmpb.TaskState_TASK_STATE_RUNNING && !status.Up() {
+				must(t, w.Ready(task.Id, true))
+			}
+		}
+		do(t, w, "resume", "web")
+		must(t, w.Advance(10*time.Minute))
+		do(t, w, "promote-fully", "web")
+		must(t, w.Advance(10*time.Minute))
+		if !w.View().ServiceProgress("web").GetUpdate().Underway() {
+			return
+		}
+	}
+	status, _ := w.Do("status", "web")
+	table, _ := w.Do("tasks")
+	t.Fatalf("the update does not come to an end:\n%s%s", status, table)
+}
+
+var strategies = []string{"rolling", "in-place", "recreate", "blue-green", "canary"}
+
+// rolloutEvent lets a user or a probe do something about an update.
+func rolloutEvent(t *rapid.T, w *script.World) {
+	switch rapid.IntRange(0, 4).Draw(t, "rollout event") {
+	case 0:
+		do(t, w, "update", "web", "strategy="+rapid.SampledFrom(strategies).Draw(t, "strategy"),
+			"rollback-strategy="+rapid.SampledFrom(strategies[:3]).Draw(t, "rollback strategy"))
+	case 1:
+		do(t, w, rapid.SampledFrom([]string{"pause", "resume", "promote", "promote-fully"}).Draw(t, "command"), "web")
+	case 2:
+		do(t, w, "metric", "web", rapid.SampledFrom([]string{"fine", "failing"}).Draw(t, "metric"))
+	case 3:
+		slot := uint64(rapid.IntRange(1, 8).Draw(t, "slot"))
+		if id := newest(w.View(), "web", slot); id != "" && w.View().Observed(id) == swarmpb.TaskState_TASK_STATE_RUNNING {
+			must(t, w.Ready(id, rapid.Bool().Draw(t, "ready")))
+			must(t, w.Settle())
+		}
+	case 4:
+		if w.View().Service("web").PreviousSpec != nil {
+			do(t, w, "abort", "web")
+		}
+	}
+}
+
 // event lets one thing happen to the cluster.
 func event(t *rapid.T, w *script.World, guard *watcher, image *int) {
 	node := nodeName(rapid.IntRange(0, propertyNodes-1).Draw(t, "node"))
-	switch rapid.IntRange(0, 11).Draw(t, "event") {
+	switch rapid.IntRange(0, 15).Draw(t, "event") {
+	case 12, 13, 14, 15:
+		rolloutEvent(t, w)
 	case 0:
 		do(t, w, "scale", "web", fmt.Sprint(rapid.IntRange(0, 6).Draw(t, "replicas")))
 	case 1:
 		*image++
 		name := fmt.Sprintf("v%d", *image)
-		acts := rapid.SampledFrom([][]string{{"runs"}, {"rejected"}, {"failed", "after", "2s"}, {"complete", "after", "9s"}}).Draw(t, "acts")
+		acts := rapid.SampledFrom([][]string{{"runs"}, {"rejected"}, {"failed", "after", "2s"}, {"complete", "after", "9s"},
+			{"unready", "after", "4s"}, {"pulls", "in", "3s", "starts", "in", "2s", "stops", "in", "2s"}}).Draw(t, "acts")
 		do(t, w, append([]string{"image", name}, acts...)...)
 		do(t, w, "update", "web", "image="+name)
 	case 2:

@@ -160,6 +160,11 @@ func (r *rollout) judgeAlone(s *slot, heir *replica, w *survey) bool {
 	mine := s.progress.GetTemplateVersion() == r.goal.template
 	failed := mine && s.progress.GetFailedUpdate() == r.update.StartedAt
 	switch {
+	case heir.task.DesiredState < stateRunning && heir.task.StartNotBefore == 0 && !heir.gone():
+		w.begun++
+		w.open++
+		w.wait(heir)
+		return false
 	case failed, heir.task.Replaces == "", heir.task.GetMeta().GetCreatedAt() < r.update.StartedAt:
 		return true
 	case heir.state.Ended():
@@ -318,6 +323,10 @@ func (r *rollout) advanceRecreate() {
 		r.stopOld()
 		return
 	}
+	// What waits may start before anything is judged: nothing is up.
+	if r.update.Phase != phasePreparing && r.startNew() {
+		return
+	}
 	if r.failed() || r.update.Phase == phasePreparing && r.stillPreparing() {
 		return
 	}
@@ -329,43 +338,67 @@ func (r *rollout) advanceRecreate() {
 	if w.watched < w.begun+w.held && r.stalled(w.progressed, w.waits) {
 		return
 	}
-	if r.update.Phase == phasePreparing {
+	switch r.update.Phase {
+	case phasePreparing:
 		r.prepare(w)
 		if len(w.bare)+len(w.loose)+w.preparing+w.refused > 0 {
-			r.explain(w)
-			return
+			break
 		}
 		r.setPhase(r.edit(), phaseEnding)
 		if !r.goal.rollback {
 			r.say("update in progress: all tasks are ready, the old ones stop")
 		}
-		return
+	case phaseStarting:
+		if w.begun == w.watched && w.held == 0 {
+			r.setPhase(r.edit(), phaseWatching)
+		}
 	}
-	// All old tasks have stopped; whoever waits may start, and what an old task has come back to meanwhile follows.
+	r.explain(w)
+}
+
+// startNew lets all start that waits, once all old tasks have stopped, and has what an old task has come back to meanwhile
+// follow. It answers whether there was anything.
+func (r *rollout) startNew() (any bool) {
 	for s := range slots(r.view, r.service, 0, r.now) {
 		live := s.live()
-		if len(live) == 0 || live[len(live)-1].task.TemplateVersion == r.goal.template &&
-			(live[len(live)-1].task.DesiredState == stateRunning || live[len(live)-1].task.StartNotBefore != 0) {
+		if len(live) == 0 {
 			continue
 		}
-		if !r.room() {
-			r.plan.More = true
-			return
+		heir := live[len(live)-1]
+		old := heir.task.TemplateVersion != r.goal.template
+		waits := heir.task.DesiredState < stateRunning && heir.task.StartNotBefore == 0 && !heir.gone()
+		if !old && (!waits || len(live) == 1 && !s.clear(heir)) || old && !r.mayFollow(s) {
+			continue
 		}
-		switch heir := live[len(live)-1]; {
-		case heir.task.TemplateVersion != r.goal.template:
+		if any = true; !r.room() {
+			r.plan.More = true
+			return true
+		}
+		switch {
+		case old:
 			r.turn(s)
 		case len(live) > 1:
 			r.open(s)
-		case s.clear(heir):
+		default:
 			r.guardSlot(s)
 			r.desire(heir, stateRunning)
 		}
 	}
-	if r.update.Phase == phaseStarting && w.begun == w.watched && w.held == 0 {
-		r.setPhase(r.edit(), phaseWatching)
+	r.plan.More = r.plan.More || any
+	return any
+}
+
+// mayFollow tells whether an old task is to be followed now, and not later or never because its slot has failed.
+func (r *rollout) mayFollow(s *slot) bool {
+	p := s.progress
+	if p.GetTemplateVersion() != r.goal.template || p.GetFailedUpdate() != r.update.StartedAt {
+		return true
 	}
-	r.explain(w)
+	at := time.Unix(0, p.GetNotBefore())
+	if r.now.Before(at) {
+		r.wake(at)
+	}
+	return !p.GetGivenUp() && !r.now.Before(at)
 }
 
 // stillPreparing tells cheaply whether tasks of the goal are on their way to READY and none is left to be made, so that

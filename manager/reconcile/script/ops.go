@@ -68,9 +68,25 @@ func (w *World) Rollback(name string) error {
 	return w.Write(Put(&swarmpb.Row{Row: &swarmpb.Row_Service{Service: service}}))
 }
 
-// Abort writes the spec that an update leaves, with its template, as control does; of a service that is not updated, it
-// is Rollback.
-func (w *World) Abort(name string) error { return w.Rollback(name) }
+// Abort goes back to where the update under way came from, as control does: of two sets to the old one's version, else to
+// the spec before. The number of replicas stays.
+func (w *World) Abort(name string) error {
+	old, err := w.Service(name)
+	if err != nil {
+		return err
+	}
+	update := w.View().ServiceProgress(name).GetUpdate()
+	spec := w.specs[name][update.GetStableTemplateVersion()]
+	if !update.Sets() || spec == nil || update.GetStableTemplateVersion() == old.TemplateVersion {
+		return w.Rollback(name)
+	}
+	service := swarmpb.Clone(old)
+	service.Spec, service.PreviousSpec = swarmpb.Clone(spec), old.Spec
+	service.Spec.Mode = swarmpb.Clone(old.Spec.Mode)
+	service.TemplateVersion, service.PreviousTemplateVersion = update.StableTemplateVersion, old.TemplateVersion
+	service.Revision++
+	return w.Write(Put(&swarmpb.Row{Row: &swarmpb.Row_Service{Service: service}}))
+}
 
 // Command tells a service's rollout what to do.
 func (w *World) Command(name string, action swarmpb.RolloutAction) error {
@@ -112,6 +128,10 @@ func (w *World) Remove(name string) error {
 }
 
 func (w *World) template(service *swarmpb.Service) *swarmpb.Write {
+	if w.specs[service.Id] == nil {
+		w.specs[service.Id] = map[uint64]*swarmpb.ServiceSpec{}
+	}
+	w.specs[service.Id][service.TemplateVersion] = swarmpb.Clone(service.Spec)
 	return Put(&swarmpb.Row{Row: &swarmpb.Row_Template{Template: &swarmpb.Template{
 		ServiceId: service.Id, Version: service.TemplateVersion, Spec: swarmpb.Clone(service.Spec.Task),
 		HostPorts: service.Spec.HostPorts(),

@@ -31,12 +31,15 @@ type World struct {
 	nodes  nodes
 	// versions is how many templates each service has had beyond its first.
 	versions map[string]uint64
+	// specs are those that each service had when a template of it was made, by the template's version.
+	specs map[string]map[uint64]*swarmpb.ServiceSpec
 }
 
 // New makes a world with a cluster row and nothing else.
 func New(reconcilers ...reconcile.Reconciler) (*World, error) {
 	s := store.New()
-	w := &World{Store: s, start: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC), versions: map[string]uint64{}}
+	w := &World{Store: s, start: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC), versions: map[string]uint64{},
+		specs: map[string]map[uint64]*swarmpb.ServiceSpec{}}
 	w.nodes.images = map[string]behaviour{}
 	engine, err := reconcile.NewVirtual(reconcile.VirtualConfig{
 		Store: s, Now: w.start, Reconcilers: reconcilers, Written: w.written, Twice: true})
