@@ -225,8 +225,9 @@ type fakeControl struct {
 	rollouts
 	networks []*swarmpb.NetworkInfo
 	// network is what becomes of networks: each GetNetwork takes the next.
-	network []func(c *fakeControl)
-	made    *swarmpb.NetworkSpec
+	network   []func(c *fakeControl)
+	made      *swarmpb.NetworkSpec
+	connected *swarmpb.ConnectNetworkRequest
 }
 
 // answer is what every call begins with.

@@ -37,7 +37,7 @@ func infoFixture(worker bool) *swarmpb.GetInfoResponse {
 func clusterFixture() *swarmpb.GetClusterResponse {
 	return &swarmpb.GetClusterResponse{
 		Id: clusterID, Spec: &swarmpb.ClusterSpec{FabricPool: "100.64.0.0/10"}, RootDigest: strings.Repeat("ab", 32),
-		Nodes: 2, Managers: 1, ReachableManagers: 1, Services: 2, Tasks: 3, Leader: n1ID,
+		Nodes: 2, Managers: 1, ReachableManagers: 1, Services: 2, Tasks: 3, Leader: n1ID, Drains: &swarmpb.Drains{Noted: 7, Late: 1},
 		Alarms: []*swarmpb.Alarm{{Kind: "pool-full", Object: "uplink/" + n2ID, Message: "no address is free", Since: before(2 * time.Hour), Count: 3}},
 	}
 }

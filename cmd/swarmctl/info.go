@@ -49,7 +49,14 @@ type clusterInfo struct {
 	AddressPools []string    `json:"addressPools"`
 	SubnetLength uint32      `json:"subnetLength"`
 	DataPathPort uint32      `json:"dataPathPort"`
+	Drains       *drainInfo  `json:"drains"` // null: not known
 	Alarms       []alarmInfo `json:"alarms"`
+}
+
+// drainInfo counts tasks that were taken from all balancers before they stopped, since the leader's process began.
+type drainInfo struct {
+	Noted uint64 `json:"noted"`
+	Late  uint64 `json:"late"` // a node had not said so in time
 }
 
 type alarmInfo struct {
@@ -124,6 +131,9 @@ func gatherInfo(ctx context.Context, c *client) (*hostInfo, error) {
 	spec := swarmpb.Clone(cluster.GetSpec())
 	spec.SetDefaults() // a cluster that was founded by an older version lacks some
 	info.Cluster.AddressPools, info.Cluster.SubnetLength, info.Cluster.DataPathPort = spec.DefaultAddrPools, spec.DefaultAddrPoolMaskLength, spec.DataPathPort
+	if d := cluster.GetDrains(); d != nil {
+		info.Cluster.Drains = &drainInfo{d.Noted, d.Late}
+	}
 	for _, m := range cluster.Alarms {
 		info.Cluster.Alarms = append(info.Cluster.Alarms, alarmInfo{
 			Kind: m.Kind, Object: m.Object, Message: m.Message, Since: stamp(m.Since), Count: m.Count, since: m.Since,
@@ -178,6 +188,9 @@ func (a *app) printInfo(i *hostInfo) {
 		p.line("Fabric pool", c.FabricPool)
 		p.line("Subnets", fmt.Sprintf("/%d of %s", c.SubnetLength, strings.Join(c.AddressPools, ", ")))
 		p.line("Data path", fmt.Sprintf("port %d/udp", c.DataPathPort))
+		if c.Drains != nil {
+			p.line("Drained", fmt.Sprintf("%s since the leader began, %d late", count(c.Drains.Noted, "task"), c.Drains.Late))
+		}
 		p.line("Root digest", c.RootDigest)
 		for _, m := range c.Alarms {
 			p.line("ALARM", fmt.Sprintf("%s %s: %s (%s, first %s)", m.Kind, m.Object, m.Message, count(m.Count, "time"), a.ago(m.since)))

@@ -27,6 +27,8 @@ type networkRow struct {
 	Encrypted      bool              `json:"encrypted"`
 	Labels         map[string]string `json:"labels"`
 	Services       []string          `json:"services"`
+	Attachments    []attachmentRow   `json:"attachments"` // containers outside of services
+	Overlaps       []string          `json:"overlaps"`    // routes of hosts that lead under its addresses
 	Tasks          uint32            `json:"tasks"`
 	AddressesUsed  uint64            `json:"addressesUsed"`
 	AddressesTotal uint64            `json:"addressesTotal"`
@@ -40,10 +42,14 @@ func newNetworkRow(n *swarmpb.NetworkInfo) networkRow {
 		ID: network.GetId(), Name: spec.GetName(), Driver: spec.GetDriver(), VNI: progress.GetVni(), Subnet: progress.GetSubnet(), Subnet6: progress.GetSubnet6(),
 		Gateway: progress.GetGateway(), IPv6: spec.GetIpv6(), Internal: spec.GetInternal(), Attachable: spec.GetAttachable(), Encrypted: spec.GetEncrypted(),
 		Labels: map[string]string{}, Services: append([]string{}, n.GetServices()...), Tasks: n.GetTasks(),
+		Attachments: []attachmentRow{}, Overlaps: append([]string{}, n.GetOverlaps()...),
 		AddressesUsed: n.GetAddressesUsed(), AddressesTotal: n.GetAddressesTotal(), Removing: network.GetRemoving(), Message: progress.GetMessage(),
 	}
 	for name, value := range spec.GetLabels() {
 		r.Labels[name] = value
+	}
+	for _, attachment := range n.GetAttachments() {
+		r.Attachments = append(r.Attachments, newAttachmentRow(attachment))
 	}
 	return r
 }
@@ -63,7 +69,9 @@ func (r networkRow) traits() string {
 }
 
 // idle tells whether nothing uses the network.
-func (r networkRow) idle() bool { return len(r.Services) == 0 && r.Tasks == 0 && !r.Removing }
+func (r networkRow) idle() bool {
+	return len(r.Services)+len(r.Attachments) == 0 && r.Tasks == 0 && !r.Removing
+}
 
 func newNetworkFilter() *filter[networkRow] {
 	return &filter[networkRow]{
@@ -85,12 +93,12 @@ func defineNetworkFilter(cmd *cobra.Command, f *filter[networkRow]) {
 
 func (a *app) networkCommand() *cobra.Command {
 	cmd := group("network", "Create, see and remove networks of services", a.networkCreateCommand(), networkListCommand(a), a.networkInspectCommand(),
-		a.networkRemoveCommand(), a.networkPruneCommand())
+		a.networkRemoveCommand(), a.networkPruneCommand(), a.networkConnectCommand(), a.networkDisconnectCommand())
 	cmd.Long = `Create, see and remove networks of services.
 
 Services that share a network find one another by name there and reach each other on all ports, on whatever nodes their
 replicas run; services that share none do not. A service is attached with "service create --network", to as many networks
-as it needs.`
+as it needs. Containers that others made are attached with "network connect", to networks created with --attachable.`
 	return cmd
 }
 
@@ -130,7 +138,8 @@ func networkListCommand(a *app) *cobra.Command {
 
 func (a *app) networkInspectCommand() *cobra.Command {
 	return a.inspectCommand("network", `Show all about networks, named by ID, name or prefix of the ID: what was asked for, what the cluster gave them, and
-who uses them. Of the addresses some are in use by tasks, each service's own, and the gateway.`,
+who uses them: services, and containers outside of services with node, address and state. Of the addresses some are in use by
+tasks, each service's own, and the gateway.`,
 		"  swarmctl network inspect --pretty back\n  swarmctl network inspect -f '{{.Progress.Subnet}} {{join .Services `,`}}' back", networkNames,
 		func(ctx context.Context, c *client, arg string) (inspected, error) {
 			r, err := c.GetNetwork(ctx, &swarmpb.GetNetworkRequest{Network: arg})
@@ -170,5 +179,11 @@ func (a *app) prettyNetwork(w io.Writer, n *swarmpb.NetworkInfo) {
 	}
 	p.line("Services", strings.Join(r.Services, ", "))
 	p.line("Tasks", fmt.Sprint(r.Tasks))
+	for _, attachment := range r.Attachments {
+		p.line("Attached", attachment.text())
+	}
+	for _, overlap := range r.Overlaps {
+		p.line("OVERLAP", overlap)
+	}
 	p.line("PROBLEM", r.Message)
 }

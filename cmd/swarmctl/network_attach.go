@@ -54,11 +54,14 @@ func (r attachmentRow) text() string {
 	if r.PID != 0 {
 		what = fmt.Sprintf("process %d", r.PID)
 	}
-	out := fmt.Sprintf("%s  %s on %s (%s)  %s", r.Name, r.State, r.Node, what, r.addresses())
+	out := fmt.Sprintf("%s  %s on %s (%s)", r.Name, r.State, r.Node, what)
+	if r.addresses() != "" {
+		out += "  " + r.addresses()
+	}
 	if r.Message != "" && r.Message != "attached" {
 		out += "  " + r.Message
 	}
-	return strings.TrimRight(out, " ")
+	return out
 }
 
 // connectFlags name what is to be attached.
@@ -105,7 +108,7 @@ cluster. It goes on while swarmd is restarted.`,
 	f.StringVar(&flags.name, "name", "", "`name` in the network (default: one is made up)")
 	f.StringArrayVar(&flags.aliases, "alias", nil, "further `name` in the network, which others may have too; may be repeated")
 	f.StringVar(&flags.node, "node", "", "`node` that the container is on (default: this one)")
-	a.completeFlag(cmd, "node", nodeNames)
+	_ = cmd.RegisterFlagCompletionFunc("node", a.complete(nodeNames)) // fails only for a flag that is not there
 	cmd.RunE = a.call(func(ctx context.Context, c *client, args []string) error { return a.connect(ctx, c, flags, args[0]) })
 	return cmd
 }
@@ -113,7 +116,7 @@ cluster. It goes on while swarmd is restarted.`,
 func (f connectFlags) guest() (*swarmpb.Guest, error) {
 	g := &swarmpb.Guest{Pid: f.pid, Netns: f.netns}
 	if err := g.Validate(); err != nil {
-		return nil, fmt.Errorf("network connect: %w; give --pid or --netns", err)
+		return nil, fmt.Errorf("network connect: %w", err)
 	}
 	if f.node == "" {
 		g.Namespace = namespaceOf(g)

@@ -33,7 +33,7 @@ func (n *networkFlags) define(cmd *cobra.Command) {
 	f.StringArrayVar(&n.ranges, "ip-range", nil, "`part` of the subnet of IPv4, in CIDR form, that addresses are given from (default: all of it)")
 	f.BoolVar(&n.ipv6, "ipv6", false, "give tasks an address of IPv6 as well")
 	f.BoolVar(&n.internal, "internal", false, "no way out: a service in internal networks alone reaches nothing outside of them, and can publish no port")
-	f.BoolVar(&n.attachable, "attachable", false, "let containers outside of services attach")
+	f.BoolVar(&n.attachable, "attachable", false, "let containers outside of services attach, with \"network connect\"")
 	f.BoolVar(&n.encrypted, "encrypted", false, "encrypt what goes from host to host, with WireGuard; never in plain text")
 	f.StringArrayVarP(&n.options, "opt", "o", nil, "`option` of the driver: mtu=BYTES; may be repeated")
 	f.StringArrayVar(&n.labels, "label", nil, "label of the network, `NAME=VALUE`; may be repeated")
@@ -208,7 +208,7 @@ func (a *app) networkRemoveCommand() *cobra.Command {
 
 // removeNetwork removes a network, named by ref, and waits until its name is free again.
 func (a *app) removeNetwork(ctx context.Context, c *client, name, ref string) error {
-	r, err := c.RemoveNetwork(ctx, &swarmpb.RemoveNetworkRequest{Network: ref})
+	r, err := c.RemoveNetwork(ctx, &swarmpb.RemoveNetworkRequest{Network: ref, RequestId: swarmpb.NewID()})
 	if err != nil {
 		return err
 	}

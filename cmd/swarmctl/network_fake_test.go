@@ -39,6 +39,13 @@ func networkFixtures() []*swarmpb.NetworkInfo {
 			AddressesUsed: 1, AddressesTotal: 128,
 		},
 		{
+			Network:  &swarmpb.Network{Id: "open000000000000000000open", Spec: &swarmpb.NetworkSpec{Name: "open", Driver: "overlay", Attachable: true}, Meta: &swarmpb.Meta{Version: 7, CreatedAt: before(time.Hour)}},
+			Progress: &swarmpb.NetworkProgress{Vni: 4099, Subnet: "10.0.5.0/24", Gateway: "10.0.5.1", IpRange: "10.0.5.0/24"}, AddressesUsed: 2, AddressesTotal: 254,
+			Tasks: 1, Attachments: attachmentFixtures(), Overlaps: []string{
+				`node n2 reaches 10.0.5.0/25 by a route of its own, which overlaps subnet 10.0.5.0/24 of network "open": containers in the network do not reach there what that route leads to; ` +
+					"take the route away, or make the network anew with another --subnet"},
+		},
+		{
 			Network:  &swarmpb.Network{Id: "full000000000000000000full", Spec: &swarmpb.NetworkSpec{Name: "full", Driver: "overlay", Labels: map[string]string{"team": "shop"}}, Meta: &swarmpb.Meta{Version: 5, CreatedAt: before(time.Minute)}},
 			Progress: &swarmpb.NetworkProgress{Message: poolFull},
 		},

@@ -18,7 +18,7 @@ func TestNetwork_EveryListing_ReadsAsBefore(t *testing.T) {
 	golden(t, "network", f.play(
 		"network ls", "network ls -q", "network ls --format json --filter name=db", "network ls --format '{{.Name}} {{.Subnet}} {{join .Services `,`}}'",
 		"network ls -q --filter label=team=shop", "network ls -q -f label=team -f label=tier=back", "network ls -q -f name=ac -f name=ol", "network ls -q -f driver=overlay -f id=db0", "network ls -f driver=bridge",
-		"network inspect back", "network inspect --pretty back db full old", "network inspect -f '{{.Spec.Name}} {{.Progress.VNI}} {{.AddressesUsed}}/{{.AddressesTotal}}' back db", "network inspect -f '{{.Progress.Vni}}' back",
+		"network inspect back", "network inspect --pretty back db full old open", "network inspect -f '{{.Spec.Name}} {{.Progress.VNI}} {{.AddressesUsed}}/{{.AddressesTotal}}' back db", "network inspect -f '{{.Progress.Vni}}' back",
 	))
 	f.control.networks = nil
 	golden(t, "network_none", f.play("network ls", "network ls --format json", "network prune"))

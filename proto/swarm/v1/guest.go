@@ -24,7 +24,7 @@ func AttachmentName(network, name string) string { return network + "/" + name }
 func (x *Guest) Validate() error {
 	var p problems
 	netns := x.GetNetns()
-	const fix = "name a container by the process ID that its engine shows, or by the file of its network namespace"
+	const fix = "name it by the process ID that its engine shows (--pid), or by the file of its network namespace (--netns)"
 	switch {
 	case x.GetPid() == 0 && netns == "":
 		p.add("container", "it is not named", fix)
