@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"time"
@@ -182,4 +183,21 @@ func (f *Fake) RemoveVolumes(_ context.Context, id string) error {
 	}
 	delete(f.inherited, id)
 	return nil
+}
+
+// VolumeOf is the directory behind a container's anonymous volume; empty when there is none.
+func (f *Fake) VolumeOf(id, target string) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if c, ok := f.containers[id]; ok {
+		return c.scratch[target]
+	}
+	return ""
+}
+
+// Inherited are the directories of the volumes that were given to a container, by target.
+func (f *Fake) Inherited(id string) map[string]string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return maps.Clone(f.inherited[id])
 }
