@@ -180,7 +180,8 @@ func (i *Ingress) target(k portKey) *balance {
 	return i.inherited[k]
 }
 
-// settle brings the kernel to what the ports should be: sockets are bound first and closed last, and everything between is one transaction.
+// settle brings the kernel to what the ports should be: sockets are bound first and closed last, and everything between is one transaction,
+// but for slots of a finer class, which go after it.
 func (i *Ingress) settle(ports map[portKey]bool) error {
 	if i.kernel == nil || len(ports) == 0 {
 		return nil

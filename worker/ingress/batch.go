@@ -129,12 +129,17 @@ func (c *change) encode() []byte {
 	return b.buf
 }
 
-// commit sends the change as one transaction.
+// commit sends the change as one transaction, and what comes after it as another.
 func (c *change) commit(k *kernel) error {
-	if c.empty() {
-		return nil
+	for ; c != nil; c = c.rest {
+		if c.empty() {
+			continue
+		}
+		if err := k.transact(c.encode()); err != nil {
+			return err
+		}
 	}
-	return k.transact(c.encode())
+	return nil
 }
 
 // transact sends a transaction of elements. After an error the socket is a new one, as more answers may be under way on the old.

@@ -94,6 +94,9 @@ func verdictChain(e nftables.SetElement) string {
 type change struct {
 	order       []*nftables.Set
 	take, given map[*nftables.Set][]nftables.SetElement
+	// rest is taken in a transaction of its own, after this one: slots of a finer class. A packet that has read that class looks its slot
+	// up a moment later, and would be refused if it were gone by then. Nil: nothing.
+	rest *change
 
 	bytes   []byte // of elements
 	encoded []byte
@@ -110,8 +113,17 @@ const (
 	keptBytes    = 1 << 18
 )
 
+// afterwards is the change that follows this one.
+func (c *change) afterwards() *change {
+	if c.rest == nil {
+		c.rest = newChange()
+	}
+	return c.rest
+}
+
 // again empties the change for the next.
 func (c *change) again() {
+	c.rest = nil
 	c.order = c.order[:0]
 	for _, of := range []map[*nftables.Set][]nftables.SetElement{c.take, c.given} {
 		for s, all := range of {
@@ -202,7 +214,10 @@ func (t *table) rebalance(c *change, k portKey, from, to *balance, prefix6 netip
 		if was == is {
 			continue
 		}
-		if was.IsValid() {
+		switch {
+		case was.IsValid() && slot >= len(now.backends) && len(now.backends) > 0:
+			t.slotElements(c, k, slot, was, prefix6, c.afterwards().remove)
+		case was.IsValid():
 			t.slotElements(c, k, slot, was, prefix6, c.remove)
 		}
 		if is.IsValid() {

@@ -261,7 +261,10 @@ func (t *vipTable) rebalance(c *change, vip netip.Addr, from, to vipBalance, kno
 			continue
 		}
 		key := append(vip.AsSlice(), native(uint32(slot))...)
-		if was.IsValid() {
+		switch {
+		case was.IsValid() && slot >= len(to) && len(to) > 0:
+			c.afterwards().remove(t.backends[i], nftables.SetElement{Key: key, Val: was.AsSlice()})
+		case was.IsValid():
 			c.remove(t.backends[i], nftables.SetElement{Key: key, Val: was.AsSlice()})
 		}
 		if is.IsValid() {
@@ -336,16 +339,16 @@ const vipSenders = 16
 
 // vipStep is a change of VIPs from one state of theirs to another, for all namespaces that are in the first.
 type vipStep struct {
-	mu          sync.Mutex
-	from, to    []vipBalance // of the VIPs of the update, in its order
-	transaction []byte       // nil: not known
+	mu           sync.Mutex
+	from, to     []vipBalance // of the VIPs of the update, in its order
+	transactions [][]byte     // nil: not known
 }
 
-// take gives a namespace that holds these VIPs what it is to hold, and the transaction; false: the step is not for it.
-func (s *vipStep) take(u VIPUpdate, held map[netip.Addr]vipBalance) (to []vipBalance, transaction []byte, ok bool) {
+// take gives a namespace that holds these VIPs what it is to hold, and the transactions; false: the step is not for it.
+func (s *vipStep) take(u VIPUpdate, held map[netip.Addr]vipBalance) (to []vipBalance, transactions [][]byte, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.transaction == nil || u.Full || len(u.Removed) > 0 {
+	if s.transactions == nil || u.Full || len(u.Removed) > 0 {
 		return nil, nil, false
 	}
 	for n, vip := range u.VIPs {
@@ -354,14 +357,14 @@ func (s *vipStep) take(u VIPUpdate, held map[netip.Addr]vipBalance) (to []vipBal
 			return nil, nil, false
 		}
 	}
-	return s.to, s.transaction, true
+	return s.to, s.transactions, true
 }
 
 // learn has the step be what was just done.
-func (s *vipStep) learn(u VIPUpdate, held, next map[netip.Addr]vipBalance, transaction []byte) {
+func (s *vipStep) learn(u VIPUpdate, held, next map[netip.Addr]vipBalance, transactions [][]byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.from, s.to, s.transaction = nil, nil, nil
+	s.from, s.to, s.transactions = nil, nil, nil
 	for _, vip := range u.VIPs {
 		is, ok := held[vip.Address]
 		if !ok {
@@ -369,10 +372,10 @@ func (s *vipStep) learn(u VIPUpdate, held, next map[netip.Addr]vipBalance, trans
 		}
 		s.from, s.to = append(s.from, is), append(s.to, next[vip.Address])
 	}
-	s.transaction = transaction
+	s.transactions = transactions
 }
 
-// Apply takes an update over, in one transaction; slots move as little as the change allows.
+// Apply takes an update over, in one transaction, and slots that nothing leads to any more in another; slots move as little as the change allows.
 func (v *VIPs) Apply(u VIPUpdate) error { return v.apply(u, &vipStep{}) }
 
 func (v *VIPs) apply(u VIPUpdate, step *vipStep) error {
@@ -381,11 +384,11 @@ func (v *VIPs) apply(u VIPUpdate, step *vipStep) error {
 	if v.kernel == nil {
 		return errors.New("change VIPs: they are closed")
 	}
-	if to, transaction, ok := step.take(u, v.held); ok {
+	if to, transactions, ok := step.take(u, v.held); ok {
 		for n, vip := range u.VIPs {
 			v.held[vip.Address] = to[n]
 		}
-		return v.send(transaction)
+		return v.send(transactions)
 	}
 	c := newChange()
 	named := map[netip.Addr]bool{}
@@ -417,10 +420,13 @@ func (v *VIPs) apply(u VIPUpdate, step *vipStep) error {
 		}
 		next[vip.Address] = to
 	}
-	var transaction []byte
+	var transactions [][]byte
 	if !c.empty() {
-		transaction = c.encode()
-		step.learn(u, v.held, next, transaction)
+		transactions = append(transactions, c.encode())
+		if c.rest != nil {
+			transactions = append(transactions, c.rest.encode())
+		}
+		step.learn(u, v.held, next, transactions)
 	}
 	for a, b := range next {
 		if b == nil {
@@ -429,22 +435,24 @@ func (v *VIPs) apply(u VIPUpdate, step *vipStep) error {
 			v.held[a] = b
 		}
 	}
-	return v.send(transaction)
+	return v.send(transactions)
 }
 
 // send has the kernel follow what is held.
-func (v *VIPs) send(transaction []byte) error {
+func (v *VIPs) send(transactions [][]byte) error {
 	if v.dirty { // what was refused before
 		return v.load()
 	}
-	if transaction == nil {
-		return nil
-	}
-	if err := v.kernel.transact(transaction); err != nil {
+	for _, t := range transactions {
+		err := v.kernel.transact(t)
+		if err == nil {
+			continue
+		}
 		v.cfg.Logger.Warn("nftables refused a change of VIPs; the table is loaded anew", "namespace", v.namespace, "error", err)
 		if again := v.load(); again != nil {
 			return fmt.Errorf("change VIPs: %w", errors.Join(err, again))
 		}
+		return nil // it holds all
 	}
 	return nil
 }
