@@ -312,6 +312,9 @@ func (p *picture) settling(now time.Time) verdict {
 	if surplus > 0 {
 		v.summary += fmt.Sprintf(", %d to stop", surplus)
 	}
+	if u == nil && p.goal.revision != 0 && p.former == 0 && p.service.GetProgress().GetUpdate().GetTemplateVersion() != s.GetService().GetTemplateVersion() && settled < len(wanted) {
+		v.summary = "the rollout has not begun"
+	}
 	if p.judgeRollout(u, &v, now) {
 		return v
 	}

@@ -230,7 +230,7 @@ func (p *picture) cause(u *swarmpb.UpdateStatus) string {
 
 // strategyText is the strategy, of a canary with its step: canary, step 1 of 3.
 func strategyText(u *swarmpb.UpdateStatus, c *swarmpb.UpdateConfig) string {
-	if u.GetStrategy() != swarmpb.UpdateStrategy_UPDATE_STRATEGY_CANARY {
+	if u.GetStrategy() != swarmpb.UpdateStrategy_UPDATE_STRATEGY_CANARY || u.GetPhase() == swarmpb.RolloutPhase_ROLLOUT_PHASE_RETURNING {
 		return u.GetStrategy().Name()
 	}
 	steps := uint32(len(c.CanaryStepsOr()))
@@ -256,6 +256,9 @@ func (p *picture) stage(u *swarmpb.UpdateStatus) (text string, whole time.Durati
 		if steps := c.CanaryStepsOr(); u.GetStrategy() == swarmpb.UpdateStrategy_UPDATE_STRATEGY_CANARY && int(u.GetStep()) < len(steps) {
 			whole = steps[u.GetStep()].GetWatch().AsDuration()
 		}
+		if whole == 0 {
+			return ", watched", 0
+		}
 		return ", watched for " + spell(whole), whole
 	case swarmpb.RolloutPhase_ROLLOUT_PHASE_WAITING:
 		return ", waiting for promote", 0
@@ -276,6 +279,9 @@ func setLines(sets []*swarmpb.SetInfo, traffic bool) (lines []string, one string
 	var widths [4]int
 	for _, s := range sets {
 		r := cells{cmp.Or(setName(s), fmt.Sprintf("template %d", s.GetTemplateVersion())), s.GetImage(), fmt.Sprintf("%d of %d up", s.GetUp(), s.GetTasks())}
+		if s.GetTasks() == 0 {
+			r[2] = "no replicas"
+		}
 		if s.GetUnhealthy() > 0 {
 			r[2] += fmt.Sprintf(" (%d unhealthy)", s.GetUnhealthy())
 		}

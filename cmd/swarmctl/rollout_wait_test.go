@@ -346,3 +346,13 @@ func TestScale_AfterAnUpdateThatWasRolledBack_Settles(t *testing.T) {
 		t.Errorf("%+v", v)
 	}
 }
+
+func TestRollout_NotBegun_IsSaidInsteadOfNumbersOfTheFormerVersion(t *testing.T) {
+	p := newPicture(goal{service: "s", revision: 5})
+	s := rollingWeb(2, rollingStrategy)
+	s.service.Progress = nil
+	p.take(tell(s.service, replicas(1, 1, 2)...))
+	if v := p.judge(noon); v.done || v.summary != "the rollout has not begun" {
+		t.Errorf("%+v", v)
+	}
+}

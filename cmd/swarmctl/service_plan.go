@@ -141,7 +141,7 @@ func (a *app) printPlan(v *planView, r *swarmpb.PlanServiceResponse) error {
 	case v.NoChange:
 		_, _ = fmt.Fprintln(out, "\nNo task would change.")
 	default:
-		if len(v.Diff) > 0 {
+		if len(v.Diff) > 0 && len(v.Steps) > 0 {
 			_, _ = fmt.Fprintln(out)
 		}
 		if err := a.printPlanSteps(v.Steps); err != nil {
