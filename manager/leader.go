@@ -9,6 +9,7 @@ import (
 
 	"github.com/swarmd/swarmd/manager/allocator"
 	"github.com/swarmd/swarmd/manager/dispatcher"
+	"github.com/swarmd/swarmd/manager/metrics"
 	"github.com/swarmd/swarmd/manager/orchestrator"
 	"github.com/swarmd/swarmd/manager/placement"
 	"github.com/swarmd/swarmd/manager/reconcile"
@@ -47,7 +48,11 @@ func Lead(ctx context.Context, st *store.Store, leader store.Leader, sessions *d
 	if err != nil {
 		return err
 	}
-	loops = append(loops, place.Run, func(ctx context.Context) error { return sessions.Lead(ctx, leader) })
+	asker, err := metrics.New(metrics.Config{Store: st, Leader: leader, Logger: log.With("part", "metrics")})
+	if err != nil {
+		return err
+	}
+	loops = append(loops, place.Run, asker.Run, func(ctx context.Context) error { return sessions.Lead(ctx, leader) })
 	loops = append(loops, others...)
 	// Nothing starts before everything is made: an error above leaves no loop behind.
 	g, ctx := errgroup.WithContext(ctx)
