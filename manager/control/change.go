@@ -174,7 +174,9 @@ func (c *change) replace(view *store.View, service *swarmpb.Service, version uin
 	if to.template == 0 {
 		next.TemplateVersion = service.GetTemplateVersion()
 		if swarmpb.TemplateChanged(service.GetSpec(), to.spec) {
-			next.TemplateVersion = highestTemplate(view, service) + 1
+			// A revision brings at most one template, so that its number is none that was ever given, also where all else
+			// has forgotten the highest.
+			next.TemplateVersion = max(highestTemplate(view, service)+1, next.Revision)
 			c.proposal.Writes = append(c.proposal.Writes, putTemplate(id, next.TemplateVersion, to.spec))
 		}
 	}

@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/swarmd/swarmd/manager/store"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/proto/wire"
 )
@@ -242,4 +243,23 @@ func TestRollback_ChangedMeanwhile_IsAConflict(t *testing.T) {
 
 func network(id, name string) *swarmpb.Row {
 	return &swarmpb.Row{Row: &swarmpb.Row_Network{Network: &swarmpb.Network{Id: id, Spec: &swarmpb.NetworkSpec{Name: name}}}}
+}
+
+func TestUpdate_HighestTemplateForgotten_ItsNumberNeverReturns(t *testing.T) {
+	w := newWorld(t)
+	id := w.create("web", 1)
+	w.updateTo(spec("web", "web:2", 1), "")
+	if _, err := w.server.RollbackService(ctx, &swarmpb.RollbackServiceRequest{Service: "web"}); err != nil {
+		t.Fatal(err)
+	}
+	for replicas := range uint64(store.MaxRevisions) {
+		w.updateTo(spec("web", "web:1", replicas+2), "")
+	}
+	if w.view().Template(id, 2) != nil {
+		t.Fatal("template 2 is still remembered")
+	}
+	w.updateTo(spec("web", "web:3", 1), "")
+	if n := w.view().Service(id).GetTemplateVersion(); n <= 2 {
+		t.Errorf("template %d was given twice", n)
+	}
 }

@@ -104,7 +104,7 @@ func TestUpdateService_WhatChanges_DecidesTheTemplate(t *testing.T) {
 		t.Errorf("scaled: %v", scaled)
 	}
 	image := update(func(s *swarmpb.ServiceSpec) { s.GetTask().GetContainer().Image = "web:2" })
-	if image.GetTemplateVersion() != 2 || image.GetPreviousTemplateVersion() != 1 || w.view().Template(id, 2) == nil {
+	if image.GetTemplateVersion() != 3 || image.GetPreviousTemplateVersion() != 1 || w.view().Template(id, 3) == nil {
 		t.Errorf("new image: %v", image)
 	}
 	// The version of a failed template is not used again, though its row may be gone.
