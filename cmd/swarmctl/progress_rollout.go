@@ -61,7 +61,7 @@ func (p *picture) current(u *swarmpb.UpdateStatus, template uint64) bool {
 		want = last.GetTemplateVersion()
 	}
 	if u.Underway() && u.GetTemplateVersion() != 0 {
-		return template == u.GetTemplateVersion() || u.Sets() && template == u.GetStableTemplateVersion()
+		return template == u.GetTemplateVersion() || u.Sets() // beside the new set stands the old one, of whatever templates
 	}
 	return template == want
 }

@@ -356,3 +356,13 @@ func TestRollout_NotBegun_IsSaidInsteadOfNumbersOfTheFormerVersion(t *testing.T)
 		t.Errorf("%+v", v)
 	}
 }
+
+func TestRollout_GraceBesideAnOldSetOfSeveralTemplates_EndsTheWait(t *testing.T) {
+	p := newPicture(goal{service: "s", revision: 5})
+	s := rollingWeb(2, canaryStrategy).phase(gracePhase, swarmpb.WholeShare)
+	s.service.Service.TemplateVersion, s.service.Progress.Update.TemplateVersion, s.service.Progress.Update.StableTemplateVersion = 3, 3, 2
+	p.take(tell(s.service, append(append(replicas(1, 1, 1), replicas(2, 2, 2)...), replicas(3, 3, 4)...)...))
+	if v := p.judge(noon); !v.done || !strings.Contains(v.note, "promoted") {
+		t.Errorf("%+v", v)
+	}
+}

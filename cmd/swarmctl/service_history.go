@@ -45,7 +45,7 @@ func (r revisionRow) outcome() string {
 	switch {
 	case state == "":
 		return r.Message
-	case r.Message == "" || r.Message == state || r.State == "completed":
+	case r.Message == "" || r.Message == state || r.State == "completed" || r.Message == "update in progress":
 		return state
 	}
 	return state + ": " + r.Message
