@@ -53,9 +53,19 @@ func (t *tx) putRevision(row *swarmpb.ServiceRevision) *refusal {
 	for newer := range from(t.revisions, row, func(r *swarmpb.ServiceRevision) bool { return r.ServiceId == row.ServiceId }) {
 		return conflict(key, "%s: version %d is newer", key.Describe(), newer.Revision)
 	}
+	t.shareRevision(row)
 	t.write(swarmpb.Table_TABLE_SERVICE_REVISION, keyOf(key), nil, row)
 	t.dropRevisions(service.Id, MaxRevisions)
 	return nil
+}
+
+// shareRevision makes a revision's task spec that of its template: most revisions of a service differ in nothing else, and
+// a thousand services have ten thousand.
+func (t *tx) shareRevision(row *swarmpb.ServiceRevision) {
+	template := t.Template(row.ServiceId, row.TemplateVersion)
+	if template.GetSpec() != nil && proto.Equal(template.Spec, row.GetSpec().GetTask()) {
+		row.Spec.Task = template.Spec
+	}
 }
 
 // dropRevisions takes the oldest revisions of a service away until so many are left.

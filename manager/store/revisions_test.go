@@ -206,3 +206,28 @@ func TestMergeStatus_FloodOfProbeOutput_IsCut(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+func TestRevisions_OfOneTemplate_ShareItsSpec(t *testing.T) {
+	f := newFixture(t)
+	same := revision(1, 2)
+	same.GetPut().GetServiceRevision().Spec.Task = templateOf("svc", 2).Spec
+	other := revision(2, 2)
+	other.GetPut().GetServiceRevision().Spec.Task = templateOf("svc", 1).Spec
+	f.apply(same, other, revision(3, 2))
+	var out bytes.Buffer
+	if err := f.store.View().WriteSnapshot(&out); err != nil {
+		t.Fatal(err)
+	}
+	restored, err := ReadSnapshot(&out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, view := range []*View{f.store.View(), restored.View()} {
+		if view.ServiceRevision("svc", 1).Spec.Task != view.Template("svc", 2).Spec {
+			t.Error("a revision has a copy of its template's spec")
+		}
+		if !proto.Equal(view.ServiceRevision("svc", 2).Spec.Task, templateOf("svc", 1).Spec) || view.ServiceRevision("svc", 3).Spec.Task != nil {
+			t.Error("a revision lost what differs from its template")
+		}
+	}
+}

@@ -296,6 +296,8 @@ func (t *tx) load(row *swarmpb.Row) error {
 		}
 		t.shareTask(row, service)
 		content = compactTask(row)
+	case *swarmpb.ServiceRevision:
+		t.shareRevision(row)
 	case *swarmpb.TaskPlacement, *swarmpb.TaskAddresses, *swarmpb.TaskStatus:
 		task := t.taskRow(at.ID)
 		if task == nil {
