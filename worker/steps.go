@@ -422,8 +422,12 @@ func (f *fleet) end(ctx context.Context, t *task, state swarmpb.TaskState, edit 
 	call, cancel := context.WithTimeout(ctx, runtimeCall)
 	defer cancel()
 	f.gone(call, t)
-	if err := f.cfg.Network.Detach(call, t.id); err != nil {
-		f.log.Warn("cannot detach task from the network", "task", t.id, "error", err)
+	// Its end is told first: to take links away lasts some tens of milliseconds, in which all nodes go on sending to it. clean does that. Host
+	// ports are given back before: its successor on this node binds them as soon as it has ended.
+	if _, template, status := f.look(t); len(template.GetHostPorts())+len(status.GetHostPorts()) > 0 {
+		if err := f.cfg.Network.Detach(call, t.id); err != nil {
+			f.log.Warn("cannot detach task from the network", "task", t.id, "error", err)
+		}
 	}
 	if ctx.Err() != nil {
 		return

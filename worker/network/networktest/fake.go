@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/worker/network"
@@ -42,6 +43,7 @@ type Fake struct {
 	requests    map[string]network.Request // the newest, by task
 	dial        func(ctx context.Context, taskID string, port uint16) (net.Conn, error)
 	left        map[string]chan struct{} // of guests, by task: closed when they have gone
+	detaching   time.Duration
 }
 
 // Configure takes the node's block; one without a block changes nothing.
@@ -169,8 +171,25 @@ func (n *Fake) Publish(_ context.Context, taskID string, ports []*swarmpb.PortCo
 	return bound, nil
 }
 
+// SlowDetach has Detach take a while from now on.
+func (n *Fake) SlowDetach(d time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.detaching = d
+}
+
 // Detach takes a task's address and ports away.
-func (n *Fake) Detach(_ context.Context, taskID string) error {
+func (n *Fake) Detach(ctx context.Context, taskID string) error {
+	n.mu.Lock()
+	takes := n.detaching
+	n.mu.Unlock()
+	if takes > 0 {
+		select {
+		case <-time.After(takes):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	n.keep(func(id string) bool { return id != taskID })
 	return nil
 }
