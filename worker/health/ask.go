@@ -30,8 +30,8 @@ const (
 	agent      = "swarmd-health"
 )
 
-// ask makes one probe. An error is a fault of this host, and no answer.
-func (p *Prober) ask(ctx context.Context, taskID string, c *Check) (Answer, error) {
+// Ask makes one probe. An error is a fault of this host, and no answer.
+func (p *Prober) Ask(ctx context.Context, taskID string, c *Check) (Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	var a Answer

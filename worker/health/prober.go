@@ -130,7 +130,7 @@ func (w *watching) take(check *Check, a Answer, failed error) time.Duration {
 // inPlace asks once there is a place, if it needs one. Waiting for it is no part of the probe's timeout.
 func (p *Prober) inPlace(ctx context.Context, taskID string, check *Check) (Answer, error) {
 	if _, ok := check.Probe.GetKind().(*swarmpb.Probe_Exec); !ok {
-		return p.ask(ctx, taskID, check)
+		return p.Ask(ctx, taskID, check)
 	}
 	select {
 	case p.places <- struct{}{}:
@@ -141,7 +141,7 @@ func (p *Prober) inPlace(ctx context.Context, taskID string, check *Check) (Answ
 	defer leave()
 	timer := time.AfterFunc(execPlace, leave)
 	defer timer.Stop()
-	return p.ask(ctx, taskID, check)
+	return p.Ask(ctx, taskID, check)
 }
 
 func sleep(ctx context.Context, d time.Duration) bool {

@@ -153,7 +153,7 @@ func askOnce(t *testing.T, timeout time.Duration, probe *swarmpb.Probe) Answer {
 		return (&net.Dialer{}).DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
 	}})
 	probe.Timeout = durationpb.New(timeout)
-	a, err := p.ask(t.Context(), "t", newCheck(probe))
+	a, err := p.Ask(t.Context(), "t", newCheck(probe))
 	if err != nil {
 		t.Fatal(err)
 	}
