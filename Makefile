@@ -111,9 +111,14 @@ bench-faults: setup build image ## times from a fault to its repair, on real hos
 	go run ./e2e/faults -runs $${RUNS:-20}
 
 .PHONY: soak
-soak: setup build image ## a worker's daemons killed CYCLES times (default 100; containerd half as often) under 20 containers; 100,000 requests while all changes
+soak: setup build image ## a worker's daemons killed CYCLES times (default 100; containerd half as often) under 20 containers; 100,000 requests while all changes; soak-rollout
 	CYCLES=$${CYCLES:-100} go test -count=1 -timeout 0 -v -run 'TestWorker_DaemonsKilledAgainAndAgain' ./e2e/node
 	SOAK=1 go test -count=1 -timeout 0 -v -run 'TestTraffic' ./e2e/node
+	$(MAKE) --no-print-directory soak-rollout
+
+.PHONY: soak-rollout
+soak-rollout: setup build image ## UPDATES (default 50) under REQUESTS (default 1000000) a strategy, of ROLLOUT_STRATEGIES (default all: start-first,stop-first,blue-green,canary), then FAULTS (default 5) of each kind
+	SOAK=1 go test -count=1 -timeout 0 -v -run 'TestRollout_UnderLoad' ./e2e/node
 
 .PHONY: clean
 clean: ## remove what was built

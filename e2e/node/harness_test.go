@@ -219,9 +219,9 @@ func wantWords(t *testing.T, text string, words ...string) {
 
 // task is one of `task ls --format json`.
 type task struct {
-	ID, Name, Service, Node, State, DesiredState, Error, Message, Address string
-	Slot                                                                  int
-	ExitCode                                                              *int
+	ID, Name, Service, Image, Node, State, DesiredState, Error, Message, Address string
+	Slot                                                                         int
+	ExitCode                                                                     *int
 }
 
 func (x task) runs() bool { return x.State == "running" && x.DesiredState == "running" }
