@@ -29,11 +29,23 @@ func (f *fleet) hook(ctx context.Context, t *task) {
 	timeout := hookTime(c)
 	call, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	go func() { // what has to end for want of managers meanwhile does
+		for sleep(call, comebackEvery) {
+			f.mu.Lock()
+			s := t.situation()
+			f.mu.Unlock()
+			if s.cut || s.lapsed {
+				cancel()
+			}
+		}
+	}()
 	result, err := f.runtime.Exec(call, t.id, runtime.ExecSpec{Args: c.GetPreStop(), Limit: health.MaxOutput})
 	failed := ""
 	switch {
 	case ctx.Err() != nil, errors.Is(err, runtime.ErrNotRunning), errors.Is(err, runtime.ErrNotFound):
 		return
+	case errors.Is(call.Err(), context.Canceled):
+		failed = "its pre-stop command was cut short, as the task has to end"
 	case err != nil && call.Err() != nil:
 		failed = fmt.Sprintf("its pre-stop command did not end within %s: %s", timeout, result.Output)
 	case err != nil:

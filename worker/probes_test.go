@@ -312,6 +312,26 @@ func TestStop_HookHangs_IsBounded(t *testing.T) {
 	})
 }
 
+func TestStop_HookUnderALeash_IsCutWithIt(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *host) {
+		in := insideOf(h)
+		in.hangs["leave"] = true
+		spec := &swarmpb.TaskSpec{
+			Container:           &swarmpb.ContainerSpec{Image: "nginx:alpine", PreStop: []string{"leave"}, PreStopTimeout: durationpb.New(time.Hour)},
+			StopAfterDisconnect: durationpb.New(5 * time.Second),
+		}
+		task := &swarmpb.AssignedTask{Id: "a", ServiceId: "s", ServiceName: "web", Slot: 1, TemplateVersion: 1, DesiredState: stateRunning}
+		h.manager.change(templateChange(&swarmpb.AssignedTemplate{ServiceId: "s", Version: 1, Spec: spec}), taskChange(task))
+		h.settle(2 * time.Second)
+		h.manager.desire("a", stateShutdown)
+		h.settle(time.Minute)
+		h.wantRunning("a") // in touch, it has its time
+		h.cut(true)
+		h.settle(10 * time.Second)
+		h.wantRunning()
+	})
+}
+
 // The heir has what its forebear has left in its anonymous volumes, wherever the agent dies on the way.
 func TestInPlace_Volumes_GoToTheHeir(t *testing.T) {
 	for _, restarts := range []bool{false, true} {

@@ -109,8 +109,9 @@ func (p *Prober) http(ctx context.Context, taskID string, h *swarmpb.HTTPProbe) 
 	if err != nil {
 		return Answer{}, err
 	}
-	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+	bare := conn // a close of what is secure may wait for the peer
+	defer bare.Close()
+	defer context.AfterFunc(ctx, func() { _ = bare.Close() })()
 	host := h.GetHost()
 	if host == "" {
 		host = "localhost"

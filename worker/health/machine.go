@@ -88,7 +88,8 @@ func NewMachine(checks Checks, started time.Time, from State) *Machine {
 // State is the present one.
 func (m *Machine) State() State { return m.state }
 
-// Take takes an answer to one of the checks; changed tells whether there is something new to report.
+// Take takes an answer to one of the checks; changed tells whether there is something new to report: another state or, before the
+// first success, a failure that counts, so that one can see what a task waits for.
 func (m *Machine) Take(check *Check, a Answer, at time.Time) (next State, changed bool) {
 	was := m.state
 	if was.Live == swarmpb.HealthState_HEALTH_STATE_UNHEALTHY {
@@ -120,11 +121,20 @@ func (m *Machine) Take(check *Check, a Answer, at time.Time) (next State, change
 	} else if m.checks.Live == nil && m.state.WasReady {
 		m.state.Live = swarmpb.HealthState_HEALTH_STATE_HEALTHY
 	}
-	changed = was.Live != m.state.Live || was.Ready != m.state.Ready
+	changed = was.Live != m.state.Live || was.Ready != m.state.Ready || m.waitsStill(check, was)
 	if changed {
 		m.state.Output, m.state.At = text, at
 	}
 	return m.state, changed
+}
+
+// waitsStill tells whether a check that has never succeeded has just failed once more, one of the first times.
+func (m *Machine) waitsStill(check *Check, was State) bool {
+	of, before := m.live, was.Failing
+	if check == m.checks.Ready {
+		of, before = m.ready, was.NotReadyFailing
+	}
+	return !of.succeeded && of.failing > before && of.failing <= check.Retries
 }
 
 // Pause is how long to wait before a check is asked again.

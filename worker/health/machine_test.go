@@ -51,9 +51,9 @@ func TestMachine_Answers_ChangeTheStateAsTheyCount(t *testing.T) {
 		want    []string
 	}{
 		{"ready at once", 0, "+++", []string{"0 healthy ready"}},
-		{"fails from the first", 0, "----", []string{"3 unhealthy not ready"}}, // at 1, 2 and 3 s: the look at once does not count
-		{"in its start period", 5 * time.Second, "-------+", []string{"7 healthy ready"}},
-		{"fails after its start period", 5 * time.Second, "---------", []string{"8 unhealthy not ready"}},
+		{"fails from the first", 0, "----", []string{"1 starting not ready", "2 starting not ready", "3 unhealthy not ready"}}, // at 1, 2 and 3 s: the look at once does not count
+		{"in its start period", 5 * time.Second, "-------+", []string{"6 starting not ready", "7 healthy ready"}},
+		{"fails after its start period", 5 * time.Second, "---------", []string{"6 starting not ready", "7 starting not ready", "8 unhealthy not ready"}},
 		{"a success ends the start period", 9 * time.Second, "+---", []string{"0 healthy ready", "3 unhealthy not ready"}},
 		{"a success between failures", 0, "+--+--+", []string{"0 healthy ready"}},
 		{"unhealthy is for good", 0, "+---+++", []string{"0 healthy ready", "3 unhealthy not ready"}},
@@ -87,7 +87,7 @@ func TestMachine_ReadinessOfItsOwn_ComesAndGoesWithoutHarm(t *testing.T) {
 func TestMachine_ReadinessAlone_NeverUnhealthy(t *testing.T) {
 	checks := Of(&swarmpb.ContainerSpec{Ready: tcp(81, time.Second, 0)}, nil)
 	got, _ := feed(NewMachine(checks, began, State{}), checks.Ready, "-----+----+")
-	if want := []string{"5 healthy ready", "8 healthy not ready", "0 healthy ready"}; !slices.Equal(got, want) {
+	if want := []string{"1 starting not ready", "2 starting not ready", "3 starting not ready", "5 healthy ready", "8 healthy not ready", "0 healthy ready"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
 }
