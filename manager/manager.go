@@ -104,6 +104,15 @@ func New(cfg Config) (*Manager, error) {
 	return m, nil
 }
 
+// drains are the leader's counts, as far as they are known here.
+func (m *Manager) drains() *swarmpb.Drains {
+	counts, known := m.dispatcher.LeaderDrains()
+	if !known {
+		return nil
+	}
+	return &swarmpb.Drains{Noted: counts.Noted, Late: counts.Late}
+}
+
 func (m *Manager) services() error {
 	var err error
 	var resolver control.Resolver
@@ -120,6 +129,7 @@ func (m *Manager) services() error {
 		Resolver:       resolver,
 		Planner:        plan.New(time.Now),
 		CloseNode:      func(nodeID string) { m.cfg.Credentials.CloseNode(nodeID) },
+		Drains:         m.drains,
 		Logger:         m.log.With("part", "control"),
 	})
 	if err != nil {

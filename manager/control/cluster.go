@@ -27,6 +27,7 @@ func (s *Server) GetCluster(ctx context.Context, _ *swarmpb.GetClusterRequest) (
 		Nodes:      uint32(view.NodeCount()),
 		Services:   uint32(services(view)),
 		Leader:     s.cfg.Leader(),
+		Drains:     s.cfg.Drains(),
 	}
 	for _, m := range s.cfg.Members() {
 		response.Managers++

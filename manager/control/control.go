@@ -55,6 +55,8 @@ type Config struct {
 	Resolver Resolver
 	// CloseNode ends the connections of a removed node. Optional.
 	CloseNode func(nodeID string)
+	// Drains returns what the leader has counted of drained tasks; nil while that is not known here. Optional.
+	Drains func() *swarmpb.Drains
 	// Logger defaults to slog.Default().
 	Logger *slog.Logger
 }
@@ -116,6 +118,9 @@ func New(cfg Config) (*Server, error) {
 	}
 	if cfg.CloseNode == nil {
 		cfg.CloseNode = func(string) {}
+	}
+	if cfg.Drains == nil {
+		cfg.Drains = func() *swarmpb.Drains { return nil }
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()

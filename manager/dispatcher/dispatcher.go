@@ -86,6 +86,8 @@ type Server struct {
 	hastening, hastened atomic.Uint64
 	// drains counts what the leader's part has drained.
 	drains drainCounters
+	// leaderDrains is what the leader last said of its own; nil = nothing is known.
+	leaderDrains atomic.Pointer[swarmpb.DrainCounts]
 	// report asks for a report to the leader before the next tick.
 	report chan struct{}
 	// contact is when the last report that a leader took was begun, or the last question whether this one leads.

@@ -29,6 +29,15 @@ func (s *Server) Drains() DrainCounts {
 	return DrainCounts{Noted: s.drains.noted.Load(), Late: s.drains.late.Load()}
 }
 
+// LeaderDrains is what the leader has counted, as it last said; false: that is not known here.
+func (s *Server) LeaderDrains() (DrainCounts, bool) {
+	if s.leads() != nil {
+		return s.Drains(), true
+	}
+	said := s.leaderDrains.Load()
+	return DrainCounts{Noted: said.GetNoted(), Late: said.GetLate()}, said != nil
+}
+
 // drain notes tasks as drained: those that run and are to stop, once every node with a live lease has applied the index at
 // which they were told so. Nothing of it is kept but in the store: a new leader asks again.
 func (l *leaderPart) drain(ctx context.Context) error {

@@ -155,6 +155,12 @@ func TestDrain_LeaderIsLost_TheNextOneGoesOn(t *testing.T) {
 		if got := f.managers["m2"].server.Drains(); got != (DrainCounts{Noted: 1}) {
 			t.Errorf("drained: %+v", got)
 		}
+		time.Sleep(time.Second)
+		for _, id := range []string{"m2", "m3"} { // every manager can tell
+			if got, known := f.managers[id].server.LeaderDrains(); !known || got != (DrainCounts{Noted: 1}) {
+				t.Errorf("%s knows of %+v, %v", id, got, known)
+			}
+		}
 	})
 }
 

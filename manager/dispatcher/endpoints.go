@@ -110,12 +110,13 @@ func networkOf(view *store.View, id string) *swarmpb.AssignedNetwork {
 }
 
 // peerOf is a node as the others reach it; nil before it has a block and has been seen.
-func peerOf(view *store.View, nodeID string) *swarmpb.Peer {
+func peerOf(view *store.View, nodeID string, addresses *hostAddresses) *swarmpb.Peer {
 	if view.Node(nodeID) == nil {
 		return nil
 	}
 	block := uplinkBlock(view, nodeID)
-	number := nodeNumber(cmp.Or(view.Cluster().GetSpec().GetFabricPool(), swarmpb.DefaultFabricPool), block)
+	pool := cmp.Or(view.Cluster().GetSpec().GetFabricPool(), swarmpb.DefaultFabricPool)
+	number := nodeNumber(pool, block)
 	status := view.NodeStatus(nodeID)
 	address, err := netip.ParseAddr(status.GetAddress())
 	if number == 0 || err != nil {
@@ -124,13 +125,8 @@ func peerOf(view *store.View, nodeID string) *swarmpb.Peer {
 	return &swarmpb.Peer{
 		NodeId: nodeID, Number: number, Address: address.Unmap().WithZone("").String(), UplinkBlock: block,
 		WireguardKey:   status.GetDescription().GetNetwork().GetWireguardKey(),
-		OtherAddresses: otherAddresses(status.GetDescription().GetNetwork().GetAddresses(), address.Unmap()),
+		OtherAddresses: addresses.of(nodeID, address.Unmap().WithZone(""), containerPrefixes(view.Cluster(), pool)),
 	}
-}
-
-// otherAddresses are a host's addresses but for the one that packets between nodes go to.
-func otherAddresses(all []string, main netip.Addr) []string {
-	return slices.DeleteFunc(slices.Clone(all), func(text string) bool { return text == main.WithZone("").String() })
 }
 
 // uplinkBlock is the block that a node gives its tasks addresses from; empty before it has one.

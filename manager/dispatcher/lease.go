@@ -47,6 +47,8 @@ type Facts struct {
 // Verdict is the leader's answer: sessions that the keeper must end, by ID, with the reason.
 type Verdict struct {
 	End map[string]string
+	// Drains are the leader's; nil = it does not say.
+	Drains *swarmpb.DrainCounts
 }
 
 // leaseTable decides which nodes are alive. It is a pure state machine over reports and the time: it does no

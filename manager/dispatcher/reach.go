@@ -28,6 +28,8 @@ type reach struct {
 	services map[string]*reachedService
 	networks map[string]*networkMessage
 	topics   topics
+	// hosts are the addresses that peers are told with.
+	hosts hostAddresses
 
 	full fullList
 }
@@ -62,7 +64,7 @@ type reachedService struct {
 }
 
 func newReach(limit int) *reach {
-	return &reach{services: make(map[string]*reachedService), networks: make(map[string]*networkMessage), topics: newTopics(limit)}
+	return &reach{services: make(map[string]*reachedService), networks: make(map[string]*networkMessage), topics: newTopics(limit), hosts: newHostAddresses()}
 }
 
 // isReached is as of the view; it only looks it up.
@@ -198,6 +200,7 @@ func (r *reach) step(view *store.View, t *touched) news {
 			r.topics.add(name, e)
 		}
 	}
+	r.hosts.follow(view, t)
 	for id := range t.peers {
 		r.stepPeer(view, id, note)
 	}
@@ -228,7 +231,7 @@ func (r *reach) stepPeer(view *store.View, id string, note func(string, event)) 
 		return
 	}
 	before, was := r.peers.Get(id)
-	peer := peerOf(view, id)
+	peer := peerOf(view, id, &r.hosts)
 	switch {
 	case peer == nil && !was, peer != nil && was && proto.Equal(before.GetPeer(), peer):
 		return

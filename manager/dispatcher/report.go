@@ -80,6 +80,7 @@ func (s *Server) reportOnce(ctx context.Context) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if verdict == nil { // nothing of it was taken
+		s.leaderDrains.Store(nil)
 		for _, id := range report.Refused {
 			if len(s.refused) < maxReported {
 				s.refused[id] = struct{}{}
@@ -87,6 +88,7 @@ func (s *Server) reportOnce(ctx context.Context) {
 		}
 		return
 	}
+	s.leaderDrains.Store(verdict.Drains)
 	if len(verdict.End) == 0 {
 		return
 	}
@@ -164,6 +166,7 @@ func sendParts(ctx context.Context, leader swarmpb.KeeperClient, report *Report)
 			verdict = &Verdict{End: make(map[string]string)}
 		}
 		maps.Copy(verdict.End, answer.GetEnd())
+		verdict.Drains = answer.GetDrains()
 		if beats = beats[n:]; len(beats) == 0 {
 			return verdict, nil
 		}
@@ -274,7 +277,8 @@ func (s *Server) Report(ctx context.Context, req *swarmpb.KeeperReportRequest) (
 		return nil, errLeaderless()
 	}
 	verdict := leading.report(now, s.readReport(peer.NodeID, req))
-	return &swarmpb.KeeperReportResponse{End: verdict.End}, nil
+	own := s.Drains()
+	return &swarmpb.KeeperReportResponse{End: verdict.End, Drains: &swarmpb.DrainCounts{Noted: own.Noted, Late: own.Late}}, nil
 }
 
 // readReport is the report as the lease table takes it: of members of the cluster alone, with nothing longer than
