@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"os"
 	"strconv"
 	"sync"
@@ -50,19 +51,26 @@ func runFleet(ctx context.Context, out *json.Encoder, in *json.Decoder) error {
 	joins.SetLimit(joinsAtOnce)
 	g.Go(func() error {
 		for i := range workers {
-			workers[i] = &worker{managers: []string{os.Args[2]}, reported: &reported, listen: fmt.Sprintf("127.0.0.1:%d", startPort+i)}
+			workers[i] = &worker{managers: []string{os.Args[2]}, reported: &reported, listen: fmt.Sprintf("127.0.0.1:%d", startPort+i),
+				from: net.IPv4(127, byte(1+i>>16), byte(i>>8), byte(i))}
 		}
 		for _, w := range workers {
 			joins.Go(func() error {
-				id, err := wire.Join(ctx, wire.JoinConfig{Managers: []string{os.Args[2]}, Token: os.Args[3]})
-				for tries := 0; err != nil && tries < 20 && ctx.Err() == nil; tries++ {
-					time.Sleep(time.Second)
-					id, err = wire.Join(ctx, wire.JoinConfig{Managers: []string{os.Args[2]}, Token: os.Args[3]})
+				// What is refused is told when to come again.
+				join := wire.JoinConfig{Managers: []string{os.Args[2]}, Token: os.Args[3], Dial: w.dial}
+				id, err := wire.Join(ctx, join)
+				for err != nil && ctx.Err() == nil {
+					slog.Debug("join", "error", err)
+					if err := pause(ctx, time.Second); err != nil {
+						return err
+					}
+					id, err = wire.Join(ctx, join)
 				}
 				if err != nil {
 					return err
 				}
 				w.id, w.creds = id, wire.NewCredentials()
+				w.creds.SetDialer(w.dial)
 				w.creds.Set(id)
 				g.Go(func() error { return w.run(ctx) })
 				return nil
@@ -94,6 +102,8 @@ type worker struct {
 	creds    *wire.Credentials
 	managers []string
 	listen   string
+	// from is the address on loopback that it calls from: managers take each worker for a host of its own.
+	from net.IP
 	// none: why it takes no tasks.
 	none     string
 	reported *atomic.Int64
@@ -130,6 +140,11 @@ func (w *worker) run(ctx context.Context) error {
 		wait = min(2*wait, 2*time.Second)
 	}
 	return nil
+}
+
+func (w *worker) dial(ctx context.Context, addr string) (net.Conn, error) {
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: w.from}}
+	return dialer.DialContext(ctx, "tcp", addr)
 }
 
 func (w *worker) description() *swarmpb.NodeDescription {
