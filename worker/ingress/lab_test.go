@@ -403,7 +403,8 @@ func (h *host) pod(id string) *pod {
 	// A link that was opened before its peer may take a second to send.
 	eventually(t, "the pod answers", func() bool {
 		_, err := get(h.ns, "tcp", net.JoinHostPort(p.addr.String(), "80"))
-		return err == nil
+		_, err6 := get(h.ns, "tcp", net.JoinHostPort(p.addr6().String(), "80"))
+		return err == nil && err6 == nil
 	})
 	return p
 }
