@@ -260,15 +260,19 @@ func mostOf(slots map[uint64]int) (best uint64) {
 }
 
 // surplus tells whether a slot of the template is to go first when an update of two sets is superseded: the set that
-// has not been promoted, or the one that it was to follow if it has.
+// has not been promoted, or the one that it was to follow if it has. On the way back to a set that is not whole yet, it is
+// the one that was tried.
 func (r *rollout) surplus(template uint64) bool {
-	if !r.update.Sets() || r.goal.reachedBy(r.update) {
+	switch {
+	case !r.update.Sets() || r.goal.reachedBy(r.update):
 		return false
-	}
-	if promoted(r.update) {
+	case promoted(r.update):
 		return template != r.update.TemplateVersion
+	case r.update.Share >= swarmpb.WholeShare:
+		return template == r.update.StableTemplateVersion
+	default:
+		return template == r.update.TemplateVersion
 	}
-	return template == r.update.TemplateVersion
 }
 
 // strays tells cheaply whether any task may be of another template than the goal's.

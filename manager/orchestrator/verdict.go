@@ -63,6 +63,7 @@ func (r *rollout) fail(cause string) {
 		next := r.edit()
 		next.State, next.PausedAtVersion = swarmpb.UpdateState_UPDATE_STATE_ROLLBACK_PAUSED, r.service.GetMeta().GetVersion()
 		next.Message = "rollback paused due to " + cause
+		r.plan.More = true
 		return
 	}
 	if r.settings.action == swarmpb.FailureAction_FAILURE_ACTION_ROLLBACK {
