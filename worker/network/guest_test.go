@@ -132,6 +132,8 @@ func TestGuest_Attached_ReachesAndIsReachedByNameAndAddress_AndNothingIsLeft(t *
 	wants(t, ns, "10.0.4.5:80", "web 10.0.4.9")
 	wants(t, ns, port80(at(red, 5).Address6), "web "+at(red, 9).Address6) // though IPv6 is off for links that others make
 	named(t, w.Namespace, "db", "10.0.4.9")
+	named(t, w.Namespace, "db.1", "10.0.4.9")
+	unnamed(t, w.Namespace, "red-net/db")
 	wants(t, w.Namespace, "10.0.4.9:80", "db 10.0.4.5")
 	if len(a.Notes) > 0 {
 		t.Errorf("notes are %q, want none", a.Notes)

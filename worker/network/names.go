@@ -107,7 +107,7 @@ func (v view) names(networkID, serviceID string) map[string]given {
 		return nil
 	}
 	out := map[string]given{}
-	service := strings.ToLower(s.GetName())
+	service := calledIn(s, joined)
 	var stands given
 	if vip, ok := v.vipOf(networkID, serviceID); ok {
 		stands.addrs = vip.all()
@@ -120,18 +120,28 @@ func (v view) names(networkID, serviceID string) map[string]given {
 	}
 	out["tasks."+service] = given{addrs: addressesOf(v.active(networkID, serviceID))}
 	out["preview."+service] = v.preview(networkID, serviceID)
-	v.taskNames(networkID, s, out)
+	v.taskNames(networkID, s, service, out)
 	return out
 }
 
-func (v view) taskNames(networkID string, s *swarmpb.AssignedService, out map[string]given) {
+// calledIn is a service's name in one of its networks. One that stands for a guest is named after network and guest, and called by
+// its first alias.
+func calledIn(s *swarmpb.AssignedService, joined int) string {
+	name, aliases := s.GetName(), s.GetNetworks()[joined].GetAliases()
+	if strings.Contains(name, "/") && len(aliases) > 0 {
+		name = aliases[0]
+	}
+	return strings.ToLower(name)
+}
+
+func (v view) taskNames(networkID string, s *swarmpb.AssignedService, service string, out map[string]given) {
 	served := map[string]bool{} // container names that a task with connections has
 	for _, e := range v.sorted(s.GetId()) {
 		p, ok := pairOf(addressIn(e.GetNetworks(), networkID))
 		if !ok || v.gone[e.GetTaskId()] {
 			continue
 		}
-		name := strings.ToLower(swarmpb.TaskName(s.GetName(), e.GetSlot(), e.GetNodeId()))
+		name := strings.ToLower(swarmpb.TaskName(service, e.GetSlot(), e.GetNodeId()))
 		own := given{addrs: p.all()}
 		out[name+"."+e.GetTaskId()] = own
 		out[e.GetTaskId()[:min(shortID, len(e.GetTaskId()))]] = own
