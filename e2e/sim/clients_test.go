@@ -133,6 +133,16 @@ func (o operation) spec() *swarmpb.ServiceSpec {
 	if o.first {
 		s.Update.Order = swarmpb.UpdateOrder_UPDATE_ORDER_START_FIRST
 	}
+	if s.Update.Strategy = o.strategy; o.strategy != swarmpb.UpdateStrategy_UPDATE_STRATEGY_UNSPECIFIED && o.strategy != swarmpb.UpdateStrategy_UPDATE_STRATEGY_ROLLING {
+		s.Update.Order = swarmpb.UpdateOrder_UPDATE_ORDER_UNSPECIFIED
+	}
+	if o.strategy == swarmpb.UpdateStrategy_UPDATE_STRATEGY_CANARY {
+		s.Update.CanarySteps = []*swarmpb.CanaryStep{
+			{Share: 2000, Watch: durationpb.New(time.Second)}, {Share: 5000, Watch: durationpb.New(time.Second)}}
+	}
+	if o.strategy.Sets() {
+		s.Update.PromoteGrace = durationpb.New(2 * time.Second)
+	}
 	if o.port != 0 {
 		publish(s, o.port)
 	}

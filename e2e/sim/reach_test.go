@@ -65,7 +65,8 @@ func (n *fakeNet) differs(v *store.View, nodeID string) string {
 	for id, e := range n.Endpoints() {
 		held[id] = e.State
 		if rows := v.TaskRows(id); !proto.Equal(e, &swarmpb.Endpoint{TaskId: id, ServiceId: rows.Task.GetServiceId(), Slot: rows.Task.GetSlot(),
-			NodeId: rows.Placement.GetNodeId(), State: e.State, Address: rows.Status.GetAddress(), Networks: rows.Addresses.GetNetworks()}) {
+			NodeId: rows.Placement.GetNodeId(), State: e.State, Address: rows.Status.GetAddress(), Networks: rows.Addresses.GetNetworks(),
+			Set: rows.Task.GetTemplateVersion()}) {
 			return fmt.Sprintf("holds endpoint %v", e)
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
 
 const (
@@ -95,12 +97,14 @@ type operation struct {
 	mesh     bool // publishes a port on every node
 	attached bool // to the network of all
 	first    bool // start-first
+	strategy swarmpb.UpdateStrategy
 }
 
 func (o operation) String() string {
 	text := fmt.Sprintf("%7.3fs %-6s %s via m%d", o.at.Seconds(), o.kind, o.service, o.via+1)
 	if o.replicas > 0 {
-		text += fmt.Sprintf(" value=%s replicas=%d image=%s port=%d mesh=%t attached=%t start-first=%t", o.value, o.replicas, o.image, o.port, o.mesh, o.attached, o.first)
+		text += fmt.Sprintf(" value=%s replicas=%d image=%s port=%d mesh=%t attached=%t start-first=%t %s", o.value, o.replicas, o.image, o.port, o.mesh,
+			o.attached, o.first, o.strategy.Name())
 	}
 	return text
 }
@@ -237,6 +241,7 @@ func (s *schedule) work(r *rand.Rand, client int) []operation {
 	exists := map[string]bool{}
 	ports := map[string]uint32{}
 	mesh := map[string]bool{}
+	strategies := rand.New(rand.NewPCG(s.seed, 0x5e7+uint64(client))) // of its own: what else a seed stands for stays
 	for range operations {
 		o := operation{at: between(r, 0, storm), via: r.IntN(s.managers)}
 		out = append(out, o)
@@ -274,6 +279,7 @@ func (s *schedule) work(r *rand.Rand, client int) []operation {
 				o.replicas, o.first, o.port = 1+r.Uint64N(4), r.IntN(3) == 0, ports[o.service]
 				// A service may come into the network and leave it.
 				o.mesh, o.attached = mesh[o.service], r.IntN(2) == 0
+				o.strategy = swarmpb.UpdateStrategy(strategies.IntN(len(swarmpb.UpdateStrategy_name)))
 			}
 		}
 		if o.replicas > 0 {

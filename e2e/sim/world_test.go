@@ -264,6 +264,9 @@ func (w *world) converged() string {
 	}
 	want := map[string]bool{}
 	for service := range v.Services() {
+		if why := w.goOn(leader, v, service); why != "" {
+			return why
+		}
 		if why := servedBy(v, service, want); why != "" {
 			return why
 		}
@@ -289,6 +292,29 @@ func (w *world) converged() string {
 		return fmt.Sprintf("tasks %v run without a container", slices.Sorted(maps.Keys(want)))
 	}
 	return ""
+}
+
+// goOn has the operator of a service bring an update with two sets of tasks to its end: one that waits is promoted, one that
+// a fault has paused goes on. It says what it waits for.
+func (w *world) goOn(leader string, v *store.View, service *swarmpb.Service) string {
+	update := v.ServiceProgress(service.Id).GetUpdate()
+	if !update.Sets() || service.Removing {
+		return ""
+	}
+	request := &swarmpb.CommandRolloutRequest{Service: service.Id, Author: "operator"}
+	switch {
+	case update.Paused():
+		request.Action = swarmpb.RolloutAction_ROLLOUT_ACTION_RESUME
+	case update.Phase == swarmpb.RolloutPhase_ROLLOUT_PHASE_WAITING:
+		request.Action = swarmpb.RolloutAction_ROLLOUT_ACTION_PROMOTE
+	}
+	if request.Action != swarmpb.RolloutAction_ROLLOUT_ACTION_UNSPECIFIED {
+		if api, ctx, err := w.machine(leader).control(); err == nil {
+			// What is refused has gone on meanwhile, and is looked at again.
+			_, _ = api.CommandRollout(ctx, request)
+		}
+	}
+	return fmt.Sprintf("the update of %s is under way: %s", service.GetSpec().GetName(), update.Message)
 }
 
 // leftover says what the machine keeps of tasks that nobody knows or that have ended.
