@@ -312,7 +312,8 @@ func (p *picture) settling(now time.Time) verdict {
 	if surplus > 0 {
 		v.summary += fmt.Sprintf(", %d to stop", surplus)
 	}
-	if u == nil && p.goal.revision != 0 && p.former == 0 && p.service.GetProgress().GetUpdate().GetTemplateVersion() != s.GetService().GetTemplateVersion() && settled < len(wanted) {
+	last, template := s.GetProgress().GetUpdate(), s.GetService().GetTemplateVersion()
+	if u == nil && p.goal.revision != 0 && last.GetTemplateVersion() != template && last.GetFailedTemplateVersion() != template && settled < len(wanted) {
 		v.summary = "the rollout has not begun"
 	}
 	if p.judgeRollout(u, &v, now) {

@@ -348,12 +348,15 @@ func TestScale_AfterAnUpdateThatWasRolledBack_Settles(t *testing.T) {
 }
 
 func TestRollout_NotBegun_IsSaidInsteadOfNumbersOfTheFormerVersion(t *testing.T) {
-	p := newPicture(goal{service: "s", revision: 5})
-	s := rollingWeb(2, rollingStrategy)
-	s.service.Progress = nil
-	p.take(tell(s.service, replicas(1, 1, 2)...))
-	if v := p.judge(noon); v.done || v.summary != "the rollout has not begun" {
-		t.Errorf("%+v", v)
+	first := rollingWeb(2, rollingStrategy)
+	first.service.Progress = nil
+	second := rollingWeb(2, rollingStrategy).with(func(u *swarmpb.UpdateStatus) { u.State, u.TemplateVersion = completed, 1 })
+	for _, s := range []scene{first, second} {
+		p := newPicture(goal{service: "s", revision: 5})
+		p.take(tell(s.service, replicas(1, 1, 2)...))
+		if v := p.judge(noon); v.done || v.summary != "the rollout has not begun" {
+			t.Errorf("%+v", v)
+		}
 	}
 }
 
