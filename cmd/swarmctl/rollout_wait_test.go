@@ -350,7 +350,7 @@ func TestScale_AfterAnUpdateThatWasRolledBack_Settles(t *testing.T) {
 func TestRollout_NotBegun_IsSaidInsteadOfNumbersOfTheFormerVersion(t *testing.T) {
 	first := rollingWeb(2, rollingStrategy)
 	first.service.Progress = nil
-	second := rollingWeb(2, rollingStrategy).with(func(u *swarmpb.UpdateStatus) { u.State, u.TemplateVersion = completed, 1 })
+	second := rollingWeb(2, rollingStrategy).with(func(u *swarmpb.UpdateStatus) { u.State, u.TemplateVersion, u.Revision = completed, 1, 4 })
 	for _, s := range []scene{first, second} {
 		p := newPicture(goal{service: "s", revision: 5})
 		p.take(tell(s.service, replicas(1, 1, 2)...))
