@@ -1,6 +1,6 @@
 // Command bench measures the whole product on one host, manager and worker in one swarmd: replicas created until
 // all run, in turns with a loop over the bare containerd client on the same host; removal; scaling; memory; init
-// and join; and, on two hosts, logs that are followed. It prints medians and ratios beside the targets and Docker Swarm's figures.
+// and join; a rolling update; and, on two hosts, logs that are followed. It prints medians and ratios beside the targets and Docker Swarm's figures.
 package main
 
 import (
@@ -37,6 +37,7 @@ var parts = []struct {
 	{"memory", (*bench).memory},
 	{"join", (*bench).join},
 	{"logs", (*bench).logs},
+	{"rollout", (*bench).rollout},
 }
 
 // bench is one run of the program.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -40,7 +41,8 @@ type rawLoop struct {
 	spec    []byte
 	options any
 	logger  string
-	parent  string // of the containers' cgroups
+	parent  string         // of the containers' cgroups
+	signal  syscall.Signal // that ends them
 	made    []func() error
 }
 
@@ -54,7 +56,7 @@ func newRawLoop(ctx context.Context, h *measure.Host, template, archive string) 
 	if err != nil {
 		return nil, err
 	}
-	l := &rawLoop{client: c}
+	l := &rawLoop{client: c, signal: unix.SIGKILL}
 	if err := l.prepare(ctx, h, template, archive); err != nil {
 		_ = c.Close()
 		return nil, fmt.Errorf("prepare the raw loop: %w", err)
@@ -157,7 +159,7 @@ func (l *rawLoop) start(ctx context.Context, id string) (func() error, error) {
 	}
 	return func() error {
 		ctx := namespaces.WithNamespace(context.Background(), rawNamespace)
-		if err := task.Kill(ctx, unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
+		if err := task.Kill(ctx, l.signal); err != nil && !errdefs.IsNotFound(err) {
 			return err
 		}
 		<-exited
@@ -168,7 +170,7 @@ func (l *rawLoop) start(ctx context.Context, id string) (func() error, error) {
 	}, task.Start(ctx)
 }
 
-// removeAll kills and removes what startAll made and returns how long that took.
+// removeAll ends and removes what startAll made and returns how long that took.
 func (l *rawLoop) removeAll() (time.Duration, error) {
 	var g errgroup.Group
 	g.SetLimit(rawAtOnce)

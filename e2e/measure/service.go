@@ -43,6 +43,8 @@ func (c *Cluster) Remove(ctx context.Context, name string) error {
 type Picture struct {
 	Tasks            map[string]*swarmpb.TaskInfo
 	Running, Desired uint64
+	// Update is the newest one; nil when there was none.
+	Update *swarmpb.UpdateStatus
 	// Gone: the service and all its tasks are.
 	Gone bool
 }
@@ -104,6 +106,7 @@ func (w *Watch) next() error {
 		if !m.GetMore() {
 			w.Gone = m.GetService() == nil
 			w.Running, w.Desired = m.GetService().GetRunning(), m.GetService().GetDesired()
+			w.Update = m.GetService().GetProgress().GetUpdate()
 			return nil
 		}
 	}
