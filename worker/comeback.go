@@ -175,7 +175,7 @@ func (f *fleet) stays(t *task, exit runtime.Exit) bool {
 		return false
 	}
 	f.setComeback(t, next)
-	t.health = health.State{}
+	t.health = health.State{At: t.afterHealth(time.Now())}
 	f.setState(t, t.status.GetState(), func(s *swarmpb.TaskStatus) {
 		if s.GetHealth() != nil {
 			s.Health = t.health.Status() // nothing is known of the container that comes

@@ -36,7 +36,7 @@ func (f *fleet) drain(ctx, wait context.Context, t *task) {
 	defer func() { cancel(); <-ended }()
 	drained := f.awaitDrained(wait, t, ended)
 	if drained {
-		f.hook(wait, t)
+		f.hook(ctx, t) // to its end, whatever else the managers want now: it is run once
 	}
 	if drained && f.awaitConnections(wait, t, ended) || isClosed(ended) {
 		f.mu.Lock()

@@ -335,7 +335,11 @@ func (f *fleet) greet(t *task) {
 	delete(f.strangers, id)
 	switch {
 	case isStranger && c.State != runtime.Created:
-		f.setState(t, swarmpb.TaskState_TASK_STATE_RUNNING, func(s *swarmpb.TaskStatus) {
+		state := swarmpb.TaskState_TASK_STATE_RUNNING
+		if t.assigned.GetObservedState() < state && t.awaitsReady() {
+			state = swarmpb.TaskState_TASK_STATE_STARTING
+		}
+		f.setState(t, state, func(s *swarmpb.TaskStatus) {
 			s.Container = &swarmpb.ContainerStatus{ContainerId: id, Pid: c.Pid, ImageDigest: c.Digest}
 		})
 	case t.assigned.GetObservedState() > swarmpb.TaskState_TASK_STATE_STARTING:

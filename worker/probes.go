@@ -80,14 +80,23 @@ func (f *fleet) begins(t *task, checks health.Checks) {
 	if !checks.Any() || t.status.GetState() == swarmpb.TaskState_TASK_STATE_STARTING && t.status.GetHealth() != nil {
 		return
 	}
-	t.health = health.State{Live: swarmpb.HealthState_HEALTH_STATE_STARTING}
+	t.health = health.State{Live: swarmpb.HealthState_HEALTH_STATE_STARTING, At: t.afterHealth(time.Now())}
 	f.setState(t, t.status.GetState(), func(s *swarmpb.TaskStatus) { s.Health = t.health.Status() })
 }
 
-// awaitsReady tells whether a task that is STARTING is so because it was not ready yet, as far as its record says.
+// awaitsReady tells whether a task whose container runs may not have been ready yet, where no record says that it was. Its image may have
+// a say in that: then its start, which goes on, finds out.
 func (t *task) awaitsReady() bool {
 	c := t.template.GetSpec().GetContainer()
-	return t.status.GetHealth() != nil || !c.GetNoHealthcheck() && (c.GetHealth() != nil || c.GetReady() != nil)
+	return t.status.GetHealth() != nil || c.GetImage() != "" && !c.GetNoHealthcheck()
+}
+
+// afterHealth is a time of something new about a task's health: the newest counts, also when the host's clock was set back.
+func (t *task) afterHealth(at time.Time) time.Time {
+	if last := t.health.At; !at.After(last) {
+		return last.Add(1)
+	}
+	return at
 }
 
 // restoreHealth takes up what a former process knew.
@@ -153,17 +162,18 @@ func (f *fleet) askHealth(ctx context.Context, t *task) (alive context.Context, 
 			return
 		}
 		f.mu.Lock()
-		status, from := t.status, t.health
+		status, from, untold := t.status, t.health, false
 		if status.GetState() == swarmpb.TaskState_TASK_STATE_RUNNING && status.GetHealth() == nil {
-			// It has run without being asked, under an older version: it is taken to be well.
+			// It has run without being asked, under an older version, or what it answered is lost: it is taken to be well.
 			from = health.State{Live: swarmpb.HealthState_HEALTH_STATE_HEALTHY, Ready: true, WasReady: true}
+			untold = true
 		}
 		f.mu.Unlock()
 		started := time.Now()
 		if at := status.GetContainer().GetStartedAt(); at != 0 {
 			started = time.Unix(0, at)
 		}
-		f.prober.Watch(alive, health.Task{ID: t.id, Checks: checks, Started: started, From: from}, func(s health.State) {
+		f.prober.Watch(alive, health.Task{ID: t.id, Checks: checks, Started: started, From: from, Untold: untold}, func(s health.State) {
 			f.noteHealth(t, s)
 			if s.Reason != "" || s.WasReady && status.GetState() < swarmpb.TaskState_TASK_STATE_RUNNING {
 				cancel()
@@ -178,6 +188,7 @@ func (f *fleet) noteHealth(t *task, s health.State) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	was := t.health
+	s.At = t.afterHealth(s.At)
 	t.health = s
 	f.setState(t, t.status.GetState(), func(status *swarmpb.TaskStatus) {
 		status.Health = s.Status()
@@ -243,12 +254,13 @@ func (f *fleet) bequeath(ctx context.Context, t *task) bool {
 	}
 }
 
-// heirOf is the task that takes over the volumes of one; empty without one.
+// heirOf is the task that takes over the volumes of one; empty without one. Of several the one counts that is still wanted.
 func (f *fleet) heirOf(t *task) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for id, other := range f.tasks {
-		if other.assigned.GetReplaces() == t.id && other.assigned.GetTakesVolumes() && !other.removed && !other.status.GetState().Ended() {
+		if s := other.situation(); other.assigned.GetReplaces() == t.id && other.assigned.GetTakesVolumes() &&
+			s.desired < swarmpb.TaskState_TASK_STATE_SHUTDOWN && !s.removed && !s.observed.Ended() {
 			return id
 		}
 	}

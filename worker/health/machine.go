@@ -66,6 +66,7 @@ type Machine struct {
 	checks      Checks
 	live, ready *tracker // the same for one check
 	state       State
+	untold      bool // Task.Untold, until it is told
 }
 
 // NewMachine begins with a container that started then, or, when from is not zero, goes on.
@@ -104,6 +105,9 @@ func (m *Machine) Take(check *Check, a Answer, at time.Time) (next State, change
 		case m.ready.failed():
 			m.state.Ready = false
 		}
+		if m.untold && (a.OK || m.ready.failed()) {
+			m.untold, changed = false, true
+		}
 		m.state.NotReadyFailing = m.ready.failing
 	}
 	if check == m.checks.Live {
@@ -121,7 +125,7 @@ func (m *Machine) Take(check *Check, a Answer, at time.Time) (next State, change
 	} else if m.checks.Live == nil && m.state.WasReady {
 		m.state.Live = swarmpb.HealthState_HEALTH_STATE_HEALTHY
 	}
-	changed = was.Live != m.state.Live || was.Ready != m.state.Ready || m.waitsStill(check, was)
+	changed = changed || was.Live != m.state.Live || was.Ready != m.state.Ready || m.waitsStill(check, was)
 	if changed {
 		m.state.Output, m.state.At = text, at
 	}

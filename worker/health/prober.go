@@ -61,6 +61,8 @@ type Task struct {
 	Started time.Time
 	// From is what was known before; not zero: it goes on from there, a part of an interval from now.
 	From State
+	// Untold: nobody was told of From, so that the first thing that is known for certain is news.
+	Untold bool
 }
 
 // Watch asks a task until ctx ends, or it is unhealthy. Each change is told, one after the other; the last one before it returns.
@@ -68,6 +70,7 @@ func (p *Prober) Watch(ctx context.Context, t Task, tell func(State)) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	w := &watching{prober: p, task: t, machine: NewMachine(t.Checks, t.Started, t.From), tell: tell, end: cancel}
+	w.machine.untold = t.Untold
 	var asking sync.WaitGroup
 	if t.Checks.Live != nil {
 		asking.Go(func() { w.run(ctx, t.Checks.Live) })
