@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
@@ -160,13 +161,13 @@ func (p *Prober) grpc(ctx context.Context, taskID string, g *swarmpb.GRPCProbe) 
 	if g.GetTls() {
 		secure = credentials.NewTLS(&tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12})
 	}
-	var host error // of connecting, when it is not the task's
+	var host atomic.Pointer[error] // of connecting, when it is not the task's
 	client, err := grpc.NewClient("passthrough:///localhost", grpc.WithTransportCredentials(secure), grpc.WithUserAgent(agent), grpc.WithDisableServiceConfig(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)), grpc.WithMaxHeaderListSize(maxHeader),
 		grpc.WithContextDialer(func(dial context.Context, _ string) (net.Conn, error) {
 			conn, err := p.cfg.Dial(dial, taskID, uint16(g.GetPort()))
 			if err != nil && !isRefusal(err) && dial.Err() == nil {
-				host = err
+				host.Store(&err)
 			}
 			return conn, err
 		}))
@@ -174,14 +175,14 @@ func (p *Prober) grpc(ctx context.Context, taskID string, g *swarmpb.GRPCProbe) 
 		return Answer{}, err
 	}
 	answer, err := grpc_health_v1.NewHealthClient(client).Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: g.GetService()})
-	_ = client.Close() // and with it the dialer has returned
+	_ = client.Close() // the dialer may return later
 	switch {
 	case err == nil:
 		return Answer{OK: answer.GetStatus() == grpc_health_v1.HealthCheckResponse_SERVING, Text: answer.GetStatus().String()}, nil
 	case ctx.Err() != nil:
 		return Answer{}, ctx.Err()
-	case host != nil && status.Code(err) == codes.Unavailable:
-		return Answer{}, host
+	case host.Load() != nil && status.Code(err) == codes.Unavailable:
+		return Answer{}, *host.Load()
 	}
 	return Answer{Text: fmt.Sprintf("%s: %s", status.Code(err), status.Convert(err).Message())}, nil
 }

@@ -132,6 +132,12 @@ func (m *Machine) Take(check *Check, a Answer, at time.Time) (next State, change
 	return m.state, changed
 }
 
+// Fault notes why there is no answer. It changes nothing but what is shown.
+func (m *Machine) Fault(fault error, at time.Time) State {
+	m.state.Output, m.state.At = clean("it cannot be asked: "+fault.Error()), at
+	return m.state
+}
+
 // waitsStill tells whether a check that has never succeeded has just failed once more, one of the first times.
 func (m *Machine) waitsStill(check *Check, was State) bool {
 	of, before := m.live, was.Failing

@@ -98,15 +98,28 @@ func (w *watching) run(ctx context.Context, check *Check) {
 	if w.task.From.WasReady {
 		pause = time.Duration(w.prober.cfg.Jitter() * float64(check.Interval))
 	}
+	faults := uint32(0) // of this host, in a row
 	for sleep(ctx, pause) {
 		answer, err := w.prober.inPlace(ctx, w.task.ID, check)
 		if ctx.Err() != nil {
 			return
 		}
-		if err != nil {
-			w.prober.cfg.Logger.Debug("a probe could not be made", "task", w.task.ID, "probe", check.String(), "error", err)
+		if faults++; err == nil {
+			faults = 0
+		} else if faults == check.Retries {
+			w.prober.cfg.Logger.Warn("a task cannot be asked how it is; what is known of it stands", "task", w.task.ID, "probe", check.String(), "error", err)
+			w.waits(err)
 		}
 		pause = w.take(check, answer, err)
+	}
+}
+
+// waits tells of a task that was never ready why it is not, when that is this host's fault.
+func (w *watching) waits(fault error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.machine.State().WasReady {
+		w.tell(w.machine.Fault(fault, time.Now()))
 	}
 }
 

@@ -139,7 +139,16 @@ func TestWatch_HostAtFault_NoAnswer(t *testing.T) {
 			return runtime.ExecResult{}, errors.New("fork: cannot allocate memory")
 		}})
 		checks := Of(&swarmpb.ContainerSpec{Health: execProbe(time.Second, time.Second, "check")}, nil)
-		p.Watch(ctx, Task{ID: "t", Checks: checks, Started: time.Now()}, func(s State) { t.Errorf("told %+v", s) })
+		var told []State // once, as it has never answered: one sees what it waits for
+		p.Watch(ctx, Task{ID: "t", Checks: checks, Started: time.Now()}, func(s State) { told = append(told, s) })
+		if len(told) != 1 || told[0].Live != starting || told[0].Failing != 0 || told[0].Output != "it cannot be asked: fork: cannot allocate memory" {
+			t.Errorf("told %+v", told)
+		}
+		asked = 0
+		started := time.Now()
+		well, end := context.WithTimeout(t.Context(), time.Hour)
+		defer end()
+		p.Watch(well, Task{ID: "t", Checks: checks, Started: started, From: State{Live: healthy, Ready: true, WasReady: true}}, func(s State) { t.Errorf("told %+v", s) })
 		if asked < 1000 || asked > 3700 {
 			t.Errorf("asked %d times in an hour", asked)
 		}
