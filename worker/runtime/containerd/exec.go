@@ -264,9 +264,8 @@ func (p *execProcess) killLeft() {
 	for range passes {
 		found := false
 		for _, pid := range p.runtime.processesOf(p.id) {
-			_, was := slices.BinarySearch(p.before, pid)
-			if !was && (p.pid != 0 && sessionOf(pid) == p.pid || markOf(pid) == p.mark) {
-				found = killProcess(pid) || found
+			if _, was := slices.BinarySearch(p.before, pid); !was {
+				found = killProcess(pid, func() bool { return p.pid != 0 && sessionOf(pid) == p.pid || markOf(pid) == p.mark }) || found
 			}
 		}
 		if !found {
@@ -279,8 +278,8 @@ func (p *execProcess) killLeft() {
 // sweepExecs kills what a former process of ours has left running in a container beside its own.
 func (r *Runtime) sweepExecs(s *state) {
 	for _, pid := range r.processesOf(s.ID) {
-		if pid != int(s.Pid) && strings.HasPrefix(markOf(pid), s.ID+".") {
-			killProcess(pid)
+		if pid != int(s.Pid) {
+			killProcess(pid, func() bool { return strings.HasPrefix(markOf(pid), s.ID+".") })
 		}
 	}
 }
@@ -343,17 +342,15 @@ func statOf(pid int) [][]byte {
 	return bytes.Fields(body[bytes.LastIndexByte(body, ')')+1:])
 }
 
-// killProcess is false for one that has ended already.
-func killProcess(pid int) bool {
-	if !lives(pid) {
-		return false
-	}
+// killProcess kills a process that is ours; false for one that is not, or has ended already. It is held before it is looked at, so that
+// one of the host that is given the number meanwhile is never killed in its place.
+func killProcess(pid int, ours func() bool) bool {
 	process, err := os.FindProcess(pid)
 	if err != nil {
 		return false
 	}
 	defer func() { _ = process.Release() }()
-	return process.Kill() == nil
+	return ours() && lives(pid) && process.Kill() == nil
 }
 
 // head keeps the begin of what is written.
