@@ -153,10 +153,12 @@ func (r *rollout) describe(id string) string {
 	return text
 }
 
-// previous is the template to go back to: the old set's; else the previous spec's or, when that spec differed in other
-// things alone, the latest before the goal's that anything still refers to. 0 when there is none.
+// previous is the template to go back to: that of the old set, or of most slots when the update began, whatever the spec
+// before said: an update to that one may have failed, or never have got far. Where no slot was of another template, it is
+// the previous spec's or, when that spec differed in other things alone, the latest before the goal's that anything still
+// refers to. 0 when there is none.
 func (r *rollout) previous() uint64 {
-	if stable := r.update.StableTemplateVersion; r.update.Sets() && r.view.Template(r.service.Id, stable) != nil {
+	if stable := r.update.StableTemplateVersion; stable != r.goal.template && r.view.Template(r.service.Id, stable) != nil {
 		return stable
 	}
 	version := r.service.PreviousTemplateVersion
