@@ -89,14 +89,14 @@ func (r *rollout) promote(fully bool) {
 	case phase == phaseStarting && !(fully && r.update.Strategy == canary):
 	case phase == phaseStarting, phase == phaseWatching, phase == phaseWaiting:
 		switch {
-		case r.update.Strategy == blueGreen || r.update.Step >= last:
+		case r.update.Strategy == blueGreen || r.lastOne():
 			if phase != phaseStarting && r.setUp(r.update.Replicas(replicas(r.service))) {
 				r.grace(next)
 			}
 		case fully:
 			r.startStep(next, last)
 		default:
-			r.startStep(next, r.update.Step+1)
+			r.startStep(next, min(r.update.Step+1, last))
 		}
 	}
 }

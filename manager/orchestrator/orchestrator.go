@@ -36,6 +36,8 @@ const (
 	PrepareAhead = 64
 	// PendingNote is how long a new task may wait for a node before the update's message says so.
 	PendingNote = 3 * time.Second
+	// ClockSkew is how far the clocks of two leaders may differ unnoticed.
+	ClockSkew = 10 * time.Second
 	// MaxOutcomes is how many revisions' outcomes are kept.
 	MaxOutcomes = 10
 )

@@ -346,14 +346,14 @@ func event(t *rapid.T, w *script.World, guard *watcher, image *int) {
 func nodeName(i int) string { return fmt.Sprintf("n%d", i) }
 
 // do runs a script's command and lets everything settle.
-func do(t *rapid.T, w *script.World, words ...string) {
+func do(t rapid.TB, w *script.World, words ...string) {
 	if _, err := w.Do(words...); err != nil {
 		t.Fatalf("%v: %v", words, err)
 	}
 	must(t, w.Settle())
 }
 
-func must(t *rapid.T, err error) {
+func must(t rapid.TB, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -140,6 +140,7 @@ func (Rollout) Reconcile(view *store.View, id reconcile.ID, now time.Time) (reco
 	switch {
 	case id.Slot > 0:
 		r.judgeReadiness(id.Slot)
+	case r.clockWentBack():
 	case r.obey():
 	case r.goal.reachedBy(r.update) && active(r.update):
 		r.advance()
@@ -175,6 +176,21 @@ func (r *rollout) edit() *swarmpb.UpdateStatus {
 func (r *rollout) resumed() bool {
 	return paused(r.update) && !r.update.Sets() && r.update.PausedAtVersion != 0 &&
 		r.service.GetMeta().GetVersion() > r.update.PausedAtVersion
+}
+
+// clockWentBack has the update go on by this leader's clock where an earlier one's was ahead: else it would wait for as long
+// as that was, and what is made from now on would count as made before the update, which nobody watches. It answers
+// whether there was anything to set right. The phase begins anew, and slots that had failed are forgotten, which were
+// not too many.
+func (r *rollout) clockWentBack() bool {
+	u, now := r.update, r.now.UnixNano()
+	if !u.Underway() || max(u.StartedAt, u.PhaseSince, u.ProgressedAt) <= now+int64(ClockSkew) {
+		return false
+	}
+	next := r.edit()
+	next.StartedAt, next.PhaseSince, next.ProgressedAt = min(u.StartedAt, now), min(u.PhaseSince, now), min(u.ProgressedAt, now)
+	r.plan.More = true
+	return true
 }
 
 // begin starts an update when a slot is of another template, or when one that is paused or goes somewhere else is to

@@ -23,9 +23,10 @@ func judged(update *swarmpb.UpdateStatus) bool {
 	}
 }
 
-// returns tells whether the user goes back to the old set of an update of two sets: that is there already.
+// returns tells whether the user goes back to the old set of an update of two sets: that is there already. What else the spec
+// has become since, its number of replicas say, changes nothing about that.
 func (r *rollout) returns() bool {
-	return r.update.Sets() && r.goal.rollback && !r.goal.reachedBy(r.update) && r.goal.template == r.update.StableTemplateVersion
+	return r.update.Sets() && !r.goal.reachedBy(r.update) && r.goal.template == r.update.StableTemplateVersion
 }
 
 // lastStep is the number of the step that has all traffic: after a canary's own ones.
@@ -36,12 +37,19 @@ func (r *rollout) lastStep() uint32 {
 	return 0
 }
 
+// lastOne tells whether the update is at the step that has all traffic. Its number alone does not tell: the steps are those
+// of the spec as it is now, which may have fewer than when the step began.
+func (r *rollout) lastOne() bool {
+	return r.update.Step >= r.lastStep() && r.update.ReplicaShare >= swarmpb.WholeShare
+}
+
 // startStep begins a step: its tasks start. Traffic follows when they are up.
 func (r *rollout) startStep(next *swarmpb.UpdateStatus, step uint32) {
 	next.Step, next.ReplicaShare = step, swarmpb.WholeShare
 	if step < r.lastStep() {
 		next.ReplicaShare = r.settings.steps[step].GetShare()
 	}
+	next.Share = min(next.Share, next.ReplicaShare) // its user may have given other steps since, smaller ones
 	r.setPhase(next, phaseStarting)
 	r.announce(next)
 }
@@ -120,13 +128,9 @@ func (r *rollout) started(next *swarmpb.UpdateStatus) {
 		r.setPhase(next, phaseReturning)
 		return
 	}
-	switch {
-	case r.update.Strategy == blueGreen:
+	next.Share = r.update.ReplicaShare // of the tasks that are up, not of what the step's share has become since
+	if r.update.Strategy == blueGreen {
 		next.Share = 0
-	case r.update.Step < r.lastStep():
-		next.Share = r.settings.steps[r.update.Step].GetShare()
-	default:
-		next.Share = swarmpb.WholeShare
 	}
 	r.setPhase(next, phaseWatching)
 	r.announce(next)
@@ -141,6 +145,8 @@ func (r *rollout) watchedWell(next *swarmpb.UpdateStatus) {
 		r.say("%s", r.waitingText(r.update.Replicas(replicas(r.service)), next.Share))
 	case step < r.lastStep():
 		r.startStep(next, step+1)
+	case !r.lastOne():
+		r.startStep(next, r.lastStep())
 	default:
 		r.grace(next)
 	}

@@ -131,7 +131,8 @@ func (r *replica) upAfter() (time.Duration, bool) {
 }
 
 // upSince is since when it has been up, by the worker's clock, unless that contradicts the manager's: a task cannot
-// have begun before it was told to, nor later than now.
+// have begun before it was told to, nor later than now. What a leader with a clock ahead of this one's has told it says
+// nothing; zero where the worker's clock is no better.
 func (r *replica) upSince(now time.Time) time.Time {
 	told := time.Unix(0, r.task.GetMeta().GetUpdatedAt())
 	at := r.status.GetContainer().GetStartedAt()
@@ -139,7 +140,12 @@ func (r *replica) upSince(now time.Time) time.Time {
 		at = r.status.GetAt()
 	}
 	since := time.Unix(0, max(at, r.status.GetHealth().GetAt()))
-	if since.Before(told) || since.After(now) {
+	switch {
+	case told.Sub(now) > ClockSkew && since.After(now):
+		return time.Time{}
+	case told.Sub(now) > ClockSkew:
+		return since
+	case since.Before(told) || since.After(now):
 		return told
 	}
 	return since
