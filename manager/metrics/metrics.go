@@ -168,11 +168,12 @@ func (a *Asker) tidy(ctx context.Context, view *store.View, turns map[string]*tu
 	return nil
 }
 
-// subject is the update that a service's metric is about; nil when nobody is to ask.
+// subject is the update that a service's metric is about; nil when nobody is to ask: among others while the new version has
+// had no connections yet, of which the metric would say what it is without that version.
 func subject(view *store.View, service *swarmpb.Service) *swarmpb.UpdateStatus {
 	update := view.ServiceProgress(service.GetId()).GetUpdate()
 	forward := update.GetState() == swarmpb.UpdateState_UPDATE_STATE_UPDATING || update.GetState() == swarmpb.UpdateState_UPDATE_STATE_PAUSED
-	if !forward || service.GetRemoving() || update.GetStrategy() != swarmpb.UpdateStrategy_UPDATE_STRATEGY_CANARY ||
+	if !forward || update.GetShare() == 0 && !update.Paused() || service.GetRemoving() || update.GetStrategy() != swarmpb.UpdateStrategy_UPDATE_STRATEGY_CANARY ||
 		update.GetPhase() == swarmpb.RolloutPhase_ROLLOUT_PHASE_RETURNING || service.GetSpec().GetUpdate().GetCanaryMetric() == nil {
 		return nil
 	}

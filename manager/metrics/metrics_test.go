@@ -220,6 +220,12 @@ func (w *world) put(rows ...*swarmpb.Row) {
 // canary makes a service whose canary is under way, with a metric of at most 0.05 asked for every 2 s.
 func (w *world) canary(id string, state swarmpb.UpdateState, startedAt int64) {
 	w.Helper()
+	w.canaryWith(id, state, startedAt, 1000)
+}
+
+// canaryWith is canary with a share of the connections.
+func (w *world) canaryWith(id string, state swarmpb.UpdateState, startedAt int64, share uint32) {
+	w.Helper()
 	most := 0.05
 	task := &swarmpb.TaskSpec{Container: &swarmpb.ContainerSpec{Image: "web"}}
 	w.put(
@@ -228,7 +234,7 @@ func (w *world) canary(id string, state swarmpb.UpdateState, startedAt int64) {
 			Strategy: swarmpb.UpdateStrategy_UPDATE_STRATEGY_CANARY, CanaryMetric: &swarmpb.CanaryMetric{Url: "http://prometheus/" + id, Max: &most, Interval: durationpb.New(2 * time.Second)},
 		}}}}},
 		&swarmpb.Row{Row: &swarmpb.Row_ServiceProgress{ServiceProgress: &swarmpb.ServiceProgress{ServiceId: id, Update: &swarmpb.UpdateStatus{
-			State: state, TemplateVersion: 1, StartedAt: startedAt, Strategy: swarmpb.UpdateStrategy_UPDATE_STRATEGY_CANARY,
+			State: state, TemplateVersion: 1, StartedAt: startedAt, Strategy: swarmpb.UpdateStrategy_UPDATE_STRATEGY_CANARY, Share: share,
 		}}}},
 	)
 }
@@ -300,6 +306,31 @@ func TestRun_ValueMovesAllTheTime_IsWrittenNowAndThen(t *testing.T) {
 		}
 		if w.writes < 5 || w.writes > 13 {
 			t.Errorf("%d writes in a minute", w.writes)
+		}
+		w.end()
+	})
+}
+
+// A least value is not reached before there is a connection to count: that must not be held against the new version
+// in the moment in which it gets some.
+func TestRun_NoConnectionsYet_NobodyAsks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.says(vector("0.07"))
+		w.canaryWith("web", underWay, 7, 0)
+		w.pass(10 * time.Second)
+		if row := w.store.View().ServiceMetric("web"); row != nil || w.calls > 0 {
+			t.Fatalf("asked %d times before it has any connections: %v", w.calls, row)
+		}
+		w.canaryWith("web", underWay, 7, 1000)
+		w.pass(3 * time.Second)
+		if row := w.store.View().ServiceMetric("web"); row.GetFailedSince() == 0 {
+			t.Fatalf("with connections: %v", row)
+		}
+		w.canaryWith("web", swarmpb.UpdateState_UPDATE_STATE_PAUSED, 7, 0)
+		w.pass(3 * time.Second)
+		if row := w.store.View().ServiceMetric("web"); row.GetFailedSince() == 0 {
+			t.Fatalf("paused because of it: %v", row)
 		}
 		w.end()
 	})
