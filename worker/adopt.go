@@ -101,6 +101,8 @@ func (f *fleet) match(containers []runtime.Container) (gone []string) {
 			t.cleaned = !there // its network is swept
 		case t.situation().again:
 			// It is being started again: whatever is there now, the step finds out.
+		case there && guestOf(t.template) != nil:
+			// To attach goes on where it was: a record says nothing of how far that had come.
 		case there && c.State != runtime.Created && state <= swarmpb.TaskState_TASK_STATE_STARTING && t.awaitsReady():
 			f.setState(t, swarmpb.TaskState_TASK_STATE_STARTING, func(s *swarmpb.TaskStatus) { noteAdopted(s, c) }) // its start goes on
 		case there && c.State != runtime.Created:

@@ -57,12 +57,31 @@ func TestGuest_AgentRestarts_GoesOnAttached(t *testing.T) {
 		h.settle(time.Second)
 		h.restart()
 		h.settle(time.Minute)
-		h.wantState("a", stateRunning, "")
+		if s := h.wantState("a", stateRunning, ""); s.GetContainer().GetPid() != 7 || s.GetContainer().GetContainerId() != "" {
+			t.Errorf("after a restart it is %v", s.GetContainer())
+		}
 		h.wantGuests("a")
 		h.manager.remove("a")
 		h.settle(time.Second)
 		h.wantGuests()
 	})
+}
+
+// The record of an attachment is written before anything is made: one that a former process did not come to the end of is made again.
+func TestGuest_AgentDiesWhileItAttaches_TheNextOneGoesOn(t *testing.T) {
+	for _, state := range []swarmpb.TaskState{stateReady, stateStarting} {
+		inBubble(t, func(t *testing.T, h *host) {
+			h.assignGuest("a")
+			h.settle(time.Second)
+			h.forgetStatus(t, &swarmpb.TaskStatus{TaskId: "a", State: state, At: time.Now().UnixNano()})
+			h.start()
+			h.settle(time.Second)
+			if s := h.wantState("a", stateRunning, ""); s.GetMessage() != "attached" || s.GetContainer().GetPid() != 7 {
+				t.Errorf("after a death at %s it is %v", state.Name(), s)
+			}
+			h.wantGuests("a")
+		})
+	}
 }
 
 func TestGuest_Disconnected_OrStopped_IsLetGo(t *testing.T) {

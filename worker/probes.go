@@ -85,10 +85,10 @@ func (f *fleet) begins(t *task, checks health.Checks) {
 }
 
 // awaitsReady tells whether a task whose container runs may not have been ready yet, where no record says that it was. Its image may have
-// a say in that: then its start, which goes on, finds out.
+// a say in that: then its start, which goes on, finds out. A guest may not have been attached yet.
 func (t *task) awaitsReady() bool {
 	c := t.template.GetSpec().GetContainer()
-	return t.status.GetHealth() != nil || c.GetImage() != "" && !c.GetNoHealthcheck()
+	return t.status.GetHealth() != nil || c.GetImage() != "" && !c.GetNoHealthcheck() || guestOf(t.template) != nil
 }
 
 // afterHealth is a time of something new about a task's health: the newest counts, also when the host's clock was set back.
