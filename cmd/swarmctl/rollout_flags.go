@@ -20,7 +20,7 @@ type updateFlags struct {
 	parallelism                    numberValue
 	delay, monitor, deadline       spanValue
 	strategy, failureAction, order string
-	failureRatio                   float64
+	failureRatio                   boundValue
 	trial                          *trialFlags // of an update alone
 }
 
@@ -47,7 +47,7 @@ func (u *updateFlags) define(cmd *cobra.Command, prefix string, actions ...strin
 	valueFlag(f, &u.delay, prefix+"-delay", "", prefix+": pause between batches")
 	valueFlag(f, &u.monitor, prefix+"-monitor", "5s", prefix+": time after a start in which an end counts as a failure")
 	f.StringVar(&u.failureAction, prefix+"-failure-action", "pause", prefix+": what too many failures lead to: "+strings.Join(actions, ", "))
-	f.Float64Var(&u.failureRatio, prefix+"-max-failure-ratio", 0, prefix+": `part` of the replicas that may fail, 0 to 1")
+	valueFlag(f, &u.failureRatio, prefix+"-max-failure-ratio", "", prefix+": `part` of the replicas that may fail, 0 to 1")
 	f.StringVar(&u.order, prefix+"-order", "stop-first", prefix+": stop-first or start-first")
 	valueFlag(f, &u.deadline, prefix+"-progress-deadline", "10m", prefix+": time without any progress after which it has failed; 0 for never")
 	completeWords(cmd, prefix+"-strategy", strategies...)
@@ -99,7 +99,12 @@ func (u *updateFlags) apply(f *pflag.FlagSet, to **swarmpb.UpdateConfig) (err er
 	set(f, u.name("parallelism"), &c.Parallelism, u.parallelism.n)
 	set(f, u.name("delay"), &c.Delay, u.delay.Duration)
 	set(f, u.name("monitor"), &c.Monitor, u.monitor.Duration)
-	set(f, u.name("max-failure-ratio"), &c.MaxFailureRatio, u.failureRatio)
+	if f.Changed(u.name("max-failure-ratio")) {
+		c.MaxFailureRatio = 0
+		if u.failureRatio.n != nil {
+			c.MaxFailureRatio = *u.failureRatio.n
+		}
+	}
 	set(f, u.name("progress-deadline"), &c.ProgressDeadline, u.deadline.Duration)
 	if n := u.name("failure-action"); f.Changed(n) {
 		if c.FailureAction, err = enumFlag(n, u.failureAction, swarmpb.ParseFailureAction); err != nil {

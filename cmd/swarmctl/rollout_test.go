@@ -91,6 +91,22 @@ func TestUpdate_RolloutFlags_ChangeOnlyWhatTheySay(t *testing.T) {
 	golden(t, "rollout_update_spec", got.String())
 }
 
+// Every setting of an update or a probe goes back to its default by that word, whatever its type.
+func TestUpdate_DefaultAsAValue_OfNumbersToo(t *testing.T) {
+	f := start(t, false)
+	spec := rollingFixture()
+	spec.Update.MaxFailureRatio = 0.5
+	f.control.services[0].Service.Spec = spec
+	o := f.run("service", "update", "-d", "--update-max-failure-ratio", "default", "--health-retries", "default", "web")
+	if o.code != 0 || len(f.control.updated) != 1 {
+		t.Fatalf("%+v", o)
+	}
+	got := f.control.updated[0]
+	if got.GetUpdate().GetMaxFailureRatio() != 0 || got.GetTask().GetContainer().GetHealth().GetRetries() != 0 {
+		t.Errorf("ratio %v, retries %d", got.GetUpdate().GetMaxFailureRatio(), got.GetTask().GetContainer().GetHealth().GetRetries())
+	}
+}
+
 func TestRolloutFlags_Wrong_OneLineThatSaysWhatToDo(t *testing.T) {
 	f := start(t, false)
 	f.control.services[1].Service.Spec = serviceFixtures()[1].Service.Spec

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"slices"
 	"strconv"
@@ -21,7 +22,7 @@ type probeFlags struct {
 	prefix                                        string
 	cmd, http, tcp, grpc                          string
 	interval, timeout, startPeriod, startInterval spanValue
-	retries                                       uint32
+	retries                                       numberValue
 }
 
 func (p *probeFlags) define(cmd *cobra.Command, prefix string) {
@@ -37,7 +38,7 @@ func (p *probeFlags) define(cmd *cobra.Command, prefix string) {
 	f.StringVar(&p.grpc, prefix+"-grpc", "", what+"`:PORT[/SERVICE]` to ask by grpc.health.v1, with TLS after grpcs://; SERVING means yes")
 	valueFlag(f, &p.interval, prefix+"-interval", "30s", prefix+": pause between two probes")
 	valueFlag(f, &p.timeout, prefix+"-timeout", "30s", prefix+": time after which a probe has failed")
-	f.Uint32Var(&p.retries, prefix+"-retries", 3, prefix+": `failures` in a row that count; 0 for the default")
+	valueFlag(f, &p.retries, prefix+"-retries", "3", prefix+": `failures` in a row that count; 0 for the default")
 	valueFlag(f, &p.startPeriod, prefix+"-start-period", "", prefix+": time from the start in which failures do not count, until one probe has succeeded")
 	valueFlag(f, &p.startInterval, prefix+"-start-interval", "5s", prefix+": pause between two probes within the start period, and until the first success")
 	for _, kind := range []string{"http", "tcp", "grpc"} {
@@ -88,7 +89,12 @@ func (p *probeFlags) apply(f *pflag.FlagSet, to **swarmpb.Probe) error {
 		probe := *to
 		set(f, p.prefix+"-interval", &probe.Interval, p.interval.positive())
 		set(f, p.prefix+"-timeout", &probe.Timeout, p.timeout.positive())
-		set(f, p.prefix+"-retries", &probe.Retries, p.retries)
+		if f.Changed(p.prefix + "-retries") {
+			probe.Retries = 0
+			if p.retries.n != nil {
+				probe.Retries = uint32(min(*p.retries.n, math.MaxUint32)) // which is refused as too many
+			}
+		}
 		set(f, p.prefix+"-start-period", &probe.StartPeriod, p.startPeriod.positive())
 		set(f, p.prefix+"-start-interval", &probe.StartInterval, p.startInterval.positive())
 	}
