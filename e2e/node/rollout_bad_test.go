@@ -67,7 +67,7 @@ func badVersionsFail(t *testing.T, c *netCluster) {
 	ways := badWays()
 	for i, w := range ways {
 		w.port = 8300 + i
-		c.create(t, w.name, badReplicas, append([]string{"-p", fmt.Sprintf("%d:80", w.port), "--drain-timeout", "1s", "--update-monitor", "4s",
+		c.create(t, w.name, badReplicas, append([]string{"--detach", "-p", fmt.Sprintf("%d:80", w.port), "--drain-timeout", "1s", "--update-monitor", "4s",
 			"--update-failure-action", w.action, "--rollback-monitor", "500ms", "--rollback-parallelism", "0", "--restart-delay", "500ms",
 			"--health-http", ":80/healthz", "--health-interval", "500ms", "--health-retries", "2"}, w.flags...)...)
 		w.revision = c.revision(t, w.name)
@@ -120,12 +120,18 @@ func (c *netCluster) comes(t *testing.T, bad badVersion, ways []*badWay) {
 			c.rolloutIs(t, w.name, "paused", "")
 		}
 	}
-	for _, w := range ways { // and back, if it is not yet
+	var back []<-chan done
+	for _, w := range ways { // if it is not back yet
 		args := []string{"service", "abort", w.name}
 		if w.action == "rollback" {
 			args = []string{"service", "rollback", "--to", w.revision, w.name}
 		}
-		c.ok(t, c.via, args...)
+		back = append(back, c.beside(c.via, args...))
+	}
+	for i, w := range ways {
+		if d := <-back[i]; d.code != 0 {
+			t.Error(d.text())
+		}
 		c.allOf(t, w.name, badReplicas, "whoami:v1")
 	}
 	stop()

@@ -56,7 +56,7 @@ type traffic struct {
 func (c *netCluster) startTraffic(t *testing.T, ports ...int) *traffic {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	x := &traffic{cancel: cancel, pace: time.Duration(sized(5, 0)) * time.Millisecond}
+	x := &traffic{cancel: cancel, pace: time.Duration(sized(10, 0)) * time.Millisecond}
 	for _, port := range ports {
 		for _, h := range c.lab.Hosts() {
 			x.bases = append(x.bases, url4(h, port, ""))

@@ -57,7 +57,7 @@ type rolled struct {
 
 func (c *netCluster) rolled(t *testing.T, s strategy, name string, port int, flags ...string) *rolled {
 	t.Helper()
-	all := append([]string{"-p", fmt.Sprintf("%d:80", port), "--drain-timeout", "1s"}, s.flags...)
+	all := append([]string{"--detach", "-p", fmt.Sprintf("%d:80", port), "--drain-timeout", "1s"}, s.flags...)
 	c.create(t, name, replicasUnderLoad, append(all, flags...)...)
 	return &rolled{strategy: s, name: name, image: "whoami:v1", port: port}
 }
