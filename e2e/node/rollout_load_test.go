@@ -177,9 +177,7 @@ func (c *netCluster) faulty(t *testing.T, times int, fault func(*testing.T)) {
 			for _, u := range services {
 				begun = append(begun, c.begin(u))
 			}
-			for _, u := range services[:1] {
-				c.halfway(t, u)
-			}
+			c.halfway(t, services[0])
 			fault(t)
 			for i, u := range services {
 				c.finish(t, u, begun[i])
