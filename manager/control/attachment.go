@@ -190,14 +190,14 @@ func (s *Server) DisconnectNetwork(ctx context.Context, req *swarmpb.DisconnectN
 	if err != nil {
 		return nil, err
 	}
-	if view.Answered(request) {
-		return &swarmpb.DisconnectNetworkResponse{}, nil
-	}
+	var service *swarmpb.Service
 	network, err := findNetwork(view, req.GetNetwork())
-	if err != nil {
-		return nil, err
+	if err == nil {
+		service, err = findAttachment(view, network, req.GetAttachment())
 	}
-	service, err := findAttachment(view, network, req.GetAttachment())
+	if view.Answered(request) {
+		return &swarmpb.DisconnectNetworkResponse{Id: service.GetId()}, nil
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -155,6 +155,10 @@ func TestDisconnectNetwork_ByNameOrID_RemovesTheService(t *testing.T) {
 	}
 	expectError(t, disconnect("", "web"), wire.CodeNotFound, `attachment "web"`, "swarmctl network inspect --pretty back")
 	expectError(t, disconnect("", ""), wire.CodeInvalid, "attachment")
+	again, err := w.server.DisconnectNetwork(context.Background(), &swarmpb.DisconnectNetworkRequest{Network: "back", Attachment: "db", RequestId: "r1"})
+	if err != nil || again.GetId() != first { // so that who asks again can wait until it has gone
+		t.Errorf("a retry while it goes: %v, %v, want %s", again, err, first)
+	}
 	w.delete(swarmpb.ServiceKey(first))
 	if err := disconnect("r1", "db"); err != nil {
 		t.Errorf("a retry: %v", err)
