@@ -40,12 +40,12 @@ func (r *rollout) explain(w *survey) {
 	if r.goal.rollback { // why it goes back is what its users want to read
 		return
 	}
-	switch r.update.Phase {
-	case phaseStarting:
+	switch phase := r.update.Phase; {
+	case phase == phaseStarting, phase == phaseWatching && w.watched < w.begun:
 		r.say("%s: all old tasks have stopped, the new ones start", r.verb())
-	case phaseWatching:
+	case phase == phaseWatching:
 		r.say("%s: all new tasks are up and watched for %s", r.verb(), r.settings.monitor)
-	case phaseNone, phasePreparing:
+	case phase == phaseNone, phase == phasePreparing:
 		r.say("update in progress")
 	}
 }

@@ -209,7 +209,7 @@ func (r *rollout) begin() {
 	dirty := false
 	for s := range slots(r.view, r.service, 0, r.now) {
 		template := s.template()
-		if template == 0 || template == r.goal.template {
+		if template == 0 || template == r.goal.template || r.abandoned(s) {
 			continue
 		}
 		dirty = true
@@ -344,6 +344,22 @@ func (r *rollout) complete() {
 		next.State, next.Message = swarmpb.UpdateState_UPDATE_STATE_ROLLBACK_COMPLETED, "rollback completed"
 	}
 	next.CompletedAt, next.SettledSlot, next.Phase = r.now.UnixNano(), 0, phaseNone
+	kept := uint64(0)
+	for _, template := range r.members() {
+		if template != r.goal.template {
+			kept++
+		}
+	}
+	if kept > 0 {
+		next.Message += fmt.Sprintf(", but for %s of another version: those that were to follow failed until they were given up", tasks(kept))
+	}
+}
+
+// abandoned tells whether the update has ended without the slot: what was to follow there was given up. It is tried again
+// by another update, and not because another manager leads.
+func (r *rollout) abandoned(s *slot) bool {
+	return r.goal.reachedBy(r.update) && finished(r.update) && r.update.Revision == r.service.Revision &&
+		s.progress.GetTemplateVersion() == r.goal.template && s.progress.GetFailedUpdate() == r.update.StartedAt && s.progress.GetGivenUp()
 }
 
 // setPhase goes to a phase, or to the same one anew.

@@ -79,6 +79,9 @@ func (p *planner) scaleSets(update *swarmpb.UpdateStatus) {
 	if haveOld > old {
 		p.shrink(int(haveOld-old), func(s *slot) bool { return s.template() != update.TemplateVersion })
 	}
+	if rollsBack(update) && update.Share >= swarmpb.WholeShare {
+		old = min(old, haveOld) // what was only tried gets no more tasks while the set is filled up that it gives way to
+	}
 	stable := update.StableTemplateVersion
 	if p.view.Template(p.service.Id, stable) == nil {
 		stable = update.TemplateVersion

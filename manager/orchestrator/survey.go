@@ -165,8 +165,10 @@ func (r *rollout) judgeAlone(s *slot, heir *replica, w *survey) bool {
 		w.open++
 		w.wait(heir)
 		return false
-	case failed, heir.task.Replaces == "", heir.task.GetMeta().GetCreatedAt() < r.update.StartedAt:
+	case failed, heir.task.Replaces == "":
 		return true
+	case heir.task.GetMeta().GetCreatedAt() < r.update.StartedAt && !(mine && s.progress.GetFailures() > 0):
+		return true // an earlier one is done; not one that crashed in an earlier try, of which nobody knows yet what becomes now
 	case heir.state.Ended():
 		if mine && s.progress.GetGivenUp() || !r.policy(heir.task.TemplateVersion).restarts(heir.state) {
 			return true
