@@ -134,7 +134,11 @@ func (p *Prober) http(ctx context.Context, taskID string, h *swarmpb.HTTPProbe) 
 		return faulty(ctx, err)
 	}
 	limited := &io.LimitedReader{R: conn, N: maxHeader}
-	response, err := http.ReadResponse(bufio.NewReader(limited), request)
+	reader := bufio.NewReader(limited)
+	response, err := http.ReadResponse(reader, request)
+	for err == nil && response.StatusCode < http.StatusOK && response.StatusCode != http.StatusSwitchingProtocols {
+		response, err = http.ReadResponse(reader, request) // that one came before the answer
+	}
 	if err != nil {
 		return faulty(ctx, err)
 	}

@@ -271,3 +271,18 @@ func TestAsk_GRPC(t *testing.T) {
 		t.Errorf("one that says nothing: %+v", a)
 	}
 }
+
+// A server may speak before it answers: RFC 9110 15.2.
+func TestAsk_HTTP_InterimResponses_AreNotTheAnswer(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Link", "</style.css>; rel=preload")
+		w.WriteHeader(http.StatusEarlyHints)
+		w.WriteHeader(http.StatusEarlyHints)
+		_, _ = io.WriteString(w, "fine")
+	}))
+	defer s.Close()
+	a := askOnce(t, 5*time.Second, &swarmpb.Probe{Kind: &swarmpb.Probe_Http{Http: &swarmpb.HTTPProbe{Port: portOf(s.Listener)}}})
+	if !a.OK || a.Text != "200 OK: fine" {
+		t.Errorf("%+v", a)
+	}
+}
