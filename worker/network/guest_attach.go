@@ -126,6 +126,7 @@ func (n *Network) leaveGuest(taskID string) error {
 	is := ""
 	if r := n.attached[taskID]; r != nil && r.Guest != nil {
 		is = r.Guest.Is
+		n.bindAgain(r)
 	}
 	if !isNamespace(path) {
 		if is != "" {
@@ -195,9 +196,30 @@ func (n *Network) AwaitGuest(ctx context.Context, taskID string) (why string, er
 	}
 }
 
-// mendGuest repairs a guest's network. One whose namespace is not bound any more cannot be helped.
+// bindAgain binds the namespace of a guest whose binding somebody has taken away; false when it is not there any more.
+func (n *Network) bindAgain(r *record) bool {
+	path := n.guestPath(r.TaskID)
+	if nameAt(path) == r.Guest.Is {
+		return true
+	}
+	ns, now, err := r.Guest.open()
+	if err != nil {
+		return false // the guest has gone, which AwaitGuest tells
+	}
+	defer ns.Close()
+	if now.Is != r.Guest.Is || now.Began != r.Guest.Began {
+		return false
+	}
+	if err := bindNamespace(ns, path); err != nil {
+		n.cfg.Logger.Warn("cannot bind the namespace of an attached container again", "task", r.TaskID, "error", err)
+		return false
+	}
+	return true
+}
+
+// mendGuest repairs a guest's network. One whose namespace is gone cannot be helped.
 func (n *Network) mendGuest(r *record) error {
-	if nameAt(n.guestPath(r.TaskID)) != r.Guest.Is {
+	if !n.bindAgain(r) {
 		return nil
 	}
 	if err := n.repairGuest(r); err != nil {

@@ -186,6 +186,21 @@ func TestGuest_LinkTakenAway_IsMadeAgain(t *testing.T) {
 	wants(t, ns, "10.0.4.100:80", "web 10.0.4.9")
 }
 
+// The binding of a guest's namespace is how it is found again; without it the guest itself is asked.
+func TestGuest_BindingTakenAway_NothingIsLeftAllTheSame(t *testing.T) {
+	c := newCluster(t, 1)
+	red := testNetwork("red", 4097, "10.0.4.0/24")
+	c.tellPeers(t, setNetwork(red), setService(web(red)))
+	n, ns := c.nodes[0], outsider(t)
+	before := inventory(t, ns)
+	n.guest(t, db1, Guest{Path: ns}, at(red, 9))
+	must(t, removeNamespace(n.guestPath(db1)))
+	n.detach(t, db1)
+	if left := inventory(t, ns); left != before {
+		t.Errorf("the namespace had\n%s\nand has\n%s", before, left)
+	}
+}
+
 // Two attachments of one namespace share resolver and table.
 func TestGuest_TwoNetworks_OneLeaves_TheOtherStays(t *testing.T) {
 	c := newCluster(t, 1)
