@@ -146,7 +146,7 @@ func (w *World) NodeState(id string, state swarmpb.NodeState) error {
 			Id: id, Spec: &swarmpb.NodeSpec{Availability: swarmpb.NodeAvailability_NODE_AVAILABILITY_ACTIVE}}}}))
 	}
 	return w.Write(append(writes, Put(&swarmpb.Row{Row: &swarmpb.Row_NodeStatus{NodeStatus: &swarmpb.NodeStatus{
-		NodeId: id, State: state, Since: w.Now().UnixNano()}}}))...)
+		NodeId: id, State: state, Since: w.Now().UnixNano(), Description: w.View().NodeStatus(id).GetDescription()}}}))...)
 }
 
 // NodeAvailability changes what an operator wants of a node.
@@ -192,6 +192,8 @@ func setSpec(spec *swarmpb.ServiceSpec, key, value string) (err error) {
 	switch key {
 	case "replicas":
 		spec.GetMode().GetReplicated().Replicas, err = strconv.ParseUint(value, 10, 64)
+	case "priority", "cpus":
+		err = setNeeds(spec, key, value)
 	case "image":
 		spec.Task.Container.Image = value
 	case "label":

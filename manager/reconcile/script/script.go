@@ -23,6 +23,7 @@ const indent = "    "
 //
 //	node NAME ready|down|unknown|disconnected         what is seen of a node; the first makes it a member
 //	node NAME active|pause|drain                      what its operator wants of it
+//	node NAME cpus N                                  what it has; a service's cpus=N priority=N (where placement is real)
 //	node NAME gone                                    it is removed from the cluster
 //	service NAME [KEY=VALUE ...]                      create: replicas image label restart restart-delay restart-window
 //	                                                  max-attempts; parallelism delay monitor order failure-action
@@ -178,6 +179,9 @@ func (w *World) doReady(slot string, ready bool) error {
 }
 
 func (w *World) doNode(args []string) error {
+	if args[1] == "cpus" && len(args) == 3 {
+		return w.NodeCPUs(args[0], args[2])
+	}
 	if args[1] == "gone" {
 		return w.NodeGone(args[0])
 	}

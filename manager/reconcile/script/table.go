@@ -64,6 +64,9 @@ func (w *World) row(service *swarmpb.Service, task *swarmpb.Task) []string {
 	if status := view.Status(task.Id); status.GetState() == swarmpb.TaskState_TASK_STATE_RUNNING && !status.Up() {
 		notes = append(notes, strings.TrimSpace("not ready "+status.GetHealth().GetOutput()))
 	}
+	if to := view.Task(view.SlotProgress(task.ServiceId, task.Slot).GetGaveWayTo()); to != nil && task.Replaces != "" && node == "-" {
+		notes = append(notes, fmt.Sprintf("the one before gave way to %s.%d#%d", to.ServiceId, to.Slot, to.Attempt))
+	}
 	if text := view.Status(task.Id).GetError(); text != "" {
 		notes = append(notes, text)
 	} else if text := view.Placement(task.Id).GetMessage(); text != "" {

@@ -1734,7 +1734,9 @@ type SlotProgress struct {
 	// No replacement is made in this slot before this time.
 	NotBefore int64 `protobuf:"varint,10,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
 	// started_at of the update in which a task of template_version ended here while it was watched.
-	FailedUpdate  int64 `protobuf:"varint,11,opt,name=failed_update,json=failedUpdate,proto3" json:"failed_update,omitempty"`
+	FailedUpdate int64 `protobuf:"varint,11,opt,name=failed_update,json=failedUpdate,proto3" json:"failed_update,omitempty"`
+	// The task of higher priority for which the slot's last one was stopped; until its successor runs.
+	GaveWayTo     string `protobuf:"bytes,13,opt,name=gave_way_to,json=gaveWayTo,proto3" json:"gave_way_to,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1844,6 +1846,13 @@ func (x *SlotProgress) GetFailedUpdate() int64 {
 		return x.FailedUpdate
 	}
 	return 0
+}
+
+func (x *SlotProgress) GetGaveWayTo() string {
+	if x != nil {
+		return x.GaveWayTo
+	}
+	return ""
 }
 
 // Task is one attempt to run one replica. Writer: orchestrator. Immutable but for desired_state and draining.
@@ -3162,7 +3171,7 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\ffailed_since\x18\x04 \x01(\x03R\vfailedSince\x12\x14\n" +
 	"\x05value\x18\x05 \x01(\x01R\x05value\x12\x18\n" +
 	"\amessage\x18\x06 \x01(\tR\amessage\x12\x0e\n" +
-	"\x02at\x18\a \x01(\x03R\x02at\"\xf2\x02\n" +
+	"\x02at\x18\a \x01(\x03R\x02at\"\x92\x03\n" +
 	"\fSlotProgress\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x12\n" +
@@ -3178,7 +3187,8 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\n" +
 	"not_before\x18\n" +
 	" \x01(\x03R\tnotBefore\x12#\n" +
-	"\rfailed_update\x18\v \x01(\x03R\ffailedUpdate\"\xae\x03\n" +
+	"\rfailed_update\x18\v \x01(\x03R\ffailedUpdate\x12\x1e\n" +
+	"\vgave_way_to\x18\r \x01(\tR\tgaveWayTo\"\xae\x03\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\"\n" +
 	"\x04meta\x18\x02 \x01(\v2\x0e.swarm.v1.MetaR\x04meta\x12\x1d\n" +
