@@ -170,6 +170,9 @@ func (f *fleet) stays(t *task, exit runtime.Exit) bool {
 	if started := t.status.GetContainer().GetStartedAt(); started != 0 && !exit.At.IsZero() {
 		ran = exit.At.Sub(time.Unix(0, started))
 	}
+	if t.assigned.GetDesiredState() == swarmpb.TaskState_TASK_STATE_COMPLETE && explainExit(exit) == "" {
+		return false // a job's task that has completed is done, whatever the condition
+	}
 	next, ok := restartPolicy{t.template.GetSpec().GetRestart()}.next(t.comeback, exit, ran, time.Now())
 	if !ok {
 		return false

@@ -13,7 +13,7 @@ type fields map[string]string
 
 func fieldsOf(nodeID, hostname string, platform *swarmpb.Platform, t *swarmpb.AssignedTask) fields {
 	slot := strconv.FormatUint(t.GetSlot(), 10)
-	if t.GetSlot() == 0 {
+	if t.GetGlobal() {
 		slot = nodeID // a global task's slot is its node
 	}
 	return fields{
@@ -26,6 +26,9 @@ func fieldsOf(nodeID, hostname string, platform *swarmpb.Platform, t *swarmpb.As
 
 // taskName is the container's name in the user's eyes: web.1.<task ID>.
 func taskName(nodeID string, t *swarmpb.AssignedTask) string {
+	if !t.GetGlobal() {
+		nodeID = ""
+	}
 	return swarmpb.TaskName(t.GetServiceName(), t.GetSlot(), nodeID) + "." + t.GetId()
 }
 

@@ -311,7 +311,7 @@ func (f *fleet) takeTask(assigned *swarmpb.AssignedTask) {
 	}
 	was := t.assigned
 	// What is drained though it is not to stop never had any connections to wait for.
-	t.unreached = assigned.GetDrained() && (t.unreached || was.GetDrained() && was.GetDesiredState() <= swarmpb.TaskState_TASK_STATE_RUNNING)
+	t.unreached = assigned.GetDrained() && (t.unreached || was.GetDrained() && was.GetDesiredState().Wanted())
 	t.assigned, t.removed = assigned, false
 	f.db.set(bucketTasks, id, assigned)
 	if t.template == nil && !t.status.GetState().Ended() {

@@ -34,7 +34,7 @@ var mayImport = []struct {
 	{"manager/replica", []string{"manager/store", "proto/wire"}},
 	{"manager/reconcile", []string{"manager/store"}},
 	{"manager/reconcile/...", []string{"manager/store", "manager/reconcile"}},
-	{"manager/orchestrator", []string{"manager/reconcile", "manager/store"}},
+	{"manager/orchestrator", []string{"manager/reconcile", "manager/store", "scheduler"}},
 	{"manager/allocator", []string{"manager/reconcile", "manager/store"}},
 	{"manager/placement", []string{"manager/reconcile", "manager/store", "scheduler"}},
 	{"manager/plan", []string{"manager/allocator", "manager/orchestrator", "manager/placement", "manager/reconcile", "manager/store", "scheduler"}},

@@ -197,7 +197,7 @@ func (p *addressPass) service(id string) {
 		if p.plan.More {
 			return
 		}
-		if task.GetDesiredState() > swarmpb.TaskState_TASK_STATE_RUNNING {
+		if !task.GetDesiredState().Wanted() {
 			continue
 		}
 		if v := task.GetTemplateVersion(); v != version {

@@ -3,7 +3,6 @@ package control
 import (
 	"cmp"
 	"fmt"
-	"strings"
 
 	"github.com/swarmd/swarmd/manager/store"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
@@ -44,9 +43,6 @@ func taskInfo(view *store.View, task *swarmpb.Task) *swarmpb.TaskInfo {
 		info.Since = task.GetMeta().GetCreatedAt()
 		if wanted(task) {
 			info.Error = cmp.Or(rows.Placement.GetMessage(), rows.Addresses.GetMessage())
-			if way := gaveWay(view, task); way != "" {
-				info.Error = strings.TrimSuffix(way+"; "+info.Error, "; ")
-			}
 		}
 	}
 	if nodeID != "" && !info.State.Ended() && info.Error == "" {

@@ -156,7 +156,7 @@ func markOf(r *reach, task *swarmpb.Task, before taskMark) taskMark {
 		takes:     before.takes || takesVolumes(view, task),
 	}
 	if !mark.ended {
-		stopping := before.desired > swarmpb.TaskState_TASK_STATE_RUNNING
+		stopping := !before.desired.Wanted()
 		mark.drained = before.drained && stopping || isDrained(view, task, r.isReached(task.GetServiceId()))
 	}
 	return mark
@@ -218,6 +218,7 @@ func taskChange(view *store.View, task *swarmpb.Task, mark taskMark) message {
 		Networks:        mark.addresses.GetNetworks(),
 		Drained:         mark.drained,
 		TakesVolumes:    mark.takes,
+		Global:          task.GetNodeId() != "",
 	}}}
 }
 

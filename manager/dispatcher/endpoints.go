@@ -33,13 +33,13 @@ func endpointOf(view *store.View, taskID string) *swarmpb.Endpoint {
 	return &swarmpb.Endpoint{
 		TaskId: taskID, ServiceId: rows.Task.GetServiceId(), Slot: rows.Task.GetSlot(), NodeId: node, State: state,
 		Address: rows.Status.GetAddress(), Networks: rows.Addresses.GetNetworks(),
-		Set: rows.Task.GetTemplateVersion(),
+		Set: rows.Task.GetTemplateVersion(), Global: rows.Task.GetNodeId() != "",
 	}
 }
 
 // stops tells whether a task is to stop.
 func stops(task *swarmpb.Task) bool {
-	return task.GetDesiredState() > swarmpb.TaskState_TASK_STATE_RUNNING
+	return !task.GetDesiredState().Wanted()
 }
 
 // isDown tells whether what runs on a node cannot be reached: it is called down, or was removed.

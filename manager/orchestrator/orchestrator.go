@@ -1,10 +1,10 @@
 // Package orchestrator keeps each service's tasks as its spec asks: so many replicas, of the right template,
 // restarted when they end, replaced when it changes.
 //
-// It has four reconcilers. Replicated fills and empties slots (id: the service) and carries each slot along: the
-// replacements under way in it, restarts, and the reaping of old tasks (id: the service and the slot). Rollout
-// moves a service to another template, some slots at a time, and back when that fails (id: the service). Preemption stops
-// tasks that have to give way to one of higher priority (id: the one that waits). Guests removes
+// It has five reconcilers. Replicated fills and empties the slots of replicated services (id: the service) and carries
+// each slot of any service along: the replacements under way in it, restarts, and the reaping of old tasks (id: the service
+// and the slot). Global fills and empties those of global services, Job those of jobs, run by run (id: the service). Rollout
+// moves a service to another template, some slots at a time, and back when that fails (id: the service). Guests removes
 // services that stand for a container outside of services which has gone (id: the service).
 // Everything they know is in rows, so a new leader goes on where the old one stopped.
 //
@@ -70,10 +70,10 @@ const (
 
 // Reconcilers are all that a leader runs, each under a driver of its own.
 func Reconcilers() []reconcile.Reconciler {
-	return []reconcile.Reconciler{Replicated{}, Rollout{}, Preemption{}, Guests{}}
+	return []reconcile.Reconciler{Replicated{}, Rollout{}, Global{}, Job{}, Guests{}}
 }
 
-// Replicated is the reconciler of replicated services' slots.
+// Replicated is the reconciler of replicated services, and of every service's slots.
 type Replicated struct{}
 
 // Name is replicated.
@@ -83,7 +83,7 @@ func (Replicated) Name() string { return "replicated" }
 func (o Replicated) Affects(view *store.View, change store.Change) []reconcile.ID {
 	switch change.Table {
 	case swarmpb.Table_TABLE_SERVICE:
-		if service, ok := change.New.(*swarmpb.Service); ok && replicated(service) {
+		if service, ok := change.New.(*swarmpb.Service); ok && (replicated(service) || service.Removing) {
 			return []reconcile.ID{{Object: service.Id}}
 		}
 	case swarmpb.Table_TABLE_SERVICE_PROGRESS:
@@ -142,7 +142,7 @@ func affectedByTask(view *store.View, change store.Change) []reconcile.ID {
 		}
 		return slotOf(task)
 	}
-	if change.Old == nil && task.DesiredState == stateRunning && task.Replaces == "" {
+	if change.Old == nil && task.DesiredState.Starts() && task.Replaces == "" {
 		return nil // a task in a free slot: there is nothing to do before it gets somewhere
 	}
 	return slotOf(task)
@@ -158,9 +158,6 @@ func statusMatters(task *swarmpb.Task, state swarmpb.TaskState) bool {
 func (o Replicated) All(view *store.View) []reconcile.ID {
 	var ids []reconcile.ID
 	for service := range view.Services() {
-		if !replicated(service) {
-			continue
-		}
 		ids = append(ids, reconcile.ID{Object: service.Id})
 		ids = restless(ids, view, service.Id)
 	}
@@ -185,7 +182,8 @@ func restless(ids []reconcile.ID, view *store.View, service string) []reconcile.
 		if tasks == 1 {
 			rows := view.TaskRows(task.Id)
 			node := rows.Placement.GetNodeId()
-			quiet = task.DesiredState == stateRunning && !rows.Observed.Ended() && !lost(view, node) && !evicted(view, node)
+			quiet = task.DesiredState.Starts() && !rows.Observed.Ended() && !lost(view, node) && !evicted(view, node) ||
+				task.DesiredState == stateComplete && rows.Observed == stateComplete
 		}
 	}
 	flush()
@@ -195,7 +193,7 @@ func restless(ids []reconcile.ID, view *store.View, service string) []reconcile.
 // Reconcile plans for a service (slot 0) or one of its slots.
 func (o Replicated) Reconcile(view *store.View, id reconcile.ID, now time.Time) (reconcile.Plan, error) {
 	service := view.Service(id.Object)
-	if service == nil || !replicated(service) {
+	if service == nil {
 		return reconcile.Plan{}, nil
 	}
 	p := newPlanner(view, service, now)
@@ -208,13 +206,13 @@ func (o Replicated) Reconcile(view *store.View, id reconcile.ID, now time.Time) 
 		p.reap(s)
 	case service.Removing:
 		p.remove()
-	default:
+	case replicated(service):
 		p.scale()
 	}
 	return p.finish(), nil
 }
 
-// replicated tells whether the service is of this package's only mode so far.
+// replicated tells whether the service asks for a number of replicas.
 func replicated(service *swarmpb.Service) bool {
 	return service.GetSpec().GetMode().GetReplicated() != nil
 }

@@ -27,11 +27,13 @@ type planner struct {
 	lifted  bool
 	// single: the plan has one part, since what it rests on changes with it.
 	single bool
+	// job: the service's tasks are to run to their end.
+	job bool
 }
 
 func newPlanner(view *store.View, service *swarmpb.Service, now time.Time) *planner {
 	p := &planner{view: view, service: service, progress: view.ServiceProgress(service.Id), now: now}
-	p.attempt = p.progress.GetAttempt() + 1
+	p.attempt, p.job = p.progress.GetAttempt()+1, service.GetSpec().IsJob()
 	p.open()
 	return p
 }
@@ -128,6 +130,14 @@ func (p *planner) desire(r *replica, state swarmpb.TaskState) {
 		TaskId: r.task.Id, DesiredState: state, Draining: r.task.Draining}}})
 }
 
+// started is the desired state of tasks that are to be started.
+func (p *planner) started() swarmpb.TaskState {
+	if p.job {
+		return stateComplete
+	}
+	return stateRunning
+}
+
 // template is the one that new tasks of the service are made from.
 func (p *planner) template() uint64 {
 	return goalOf(p.view, p.service, p.progress.GetUpdate()).template
@@ -135,5 +145,5 @@ func (p *planner) template() uint64 {
 
 // policy is the restart policy of a template; the default one when the template is gone.
 func (p *planner) policy(template uint64) policy {
-	return policy{p.view.Template(p.service.Id, template).GetSpec().GetRestart()}
+	return policy{p.view.Template(p.service.Id, template).GetSpec().GetRestart(), p.job}
 }

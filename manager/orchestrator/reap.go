@@ -17,9 +17,10 @@ func (p *planner) reap(s *slot) {
 			p.wake(at) // then its successor may start, and it may go
 		}
 	}
+	keepsRun := p.keepsRuns()
 	for i := len(s.replicas) - 1; i >= 0 && len(p.plan.Writes) < reconcile.MaxWrites-1; i-- {
 		r := &s.replicas[i]
-		if p.reapable(r, inUse, &keep) {
+		if p.reapable(r, inUse, &keep) && !(p.job && !p.service.Removing && keepsRun(r, inUse)) {
 			p.deleteTask(r)
 			left--
 		}

@@ -33,6 +33,7 @@ func (p *planner) replace(s *slot, like *swarmpb.Task) {
 	}
 	p.putSlot(progress)
 	like.Slot, like.DesiredState, like.Replaces = s.number, stateReady, base.task.Id
+	like.NodeId, like.Run = base.task.NodeId, base.task.Run
 	p.create(like)
 }
 
@@ -40,7 +41,10 @@ func (p *planner) replace(s *slot, like *swarmpb.Task) {
 // the slot is clear, its time has come, and a rollout does not hold it back.
 func (p *planner) heir(s *slot, old *replica, like *swarmpb.Task) {
 	p.guardTask(old)
-	like.Slot, like.Replaces, like.DesiredState = s.number, old.task.Id, stateRunning
+	like.Slot, like.Replaces, like.DesiredState = s.number, old.task.Id, p.started()
+	if like.Run == 0 {
+		like.NodeId, like.Run = old.task.NodeId, old.task.Run
+	}
 	if like.StartNotBefore > p.now.UnixNano() {
 		like.DesiredState = stateReady
 	} else {
@@ -75,6 +79,9 @@ func (p *planner) step(s *slot) {
 		return
 	}
 	p.guardSlot(s)
+	if p.job && p.over(s, live) {
+		return
+	}
 	heir, older := live[len(live)-1], live[:len(live)-1]
 	var base *replica
 	for _, r := range older {
@@ -135,12 +142,12 @@ func (p *planner) pair(s *slot, base, heir *replica) {
 		}
 	case heir.refused && base.evicted: // a drain empties the node, in either order
 		p.desire(base, stateShutdown)
-	case heir.task.DesiredState == stateRunning:
+	case heir.task.DesiredState.Starts():
 		if heir.up() {
 			p.desire(base, stateShutdown)
 		}
 	case heir.state >= stateReady && heir.task.Beside:
-		p.desire(heir, stateRunning)
+		p.desire(heir, p.started())
 	case heir.state >= stateReady:
 		p.desire(base, stateShutdown)
 	}
@@ -150,6 +157,8 @@ func (p *planner) pair(s *slot, base, heir *replica) {
 func (p *planner) alone(s *slot, r *replica) {
 	task := r.task
 	switch {
+	case task.NodeId != "" && p.view.Node(task.NodeId) == nil:
+		p.desire(r, stateShutdown) // what it was for is gone
 	case r.state.Ended():
 		p.restart(s, r)
 	case r.lost:
@@ -164,7 +173,7 @@ func (p *planner) alone(s *slot, r *replica) {
 		if at := time.Unix(0, task.StartNotBefore); p.now.Before(at) {
 			p.wake(at)
 		} else {
-			p.desire(r, stateRunning)
+			p.desire(r, p.started())
 		}
 	case r.state == stateRunning && p.forgettable(s.progress):
 		p.delete(swarmpb.SlotProgressKey(p.service.Id, s.number))

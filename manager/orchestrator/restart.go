@@ -7,7 +7,11 @@ import (
 )
 
 // policy is a template's restart policy with its defaults.
-type policy struct{ spec *swarmpb.RestartPolicy }
+type policy struct {
+	spec *swarmpb.RestartPolicy
+	// job: what has completed is done, whatever the condition.
+	job bool
+}
 
 func (p policy) condition() swarmpb.RestartCondition {
 	if c := p.spec.GetCondition(); c != swarmpb.RestartCondition_RESTART_CONDITION_UNSPECIFIED {
@@ -24,7 +28,7 @@ func (p policy) restarts(state swarmpb.TaskState) bool {
 	case swarmpb.RestartCondition_RESTART_CONDITION_ON_FAILURE:
 		return state != stateComplete
 	default:
-		return true
+		return state != stateComplete || !p.job
 	}
 }
 

@@ -124,7 +124,7 @@ func (Rollout) All(view *store.View) []reconcile.ID {
 // Reconcile plans the next step of one service's update, or judges the readiness of one of its slots.
 func (Rollout) Reconcile(view *store.View, id reconcile.ID, now time.Time) (reconcile.Plan, error) {
 	service := view.Service(id.Object)
-	if service == nil || service.Removing || !replicated(service) {
+	if service == nil || service.Removing || service.GetSpec().IsJob() {
 		return reconcile.Plan{}, nil
 	}
 	r := &rollout{planner: newPlanner(view, service, now)}

@@ -44,7 +44,7 @@ func (p *planner) scale() {
 	want := replicas(p.service)
 	var live []uint64
 	for task := range p.view.TasksOf(p.service.Id) {
-		if task.DesiredState <= stateRunning && (len(live) == 0 || live[len(live)-1] != task.Slot) {
+		if task.DesiredState.Wanted() && (len(live) == 0 || live[len(live)-1] != task.Slot) {
 			live = append(live, task.Slot)
 		}
 	}
@@ -94,7 +94,7 @@ func (p *planner) members() iter.Seq2[uint64, uint64] {
 	return func(yield func(uint64, uint64) bool) {
 		slot, template := uint64(0), uint64(0)
 		for task := range p.view.TasksOf(p.service.Id) {
-			if task.DesiredState > stateRunning {
+			if !task.DesiredState.Wanted() {
 				continue
 			}
 			if slot != 0 && slot != task.Slot && !yield(slot, template) {
@@ -211,6 +211,17 @@ func compareBools(a, b bool) int {
 	default:
 		return 1
 	}
+}
+
+// size is how many slots the service has by its spec; of a global one, by its nodes.
+func (p *planner) size() (n uint64) {
+	if !p.service.GetSpec().IsGlobal() {
+		return replicas(p.service)
+	}
+	for range p.members() {
+		n++
+	}
+	return n
 }
 
 // replicas is how many the spec asks for.

@@ -44,7 +44,7 @@ func readReplica(view *store.View, task *swarmpb.Task, now time.Time) replica {
 	r.orphaned = view.Node(r.node) == nil
 	r.lost = lost(view, r.node)
 	r.evicted = evicted(view, r.node)
-	if (r.lost || r.evicted) && ofGuest(view, task) {
+	if (r.lost || r.evicted) && (task.NodeId != "" || ofGuest(view, task)) {
 		r.lost, r.evicted = r.orphaned, false // it cannot be elsewhere
 	}
 	if at := r.stoppedBy(view, now); at.After(now) {
@@ -85,8 +85,8 @@ func evicted(view *store.View, nodeID string) bool {
 		view.Node(nodeID).GetSpec().GetAvailability() == swarmpb.NodeAvailability_NODE_AVAILABILITY_DRAIN
 }
 
-// live: it is meant to run, or to be ready to.
-func (r *replica) live() bool { return r.task.DesiredState <= stateRunning }
+// live: it is meant to run, or to be ready to. A job's task stays so when it has completed.
+func (r *replica) live() bool { return r.task.DesiredState.Wanted() }
 
 // runs: it is up as far as anyone knows.
 func (r *replica) runs() bool { return r.state == stateRunning && !r.lost }
@@ -205,6 +205,14 @@ func (s *slot) template() uint64 {
 	return live[len(live)-1].task.TemplateVersion
 }
 
+// run is that of the newest replica; 0 of a service that is no job.
+func (s *slot) run() uint64 {
+	if n := len(s.replicas); n > 0 {
+		return s.replicas[n-1].task.Run
+	}
+	return 0
+}
+
 // clear tells whether everything but r has stopped, so that r may start.
 func (s *slot) clear(except ...*replica) bool {
 	for i := range s.replicas {
@@ -220,10 +228,11 @@ func (s *slot) clear(except ...*replica) bool {
 	return true
 }
 
-// progressOf is the slot's memory for a template; another template starts from nothing. It may be changed.
+// progressOf is the slot's memory for a template; another template, and another run of a job, starts from nothing. It may be changed.
 func (s *slot) progressOf(service *swarmpb.Service, template uint64) *swarmpb.SlotProgress {
-	if s.progress.GetTemplateVersion() == template && s.progress != nil {
+	run := s.run()
+	if s.progress.GetTemplateVersion() == template && s.progress != nil && s.progress.Run == run {
 		return swarmpb.Clone(s.progress)
 	}
-	return &swarmpb.SlotProgress{ServiceId: service.Id, Slot: s.number, TemplateVersion: template}
+	return &swarmpb.SlotProgress{ServiceId: service.Id, Slot: s.number, TemplateVersion: template, Run: run}
 }

@@ -83,6 +83,12 @@ func (r *rollout) judge(s *slot, w *survey) bool {
 	}
 	heir := live[len(live)-1]
 	switch {
+	case r.away(heir):
+		if heir.task.TemplateVersion == r.goal.template && len(live) == 1 {
+			return true
+		}
+		w.loose = append(w.loose, s)
+		return false
 	case heir.task.TemplateVersion != r.goal.template:
 		return r.judgeOld(s, live, w)
 	case len(live) > 1:
@@ -296,6 +302,10 @@ func (r *rollout) turn(s *slot) {
 		}
 		return
 	}
+	if newest := live[len(live)-1]; r.away(newest) {
+		r.turnAway(s, live)
+		return
+	}
 	if s.progress != nil && s.progress.FailedUpdate != r.update.StartedAt {
 		// What it remembers is of other tasks, even if they were of this template.
 		s.progress = &swarmpb.SlotProgress{
@@ -415,7 +425,7 @@ func (r *rollout) stillPreparing() bool {
 			all += n
 		}
 	}
-	return early > cheapLook && uint64(all) >= replicas(r.service)
+	return early > cheapLook && uint64(all) >= r.size()
 }
 
 // cheapLook is how many tasks on their way are few enough to look at every slot.
@@ -427,7 +437,7 @@ func (r *rollout) stopOld() {
 	clear := true
 	for s := range slots(r.view, r.service, 0, r.now) {
 		for i := range s.replicas {
-			if old := &s.replicas[i]; old.task.TemplateVersion != r.goal.template && !old.stopped() {
+			if old := &s.replicas[i]; old.task.TemplateVersion != r.goal.template && !old.stopped() && !r.away(old) {
 				clear = false
 				if !old.until.IsZero() {
 					r.wake(old.until)

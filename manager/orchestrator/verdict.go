@@ -26,7 +26,7 @@ func (r *rollout) failed() bool {
 		return false
 	}
 	count, first := r.failures()
-	if count == 0 || float64(count) <= r.settings.maxFailures*float64(r.update.Replicas(replicas(r.service))) {
+	if count == 0 || float64(count) <= r.settings.maxFailures*float64(r.update.Replicas(r.size())) {
 		return false
 	}
 	r.fail("failure or early termination of " + r.describeSlot(first))

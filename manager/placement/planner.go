@@ -139,7 +139,7 @@ func (p *planner) observe(view *store.View, changes []store.Change) {
 			if c.New == nil {
 				delete(p.successors, c.Key.ID)
 				freed = p.withdraw(c.Key.ID) || freed
-			} else if c.New.(*swarmpb.Task).GetDesiredState() > swarmpb.TaskState_TASK_STATE_RUNNING {
+			} else if !c.New.(*swarmpb.Task).GetDesiredState().Wanted() {
 				freed = p.withdraw(c.Key.ID) || freed
 			}
 		case swarmpb.Table_TABLE_TASK_ADDRESSES: // its last one makes it PENDING
@@ -170,10 +170,6 @@ func (p *planner) observe(view *store.View, changes []store.Change) {
 			if c.New == nil {
 				delete(p.stuck, c.Key.ID)
 			}
-			old, _ := c.Old.(*swarmpb.Service)
-			row, _ := c.New.(*swarmpb.Service)
-			// Others may give way now that would not, or not have to any more.
-			freed = freed || old != nil && row != nil && old.GetSpec().GetPriority() != row.GetSpec().GetPriority()
 		case swarmpb.Table_TABLE_NODE, swarmpb.Table_TABLE_NODE_STATUS:
 			node = node || helps(view, c)
 			if !scheduler.TakesTasks(view.Node(c.Key.ID), view.NodeStatus(c.Key.ID)) {

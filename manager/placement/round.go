@@ -234,11 +234,7 @@ func (r *round) held(t *swarmpb.Task) *scheduler.Claim {
 	if heir := r.heirs[t.GetReplaces()]; heir != "" && heir != t.GetId() {
 		return nil
 	}
-	siblings := r.view.TasksIn(t.GetServiceId(), t.GetSlot())
-	if t.GetSlot() == 0 { // a global service's tasks are all in one slot
-		siblings = r.view.TasksOn(node)
-	}
-	for other := range siblings {
+	for other := range r.view.TasksIn(t.GetServiceId(), t.GetSlot()) {
 		if other.GetReplaces() == t.GetReplaces() && other.GetId() != t.GetId() &&
 			r.view.NodeID(other.GetId()) == node && !r.view.Observed(other.GetId()).Ended() {
 			return nil

@@ -218,7 +218,7 @@ func (w *world) do(command string, args []string) {
 			w.task(&swarmpb.Task{ServiceId: id, Slot: w.slots[id]}, fmt.Sprintf("%s.%d", id, w.slots[id]))
 		}
 	case "global":
-		w.task(&swarmpb.Task{ServiceId: id, NodeId: args[1]}, id+"."+args[1])
+		w.task(&swarmpb.Task{ServiceId: id, Slot: swarmpb.NodeSlot(args[1]), NodeId: args[1]}, id+"."+args[1])
 	case "replace":
 		old := w.store.View().Task(id)
 		t := &swarmpb.Task{ServiceId: old.GetServiceId(), Slot: old.GetSlot(), NodeId: old.GetNodeId(), Replaces: id}

@@ -72,7 +72,7 @@ func (r *run) holdups(view *store.View) []string {
 	for task := range view.TasksOf(r.service) {
 		rows := view.TaskRows(task.Id)
 		node := rows.Placement.GetNodeId()
-		if task.DesiredState <= stateRunning && node != "" && !rows.Observed.Ended() && !rows.Status.Up() && !ready(view, node) {
+		if task.DesiredState.Wanted() && node != "" && !rows.Observed.Ended() && !rows.Status.Up() && !ready(view, node) {
 			reasons.add(nameOf(view, task), fmt.Sprintf("node %s is %s", view.NodeName(node), view.NodeStatus(node).GetState().Name()))
 		}
 	}
@@ -87,7 +87,7 @@ func (r *run) holdups(view *store.View) []string {
 func pending(view *store.View, serviceID string) []string {
 	reasons := newReasons()
 	for task, addresses := range view.UnaddressedOf(serviceID) {
-		if message := addresses.GetMessage(); message != "" && task.DesiredState <= stateRunning {
+		if message := addresses.GetMessage(); message != "" && task.DesiredState.Wanted() {
 			reasons.add(nameOf(view, task), message)
 		}
 	}

@@ -219,7 +219,7 @@ func inPlace(view *store.View, serviceID string) bool {
 		node := rows.Placement.GetNodeId()
 		switch {
 		case rows.Observed.Ended():
-		case task.DesiredState <= stateRunning:
+		case task.DesiredState.Wanted():
 			if !rows.Status.Up() {
 				return false
 			}

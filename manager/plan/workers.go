@@ -108,7 +108,7 @@ func (w *workers) sort(view *store.View) {
 
 // starts: the next thing that its worker does is to start the task.
 func starts(rows store.TaskRows) bool {
-	return rows.Observed == stateReady && rows.Task.DesiredState == stateRunning
+	return rows.Observed == stateReady && rows.Task.DesiredState.Starts()
 }
 
 // step is what a worker reports next of a task: the end, that it is ready, that it runs; nothing when it is where it should
@@ -121,7 +121,7 @@ func step(rows store.TaskRows, now time.Time) []*swarmpb.Write {
 	switch {
 	case rows.Observed.Ended():
 		return nil
-	case rows.Task.DesiredState > stateRunning:
+	case !rows.Task.DesiredState.Wanted():
 		status.State = stateShutdown
 		if status.Container = swarmpb.Clone(rows.Status.GetContainer()); status.Container != nil {
 			status.Container.FinishedAt = status.At
@@ -133,7 +133,7 @@ func step(rows store.TaskRows, now time.Time) []*swarmpb.Write {
 		return []*swarmpb.Write{{Op: &swarmpb.Write_SetDrained{SetDrained: drained}}, report()}
 	case rows.Observed < stateReady:
 		status.State = stateReady
-	case rows.Observed < stateRunning && rows.Task.DesiredState == stateRunning:
+	case rows.Observed < stateRunning && rows.Task.DesiredState.Starts():
 		status.State = stateRunning
 		status.Container = &swarmpb.ContainerStatus{StartedAt: status.At}
 	default:

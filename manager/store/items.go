@@ -54,7 +54,7 @@ func (r *taskRow) isNew() bool {
 
 // waits tells whether the task is to be placed.
 func (r *taskRow) waits() bool {
-	if r == nil || r.placement.GetNodeId() != "" || r.task.DesiredState > swarmpb.TaskState_TASK_STATE_RUNNING {
+	if r == nil || r.placement.GetNodeId() != "" || !r.task.DesiredState.Wanted() {
 		return false
 	}
 	state := r.observed()

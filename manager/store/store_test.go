@@ -115,7 +115,7 @@ func TestPropose_Refused_SaysWhyAsAnError(t *testing.T) {
 		"empty ID":              {writes(task("", 1, 1, 1, "")), "the ID is empty", ErrInvalid},
 		"long ID":               {writes(task(strings.Repeat("x", 300), 1, 1, 1, "")), "longer than 256", ErrInvalid},
 		"request row":           {writes(put(&swarmpb.Row{Row: &swarmpb.Row_Request{Request: &swarmpb.Request{Id: "r"}}})), "only the store", ErrInvalid},
-		"no slot":               {writes(task("t", 0, 1, 1, "")), "neither a slot nor a node", ErrInvalid},
+		"no slot":               {writes(task("t", 0, 1, 1, "")), "it has no slot", ErrInvalid},
 		"template gone":         {writes(task("t", 1, 1, 7, "")), "template 7 of service svc is gone", nil},
 		"task of nobody":        {writes(placement("nope", "n1")), "task nope is gone", nil},
 		"node gone":             {writes(task("t", 1, 1, 1, ""), placement("t", "nope")), "node nope is gone", nil},

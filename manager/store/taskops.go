@@ -14,8 +14,8 @@ func (t *tx) putTask(row *swarmpb.Task) *refusal {
 	switch {
 	case row.ServiceId == "":
 		return invalid("%s: it names no service", key.Describe())
-	case row.Slot == 0 && row.NodeId == "":
-		return invalid("%s: it has neither a slot nor a node", key.Describe())
+	case row.Slot == 0:
+		return invalid("%s: it has no slot", key.Describe())
 	case !row.DesiredState.Known():
 		return invalid("%s: its desired state %d is not known", key.Describe(), row.DesiredState)
 	case row.Replaces == row.Id:

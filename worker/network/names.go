@@ -141,7 +141,11 @@ func (v view) taskNames(networkID string, s *swarmpb.AssignedService, service st
 		if !ok || v.gone[e.GetTaskId()] {
 			continue
 		}
-		name := strings.ToLower(swarmpb.TaskName(service, e.GetSlot(), e.GetNodeId()))
+		node := ""
+		if e.GetGlobal() {
+			node = e.GetNodeId()
+		}
+		name := strings.ToLower(swarmpb.TaskName(service, e.GetSlot(), node))
 		own := given{addrs: p.all()}
 		out[name+"."+e.GetTaskId()] = own
 		out[e.GetTaskId()[:min(shortID, len(e.GetTaskId()))]] = own

@@ -92,6 +92,11 @@ func (n *nodes) place(w *World, task *swarmpb.Task, load map[string]int) *swarmp
 			best = home
 		}
 	}
+	if task.NodeId != "" {
+		if best = ""; hasKey(load, task.NodeId) {
+			best = task.NodeId
+		}
+	}
 	placement := &swarmpb.TaskPlacement{TaskId: task.Id, NodeId: best, At: w.Now().UnixNano()}
 	if best == "" {
 		if w.View().Placement(task.Id) != nil {
@@ -103,6 +108,8 @@ func (n *nodes) place(w *World, task *swarmpb.Task, load map[string]int) *swarmp
 	}
 	return Put(&swarmpb.Row{Row: &swarmpb.Row_TaskPlacement{TaskPlacement: placement}})
 }
+
+func hasKey(load map[string]int, node string) bool { _, ok := load[node]; return ok }
 
 // advance is the status of a task's next state; nil when it stays as it is.
 func (n *nodes) advance(w *World, task *swarmpb.Task) *swarmpb.TaskStatus {
@@ -118,7 +125,7 @@ func (n *nodes) advance(w *World, task *swarmpb.Task) *swarmpb.TaskStatus {
 	}
 	status := view.Status(task.Id)
 	switch {
-	case task.DesiredState > swarmpb.TaskState_TASK_STATE_RUNNING:
+	case !task.DesiredState.Wanted():
 		return w.status(task.Id, swarmpb.TaskState_TASK_STATE_SHUTDOWN)
 	case state < swarmpb.TaskState_TASK_STATE_READY:
 		switch {
@@ -154,7 +161,7 @@ func (n *nodes) due(w *World, task *swarmpb.Task, acts behaviour) (time.Time, bo
 	status := w.View().Status(task.Id)
 	at := time.Unix(0, status.GetAt())
 	switch {
-	case task.DesiredState > swarmpb.TaskState_TASK_STATE_RUNNING:
+	case !task.DesiredState.Wanted():
 		return time.Unix(0, task.GetMeta().GetUpdatedAt()).Add(acts.stop), status.GetState() == swarmpb.TaskState_TASK_STATE_RUNNING
 	case status.GetState() == swarmpb.TaskState_TASK_STATE_PREPARING:
 		return at.Add(acts.pull), true
@@ -200,8 +207,8 @@ func (n *nodes) next(w *World) (next time.Time, ok bool) {
 		if view.Observed(task.Id) != swarmpb.TaskState_TASK_STATE_RUNNING {
 			continue
 		}
-		if end, ends := endOf(view, task, acts); ends && (!ok || end.Before(next)) {
-			next, ok = end, true
+		if end, ends := endOf(view, task, acts); ends {
+			earliest(end)
 		}
 		if acts.unready > 0 && view.Status(task.Id).Up() {
 			earliest(time.Unix(0, view.Status(task.Id).GetContainer().GetStartedAt()).Add(acts.unready))

@@ -151,11 +151,15 @@ func (w *World) NodeState(id string, state swarmpb.NodeState) error {
 
 // NodeAvailability changes what an operator wants of a node.
 func (w *World) NodeAvailability(id string, availability swarmpb.NodeAvailability) error {
+	return w.changeNode(id, func(spec *swarmpb.NodeSpec) { spec.Availability = availability })
+}
+
+func (w *World) changeNode(id string, change func(*swarmpb.NodeSpec)) error {
 	node := swarmpb.Clone(w.View().Node(id))
 	if node == nil {
 		return fmt.Errorf("there is no node %q", id)
 	}
-	node.Spec.Availability = availability
+	change(node.Spec)
 	return w.Write(Put(&swarmpb.Row{Row: &swarmpb.Row_Node{Node: node}}))
 }
 
@@ -192,6 +196,19 @@ func setSpec(spec *swarmpb.ServiceSpec, key, value string) (err error) {
 	switch key {
 	case "replicas":
 		spec.GetMode().GetReplicated().Replicas, err = strconv.ParseUint(value, 10, 64)
+	case "kind":
+		spec.Mode, err = swarmpb.ParseServiceMode(value)
+		if spec.IsJob() {
+			spec.Update, spec.Rollback = nil, nil
+		}
+	case "total":
+		spec.GetMode().GetReplicatedJob().Total, err = strconv.ParseUint(value, 10, 64)
+	case "max-concurrent":
+		spec.GetMode().GetReplicatedJob().MaxConcurrent, err = strconv.ParseUint(value, 10, 64)
+	case "constraint":
+		spec.Task.Placement = &swarmpb.Placement{Constraints: filled(value)}
+	case "schedule", "timezone", "overlap", "missed", "keep-runs", "suspended":
+		err = setSchedule(spec, key, value)
 	case "priority", "cpus":
 		err = setNeeds(spec, key, value)
 	case "image":

@@ -23,12 +23,15 @@ const indent = "    "
 //
 //	node NAME ready|down|unknown|disconnected         what is seen of a node; the first makes it a member
 //	node NAME active|pause|drain                      what its operator wants of it
+//	node NAME label [KEY=VALUE ...]                   all labels that it has from now on
 //	node NAME cpus N                                  what it has; a service's cpus=N priority=N (where placement is real)
 //	node NAME gone                                    it is removed from the cluster
 //	service NAME [KEY=VALUE ...]                      create: replicas image label restart restart-delay restart-window
 //	                                                  max-attempts; parallelism delay monitor order failure-action
 //	                                                  max-failure-ratio strategy steps=5%:10s,50%:manual grace deadline, each
 //	                                                  also with rollback- before it
+//	                                                  kind=global|replicated-job|global-job constraint total max-concurrent;
+//	                                                  schedule=*/5_*_*_*_* timezone overlap missed keep-runs suspended=yes|no
 //	update NAME KEY=VALUE ...;  scale NAME N;  force NAME;  rollback NAME;  remove NAME
 //	task NAME.SLOT STATE                              what the worker says of the slot's newest task
 //	pause|resume|promote|promote-fully NAME;  abort NAME
@@ -40,6 +43,9 @@ const indent = "    "
 //	history N                                         ended tasks kept a slot
 //	advance DURATION                                  time passes
 //	relist                                            a new leader looks at everything
+//	leaderless DURATION                               time passes without any leader; then a new one looks at everything
+//	at 2030-03-10T06:55:00Z                           time passes until then
+//	job NAME                                          prints its runs
 //	tasks [NAME];  status NAME;  outcomes NAME        print
 //	network NAME [subnet=CIDR] [ipv6] | removed;  a service's networks=A,B publish=PUBLISHED:TARGET[/PROTOCOL],... mode=vip|dnsrr
 //	networks;  endpoint NAME                          print what they, a service and its tasks were given
@@ -159,6 +165,9 @@ func commands() map[string]command {
 		"try":           {1, (*World).doTry},
 		"tasks":         {0, (*World).doTasks},
 		"status":        {1, (*World).doStatus},
+		"job":           {1, (*World).doJob},
+		"leaderless":    silent(1, (*World).doLeaderless),
+		"at":            silent(1, (*World).doAt),
 		"network":       silent(1, (*World).doNetwork),
 		"networks":      {0, (*World).doNetworks},
 		"endpoint":      {1, (*World).doEndpoint},
@@ -179,6 +188,9 @@ func (w *World) doReady(slot string, ready bool) error {
 }
 
 func (w *World) doNode(args []string) error {
+	if args[1] == "label" {
+		return w.changeNode(args[0], func(spec *swarmpb.NodeSpec) { spec.Labels = labelsOf(args[2:]) })
+	}
 	if args[1] == "cpus" && len(args) == 3 {
 		return w.NodeCPUs(args[0], args[2])
 	}
@@ -234,7 +246,9 @@ func (w *World) newest(name string) (id string, err error) {
 	service, number, _ := strings.Cut(name, ".")
 	slot, err := strconv.ParseUint(number, 10, 64)
 	if err != nil {
-		return "", fmt.Errorf("%q is not SERVICE.SLOT", name)
+		if slot = swarmpb.NodeSlot(number); w.View().Node(number) == nil {
+			return "", fmt.Errorf("%q is not SERVICE.SLOT or SERVICE.NODE", name)
+		}
 	}
 	for task := range w.View().TasksIn(service, slot) {
 		if id == "" || !w.View().Observed(task.Id).Ended() {

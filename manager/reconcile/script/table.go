@@ -46,7 +46,7 @@ func (w *World) row(service *swarmpb.Service, task *swarmpb.Task) []string {
 		node = "-"
 	}
 	var notes []string
-	if task.Replaces != "" && task.DesiredState <= swarmpb.TaskState_TASK_STATE_RUNNING {
+	if task.Replaces != "" && task.DesiredState.Wanted() {
 		if old := view.Task(task.Replaces); old != nil {
 			verb := "replaces"
 			switch {

@@ -2216,8 +2216,10 @@ type ServiceInfo struct {
 	// While an update is under way, and after it: the sets by template, the newest first.
 	Sets   []*SetInfo     `protobuf:"bytes,8,rep,name=sets,proto3" json:"sets,omitempty"`
 	Metric *ServiceMetric `protobuf:"bytes,9,opt,name=metric,proto3" json:"metric,omitempty"`
-	// Tasks in RUNNING that are ready; running counts these alone.
-	NotReady      uint64 `protobuf:"varint,10,opt,name=not_ready,json=notReady,proto3" json:"not_ready,omitempty"`
+	// Tasks in RUNNING that are not ready; running does not count them.
+	NotReady uint64 `protobuf:"varint,10,opt,name=not_ready,json=notReady,proto3" json:"not_ready,omitempty"`
+	// Of a job: how many slots the newest run has; its progress says how many have completed.
+	Total         uint64 `protobuf:"varint,11,opt,name=total,proto3" json:"total,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2318,6 +2320,13 @@ func (x *ServiceInfo) GetMetric() *ServiceMetric {
 func (x *ServiceInfo) GetNotReady() uint64 {
 	if x != nil {
 		return x.NotReady
+	}
+	return 0
+}
+
+func (x *ServiceInfo) GetTotal() uint64 {
+	if x != nil {
+		return x.Total
 	}
 	return 0
 }
@@ -4145,7 +4154,7 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x02 \x01(\tR\trequestId\"'\n" +
 	"\x15RemoveServiceResponse\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x9a\x04\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xb0\x04\n" +
 	"\vServiceInfo\x12+\n" +
 	"\aservice\x18\x01 \x01(\v2\x11.swarm.v1.ServiceR\aservice\x125\n" +
 	"\bprogress\x18\x02 \x01(\v2\x19.swarm.v1.ServiceProgressR\bprogress\x12\x18\n" +
@@ -4157,7 +4166,8 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\x04sets\x18\b \x03(\v2\x11.swarm.v1.SetInfoR\x04sets\x12/\n" +
 	"\x06metric\x18\t \x01(\v2\x17.swarm.v1.ServiceMetricR\x06metric\x12\x1b\n" +
 	"\tnot_ready\x18\n" +
-	" \x01(\x04R\bnotReady\x1a?\n" +
+	" \x01(\x04R\bnotReady\x12\x14\n" +
+	"\x05total\x18\v \x01(\x04R\x05total\x1a?\n" +
 	"\x11NetworkNamesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc0\x01\n" +

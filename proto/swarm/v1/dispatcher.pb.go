@@ -1159,7 +1159,9 @@ type Endpoint struct {
 	// Share of new connections in proportion to the other endpoints'; 0 = 100.
 	Weight uint32 `protobuf:"varint,8,opt,name=weight,proto3" json:"weight,omitempty"`
 	// Which version of the service it is of: the version of its template.
-	Set           uint64 `protobuf:"varint,9,opt,name=set,proto3" json:"set,omitempty"`
+	Set uint64 `protobuf:"varint,9,opt,name=set,proto3" json:"set,omitempty"`
+	// It is the node's task of a global service: the node stands for its slot.
+	Global        bool `protobuf:"varint,10,opt,name=global,proto3" json:"global,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1255,6 +1257,13 @@ func (x *Endpoint) GetSet() uint64 {
 		return x.Set
 	}
 	return 0
+}
+
+func (x *Endpoint) GetGlobal() bool {
+	if x != nil {
+		return x.Global
+	}
+	return false
 }
 
 type RemoveEndpoint struct {
@@ -1374,7 +1383,9 @@ type AssignedTask struct {
 	// now, once what is established has ended or its drain time is over.
 	Drained bool `protobuf:"varint,12,opt,name=drained,proto3" json:"drained,omitempty"`
 	// It takes over the anonymous volumes of the task that it replaces.
-	TakesVolumes  bool `protobuf:"varint,13,opt,name=takes_volumes,json=takesVolumes,proto3" json:"takes_volumes,omitempty"`
+	TakesVolumes bool `protobuf:"varint,13,opt,name=takes_volumes,json=takesVolumes,proto3" json:"takes_volumes,omitempty"`
+	// It is the node's task of a global service or job: the node stands for its slot.
+	Global        bool `protobuf:"varint,14,opt,name=global,proto3" json:"global,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1496,6 +1507,13 @@ func (x *AssignedTask) GetDrained() bool {
 func (x *AssignedTask) GetTakesVolumes() bool {
 	if x != nil {
 		return x.TakesVolumes
+	}
+	return false
+}
+
+func (x *AssignedTask) GetGlobal() bool {
+	if x != nil {
+		return x.Global
 	}
 	return false
 }
@@ -1846,7 +1864,7 @@ const file_swarm_v1_dispatcher_proto_rawDesc = "" +
 	"\x05Trial\x12\x10\n" +
 	"\x03set\x18\x01 \x01(\x04R\x03set\x12\x14\n" +
 	"\x05share\x18\x02 \x01(\rR\x05share\x12\x18\n" +
-	"\apreview\x18\x03 \x01(\bR\apreview\"\x98\x02\n" +
+	"\apreview\x18\x03 \x01(\bR\apreview\"\xb0\x02\n" +
 	"\bEndpoint\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x1d\n" +
 	"\n" +
@@ -1857,13 +1875,15 @@ const file_swarm_v1_dispatcher_proto_rawDesc = "" +
 	"\aaddress\x18\x06 \x01(\tR\aaddress\x124\n" +
 	"\bnetworks\x18\a \x03(\v2\x18.swarm.v1.NetworkAddressR\bnetworks\x12\x16\n" +
 	"\x06weight\x18\b \x01(\rR\x06weight\x12\x10\n" +
-	"\x03set\x18\t \x01(\x04R\x03set\")\n" +
+	"\x03set\x18\t \x01(\x04R\x03set\x12\x16\n" +
+	"\x06global\x18\n" +
+	" \x01(\bR\x06global\")\n" +
 	"\x0eRemoveEndpoint\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\"F\n" +
 	"\vTemplateKey\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\x04R\aversion\"\xec\x03\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\"\x84\x04\n" +
 	"\fAssignedTask\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1879,7 +1899,8 @@ const file_swarm_v1_dispatcher_proto_rawDesc = "" +
 	" \x01(\x0e2\x13.swarm.v1.TaskStateR\robservedState\x124\n" +
 	"\bnetworks\x18\v \x03(\v2\x18.swarm.v1.NetworkAddressR\bnetworks\x12\x18\n" +
 	"\adrained\x18\f \x01(\bR\adrained\x12#\n" +
-	"\rtakes_volumes\x18\r \x01(\bR\ftakesVolumes\"\xe5\x01\n" +
+	"\rtakes_volumes\x18\r \x01(\bR\ftakesVolumes\x12\x16\n" +
+	"\x06global\x18\x0e \x01(\bR\x06global\"\xe5\x01\n" +
 	"\x10AssignedTemplate\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x18\n" +

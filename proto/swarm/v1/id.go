@@ -34,14 +34,21 @@ func DerivedID(parts ...string) string {
 	return formatID(hash.Sum(nil)[:16])
 }
 
-// TaskID is the ID of one attempt to run one replica. nodeID is set for tasks of global services alone.
+// TaskID is the ID of one attempt to run one replica. nodeID is empty: slots tell global services' tasks apart too.
 func TaskID(serviceID string, slot uint64, nodeID string, attempt uint64) string {
 	return DerivedID("task", serviceID, strconv.FormatUint(slot, 10), nodeID, strconv.FormatUint(attempt, 10))
 }
 
-// TaskName is how users call a task: web.1, or web.<node ID> for a task of a global service.
+// NodeSlot is the slot of a node's task of a global service or job, unless that is another one's; then the next free
+// one is. It is far from the slots of replicas.
+func NodeSlot(nodeID string) uint64 {
+	hash := sha256.Sum256([]byte("slot\x00" + nodeID))
+	return binary.BigEndian.Uint64(hash[:])>>2 | 1<<61
+}
+
+// TaskName is how users call a task: web.1, or web.<node ID> for the task of a node (Task.node_id).
 func TaskName(serviceName string, slot uint64, nodeID string) string {
-	if slot == 0 {
+	if nodeID != "" {
 		return serviceName + "." + nodeID
 	}
 	return serviceName + "." + strconv.FormatUint(slot, 10)

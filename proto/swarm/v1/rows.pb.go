@@ -1401,15 +1401,16 @@ func (x *ServiceProgress) GetJob() *JobProgress {
 	return nil
 }
 
-// JobProgress is how far a job has come.
+// JobProgress is how far a job has come. The first five fields are the newest run's.
 type JobProgress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Runs are numbered from 1; one begins with the service, with each change of its template, and with each time of its schedule.
+	// Runs are numbered from 1. Without a schedule one begins with the service, and with each change of its template; with
+	// one, with each of its times. 0 = none has begun.
 	Run       uint64 `protobuf:"varint,1,opt,name=run,proto3" json:"run,omitempty"`
 	StartedAt int64  `protobuf:"varint,2,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
 	// 0 while it goes on.
 	EndedAt int64 `protobuf:"varint,3,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
-	// Slots that have completed are those up to completed_slot, and these.
+	// Slots that have completed.
 	Completed       uint64 `protobuf:"varint,4,opt,name=completed,proto3" json:"completed,omitempty"`
 	TemplateVersion uint64 `protobuf:"varint,5,opt,name=template_version,json=templateVersion,proto3" json:"template_version,omitempty"`
 	// Of a schedule: when the newest time that was looked at was, and when the next one is.
@@ -1419,7 +1420,13 @@ type JobProgress struct {
 	LeftOut uint64 `protobuf:"varint,8,opt,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
 	Message string `protobuf:"bytes,9,opt,name=message,proto3" json:"message,omitempty"`
 	// Finished runs, newest last, at most 10.
-	Runs          []*JobRun `protobuf:"bytes,10,rep,name=runs,proto3" json:"runs,omitempty"`
+	Runs []*JobRun `protobuf:"bytes,10,rep,name=runs,proto3" json:"runs,omitempty"`
+	// Runs that go on, oldest first: one, or several of a schedule that allows it.
+	Active []*JobRun `protobuf:"bytes,11,rep,name=active,proto3" json:"active,omitempty"`
+	// The schedule that next_at follows from, with its time zone; empty while it is suspended.
+	Schedule string `protobuf:"bytes,12,opt,name=schedule,proto3" json:"schedule,omitempty"`
+	// What belongs to runs that had ended when this one began has been told to stop.
+	SweptRun      uint64 `protobuf:"varint,13,opt,name=swept_run,json=sweptRun,proto3" json:"swept_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1524,6 +1531,27 @@ func (x *JobProgress) GetRuns() []*JobRun {
 	return nil
 }
 
+func (x *JobProgress) GetActive() []*JobRun {
+	if x != nil {
+		return x.Active
+	}
+	return nil
+}
+
+func (x *JobProgress) GetSchedule() string {
+	if x != nil {
+		return x.Schedule
+	}
+	return ""
+}
+
+func (x *JobProgress) GetSweptRun() uint64 {
+	if x != nil {
+		return x.SweptRun
+	}
+	return 0
+}
+
 type JobRun struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Run         uint64                 `protobuf:"varint,1,opt,name=run,proto3" json:"run,omitempty"`
@@ -1533,7 +1561,14 @@ type JobRun struct {
 	Completed   uint64                 `protobuf:"varint,5,opt,name=completed,proto3" json:"completed,omitempty"`
 	Failed      uint64                 `protobuf:"varint,6,opt,name=failed,proto3" json:"failed,omitempty"`
 	// completed, failed, replaced or superseded.
-	Outcome       string `protobuf:"bytes,7,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Outcome string `protobuf:"bytes,7,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	// Its slots are base+1 to base+total, where no node has one.
+	Base            uint64 `protobuf:"varint,8,opt,name=base,proto3" json:"base,omitempty"`
+	Total           uint64 `protobuf:"varint,9,opt,name=total,proto3" json:"total,omitempty"`
+	TemplateVersion uint64 `protobuf:"varint,10,opt,name=template_version,json=templateVersion,proto3" json:"template_version,omitempty"`
+	// Every slot up to this one has come to its end; those of them that have failed are counted in settled_failed.
+	SettledSlot   uint64 `protobuf:"varint,11,opt,name=settled_slot,json=settledSlot,proto3" json:"settled_slot,omitempty"`
+	SettledFailed uint64 `protobuf:"varint,12,opt,name=settled_failed,json=settledFailed,proto3" json:"settled_failed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1615,6 +1650,41 @@ func (x *JobRun) GetOutcome() string {
 		return x.Outcome
 	}
 	return ""
+}
+
+func (x *JobRun) GetBase() uint64 {
+	if x != nil {
+		return x.Base
+	}
+	return 0
+}
+
+func (x *JobRun) GetTotal() uint64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *JobRun) GetTemplateVersion() uint64 {
+	if x != nil {
+		return x.TemplateVersion
+	}
+	return 0
+}
+
+func (x *JobRun) GetSettledSlot() uint64 {
+	if x != nil {
+		return x.SettledSlot
+	}
+	return 0
+}
+
+func (x *JobRun) GetSettledFailed() uint64 {
+	if x != nil {
+		return x.SettledFailed
+	}
+	return 0
 }
 
 // ServiceMetric is what a canary's metric says. Writer: the leader's metrics part (manager/metrics).
@@ -1735,6 +1805,8 @@ type SlotProgress struct {
 	NotBefore int64 `protobuf:"varint,10,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
 	// started_at of the update in which a task of template_version ended here while it was watched.
 	FailedUpdate int64 `protobuf:"varint,11,opt,name=failed_update,json=failedUpdate,proto3" json:"failed_update,omitempty"`
+	// Of a job: the run that this counts for; another one starts from nothing.
+	Run uint64 `protobuf:"varint,12,opt,name=run,proto3" json:"run,omitempty"`
 	// The task of higher priority for which the slot's last one was stopped; until its successor runs.
 	GaveWayTo     string `protobuf:"bytes,13,opt,name=gave_way_to,json=gaveWayTo,proto3" json:"gave_way_to,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1848,6 +1920,13 @@ func (x *SlotProgress) GetFailedUpdate() int64 {
 	return 0
 }
 
+func (x *SlotProgress) GetRun() uint64 {
+	if x != nil {
+		return x.Run
+	}
+	return 0
+}
+
 func (x *SlotProgress) GetGaveWayTo() string {
 	if x != nil {
 		return x.GaveWayTo
@@ -1861,9 +1940,9 @@ type Task struct {
 	Id        string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Meta      *Meta                  `protobuf:"bytes,2,opt,name=meta,proto3" json:"meta,omitempty"`
 	ServiceId string                 `protobuf:"bytes,3,opt,name=service_id,json=serviceId,proto3" json:"service_id,omitempty"`
-	// From 1; 0 for a global task.
+	// From 1. That of a global task follows from its node (NodeSlot).
 	Slot uint64 `protobuf:"varint,4,opt,name=slot,proto3" json:"slot,omitempty"`
-	// Global tasks only: the node that it is for.
+	// Tasks of global services and jobs only: the node that it is for.
 	NodeId          string    `protobuf:"bytes,5,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	TemplateVersion uint64    `protobuf:"varint,6,opt,name=template_version,json=templateVersion,proto3" json:"template_version,omitempty"`
 	DesiredState    TaskState `protobuf:"varint,7,opt,name=desired_state,json=desiredState,proto3,enum=swarm.v1.TaskState" json:"desired_state,omitempty"`
@@ -3140,7 +3219,7 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\aattempt\x18\x03 \x01(\x04R\aattempt\x12.\n" +
 	"\x06update\x18\x04 \x01(\v2\x16.swarm.v1.UpdateStatusR\x06update\x125\n" +
 	"\boutcomes\x18\x05 \x03(\v2\x19.swarm.v1.RevisionOutcomeR\boutcomes\x12'\n" +
-	"\x03job\x18\x06 \x01(\v2\x15.swarm.v1.JobProgressR\x03job\"\xb9\x02\n" +
+	"\x03job\x18\x06 \x01(\v2\x15.swarm.v1.JobProgressR\x03job\"\x9c\x03\n" +
 	"\vJobProgress\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x1d\n" +
 	"\n" +
@@ -3153,7 +3232,10 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\bleft_out\x18\b \x01(\x04R\aleftOut\x12\x18\n" +
 	"\amessage\x18\t \x01(\tR\amessage\x12$\n" +
 	"\x04runs\x18\n" +
-	" \x03(\v2\x10.swarm.v1.JobRunR\x04runs\"\xc7\x01\n" +
+	" \x03(\v2\x10.swarm.v1.JobRunR\x04runs\x12(\n" +
+	"\x06active\x18\v \x03(\v2\x10.swarm.v1.JobRunR\x06active\x12\x1a\n" +
+	"\bschedule\x18\f \x01(\tR\bschedule\x12\x1b\n" +
+	"\tswept_run\x18\r \x01(\x04R\bsweptRun\"\xe6\x02\n" +
 	"\x06JobRun\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x12!\n" +
 	"\fscheduled_at\x18\x02 \x01(\x03R\vscheduledAt\x12\x1d\n" +
@@ -3162,7 +3244,13 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\bended_at\x18\x04 \x01(\x03R\aendedAt\x12\x1c\n" +
 	"\tcompleted\x18\x05 \x01(\x04R\tcompleted\x12\x16\n" +
 	"\x06failed\x18\x06 \x01(\x04R\x06failed\x12\x18\n" +
-	"\aoutcome\x18\a \x01(\tR\aoutcome\"\xcd\x01\n" +
+	"\aoutcome\x18\a \x01(\tR\aoutcome\x12\x12\n" +
+	"\x04base\x18\b \x01(\x04R\x04base\x12\x14\n" +
+	"\x05total\x18\t \x01(\x04R\x05total\x12)\n" +
+	"\x10template_version\x18\n" +
+	" \x01(\x04R\x0ftemplateVersion\x12!\n" +
+	"\fsettled_slot\x18\v \x01(\x04R\vsettledSlot\x12%\n" +
+	"\x0esettled_failed\x18\f \x01(\x04R\rsettledFailed\"\xcd\x01\n" +
 	"\rServiceMetric\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\"\n" +
@@ -3171,7 +3259,7 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\ffailed_since\x18\x04 \x01(\x03R\vfailedSince\x12\x14\n" +
 	"\x05value\x18\x05 \x01(\x01R\x05value\x12\x18\n" +
 	"\amessage\x18\x06 \x01(\tR\amessage\x12\x0e\n" +
-	"\x02at\x18\a \x01(\x03R\x02at\"\x92\x03\n" +
+	"\x02at\x18\a \x01(\x03R\x02at\"\xa4\x03\n" +
 	"\fSlotProgress\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x12\n" +
@@ -3187,7 +3275,8 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\n" +
 	"not_before\x18\n" +
 	" \x01(\x03R\tnotBefore\x12#\n" +
-	"\rfailed_update\x18\v \x01(\x03R\ffailedUpdate\x12\x1e\n" +
+	"\rfailed_update\x18\v \x01(\x03R\ffailedUpdate\x12\x10\n" +
+	"\x03run\x18\f \x01(\x04R\x03run\x12\x1e\n" +
 	"\vgave_way_to\x18\r \x01(\tR\tgaveWayTo\"\xae\x03\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\"\n" +
@@ -3426,29 +3515,30 @@ var file_swarm_v1_rows_proto_depIdxs = []int32{
 	12, // 28: swarm.v1.ServiceProgress.outcomes:type_name -> swarm.v1.RevisionOutcome
 	16, // 29: swarm.v1.ServiceProgress.job:type_name -> swarm.v1.JobProgress
 	17, // 30: swarm.v1.JobProgress.runs:type_name -> swarm.v1.JobRun
-	32, // 31: swarm.v1.ServiceMetric.meta:type_name -> swarm.v1.Meta
-	32, // 32: swarm.v1.SlotProgress.meta:type_name -> swarm.v1.Meta
-	32, // 33: swarm.v1.Task.meta:type_name -> swarm.v1.Meta
-	44, // 34: swarm.v1.Task.desired_state:type_name -> swarm.v1.TaskState
-	45, // 35: swarm.v1.TaskPlacement.generic:type_name -> swarm.v1.GenericResource
-	23, // 36: swarm.v1.TaskAddresses.networks:type_name -> swarm.v1.NetworkAddress
-	32, // 37: swarm.v1.Network.meta:type_name -> swarm.v1.Meta
-	46, // 38: swarm.v1.Network.spec:type_name -> swarm.v1.NetworkSpec
-	32, // 39: swarm.v1.NetworkProgress.meta:type_name -> swarm.v1.Meta
-	32, // 40: swarm.v1.ServiceEndpoint.meta:type_name -> swarm.v1.Meta
-	42, // 41: swarm.v1.ServiceEndpoint.ports:type_name -> swarm.v1.PortConfig
-	23, // 42: swarm.v1.ServiceEndpoint.vips:type_name -> swarm.v1.NetworkAddress
-	42, // 43: swarm.v1.ServiceEndpoint.preview_ports:type_name -> swarm.v1.PortConfig
-	3,  // 44: swarm.v1.HealthStatus.state:type_name -> swarm.v1.HealthState
-	44, // 45: swarm.v1.TaskStatus.state:type_name -> swarm.v1.TaskState
-	27, // 46: swarm.v1.TaskStatus.container:type_name -> swarm.v1.ContainerStatus
-	42, // 47: swarm.v1.TaskStatus.host_ports:type_name -> swarm.v1.PortConfig
-	28, // 48: swarm.v1.TaskStatus.health:type_name -> swarm.v1.HealthStatus
-	49, // [49:49] is the sub-list for method output_type
-	49, // [49:49] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	17, // 31: swarm.v1.JobProgress.active:type_name -> swarm.v1.JobRun
+	32, // 32: swarm.v1.ServiceMetric.meta:type_name -> swarm.v1.Meta
+	32, // 33: swarm.v1.SlotProgress.meta:type_name -> swarm.v1.Meta
+	32, // 34: swarm.v1.Task.meta:type_name -> swarm.v1.Meta
+	44, // 35: swarm.v1.Task.desired_state:type_name -> swarm.v1.TaskState
+	45, // 36: swarm.v1.TaskPlacement.generic:type_name -> swarm.v1.GenericResource
+	23, // 37: swarm.v1.TaskAddresses.networks:type_name -> swarm.v1.NetworkAddress
+	32, // 38: swarm.v1.Network.meta:type_name -> swarm.v1.Meta
+	46, // 39: swarm.v1.Network.spec:type_name -> swarm.v1.NetworkSpec
+	32, // 40: swarm.v1.NetworkProgress.meta:type_name -> swarm.v1.Meta
+	32, // 41: swarm.v1.ServiceEndpoint.meta:type_name -> swarm.v1.Meta
+	42, // 42: swarm.v1.ServiceEndpoint.ports:type_name -> swarm.v1.PortConfig
+	23, // 43: swarm.v1.ServiceEndpoint.vips:type_name -> swarm.v1.NetworkAddress
+	42, // 44: swarm.v1.ServiceEndpoint.preview_ports:type_name -> swarm.v1.PortConfig
+	3,  // 45: swarm.v1.HealthStatus.state:type_name -> swarm.v1.HealthState
+	44, // 46: swarm.v1.TaskStatus.state:type_name -> swarm.v1.TaskState
+	27, // 47: swarm.v1.TaskStatus.container:type_name -> swarm.v1.ContainerStatus
+	42, // 48: swarm.v1.TaskStatus.host_ports:type_name -> swarm.v1.PortConfig
+	28, // 49: swarm.v1.TaskStatus.health:type_name -> swarm.v1.HealthStatus
+	50, // [50:50] is the sub-list for method output_type
+	50, // [50:50] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_rows_proto_init() }

@@ -71,7 +71,7 @@ func (x *ServiceSpec) Validate() error {
 	p.serviceName(x.Name)
 	p.labels("label", x.Labels)
 	p.task(x.Task)
-	p.mode(x.Mode)
+	p.mode(x)
 	p.update("update", x.Update)
 	p.update("rollback", x.Rollback)
 	if x.Rollback.GetFailureAction() == FailureAction_FAILURE_ACTION_ROLLBACK {
@@ -85,19 +85,6 @@ func (x *ServiceSpec) Validate() error {
 			"the spec has %d bytes", size)
 	}
 	return p.err()
-}
-
-func (p *problems) mode(mode *ServiceMode) {
-	switch mode := mode.GetMode().(type) {
-	case *ServiceMode_Replicated:
-		if n := mode.Replicated.GetReplicas(); n > MaxReplicas {
-			p.addf("replicas", fmt.Sprintf("use at most %d, or several services", MaxReplicas), "%d are too many", n)
-		}
-	case *ServiceMode_Global:
-		p.add("mode", "global services are not in this version", "use mode replicated")
-	default:
-		p.add("mode", "it is not set", "use mode replicated with a number of replicas")
-	}
 }
 
 // labels checks labels that users set. Those of the system say what a container is, and cannot be overridden.

@@ -70,7 +70,6 @@ func TestServiceSpecValidate_OneThingWrong_NamesFieldAndWhatToDo(t *testing.T) {
 		"bad image":      {func(s *ServiceSpec) { s.Task.Container.Image = "Nginx:a b" }, `image "Nginx:a b": it is not an image reference`},
 		"bad digest":     {func(s *ServiceSpec) { s.Task.Container.ImageDigest = "sha256:1" }, "it is not a digest"},
 		"no mode":        {func(s *ServiceSpec) { s.Mode = nil }, "mode: it is not set"},
-		"global":         {func(s *ServiceSpec) { s.Mode.Mode = &ServiceMode_Global{} }, "mode: global services are not in this version; use mode replicated"},
 		"replicas -1":    {func(s *ServiceSpec) { s.Mode.GetReplicated().Replicas = math.MaxUint64 }, "replicas: 18446744073709551615 are too many"},
 		"host affinity":  {func(s *ServiceSpec) { s.Endpoint.Ports[0].Affinity = 2 }, "publish 8080: source and affinity are the ingress mesh's"},
 		"cluster's port": {func(s *ServiceSpec) { s.Endpoint.Ports[0].PublishedPort = 2377 }, "publish 2377: the port is that of the cluster's own calls; choose another port"},
@@ -223,7 +222,7 @@ func TestIDs_SameParts_SameID(t *testing.T) {
 	if len(seen) != 5 {
 		t.Fatalf("IDs meet: %v", seen)
 	}
-	if TaskName("web", 3, "") != "web.3" || TaskName("web", 0, "n") != "web.n" {
+	if TaskName("web", 3, "") != "web.3" || TaskName("web", 7, "n") != "web.n" {
 		t.Fatal("task names are wrong")
 	}
 }
