@@ -132,6 +132,7 @@ func (s *Server) update(caller context.Context, view *store.View, req *swarmpb.U
 			return nil, err
 		}
 	}
+	c.warnings = append(c.warnings, jobWarnings(view, service, spec)...)
 	c.replace(view, service, version, replacement{spec: spec, auth: auth, author: req.GetAuthor(), cause: "update"})
 	return c, nil
 }

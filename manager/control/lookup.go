@@ -181,8 +181,8 @@ func taskByName(view *store.View, name string) *swarmpb.Task {
 		}
 		return last
 	}
-	for task := range view.TasksIn(row.GetId(), 0) {
-		if task.GetNodeId() == part {
+	for task := range view.TasksOf(row.GetId()) {
+		if node := task.GetNodeId(); node != "" && (node == part || view.NodeName(node) == part) {
 			choose(task)
 		}
 	}
@@ -197,7 +197,7 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return s[:i], s[i+len(sep):], true
 }
 
-// wanted tells whether the task is one that there should be: its desired state is at most RUNNING.
+// wanted tells whether the task is one that there should be: its desired state is at most COMPLETE.
 func wanted(task *swarmpb.Task) bool {
-	return task.GetDesiredState() <= swarmpb.TaskState_TASK_STATE_RUNNING
+	return task.GetDesiredState().Wanted()
 }

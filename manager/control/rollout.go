@@ -72,6 +72,9 @@ func (s *Server) commanded(r *rollout, req *swarmpb.CommandRolloutRequest) (*swa
 	if r.service.GetRemoving() {
 		return nil, "", r.refuse("the service is being removed")
 	}
+	if r.service.GetSpec().IsJob() {
+		return commandSchedule(r, req)
+	}
 	progress := guard(swarmpb.ServiceProgressKey(r.service.GetId()), r.view.ServiceProgress(r.service.GetId()).GetMeta().GetVersion())
 	if req.GetAbort() {
 		c, message, err := s.abort(r, req.GetAuthor())

@@ -94,7 +94,9 @@ func (t tally) info(view *store.View, service *swarmpb.Service) *swarmpb.Service
 	for _, vip := range info.Endpoint.GetVips() {
 		addName(view, &info.NetworkNames, vip.GetNetworkId())
 	}
-	// A global service wants a task on every node that suits, which are the tasks that the orchestrator made.
+	if service.GetSpec().IsGlobal() || service.GetSpec().IsJob() {
+		info.Desired, info.Total = desired(view, service, progress.GetJob())
+	}
 	if replicated := service.GetSpec().GetMode().GetReplicated(); replicated != nil {
 		info.Desired = replicated.GetReplicas()
 	}

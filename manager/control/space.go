@@ -26,5 +26,6 @@ func (s *Server) checkSpace(view *store.View, what string) error {
 // larger tells whether an update adds to what the cluster must keep: a template, replicas, or a longer spec.
 func larger(old, next *swarmpb.ServiceSpec) bool {
 	return swarmpb.TemplateChanged(old, next) || proto.Size(next) > proto.Size(old) ||
-		next.GetMode().GetReplicated().GetReplicas() > old.GetMode().GetReplicated().GetReplicas()
+		next.GetMode().GetReplicated().GetReplicas() > old.GetMode().GetReplicated().GetReplicas() ||
+		next.GetMode().GetReplicatedJob().GetTotal() > old.GetMode().GetReplicatedJob().GetTotal()
 }

@@ -44,15 +44,7 @@ func checkUpdate(service *swarmpb.Service, spec *swarmpb.ServiceSpec) error {
 	return checkSpec(spec)
 }
 
-func modeName(spec *swarmpb.ServiceSpec) string {
-	switch spec.GetMode().GetMode().(type) {
-	case *swarmpb.ServiceMode_Replicated:
-		return "replicated"
-	case *swarmpb.ServiceMode_Global:
-		return "global"
-	}
-	return "unknown"
-}
+func modeName(spec *swarmpb.ServiceSpec) string { return spec.GetMode().Name() }
 
 // warnings are what a user should know of a spec that is valid.
 func warnings(view *store.View, spec *swarmpb.ServiceSpec) []string {
