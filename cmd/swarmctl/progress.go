@@ -286,6 +286,9 @@ func (p *picture) settling(now time.Time) verdict {
 	if err := p.superseded(); err != nil {
 		return verdict{err: err}
 	}
+	if s.GetService().GetSpec().IsJob() {
+		return p.job(now)
+	}
 	u := p.rollout()
 	if p.unobeyed(u) {
 		return verdict{summary: "waiting for the leader"}

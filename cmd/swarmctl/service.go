@@ -37,7 +37,7 @@ func newServiceRow(s *swarmpb.ServiceInfo) serviceRow {
 	service, spec := s.GetService(), s.GetService().GetSpec()
 	return serviceRow{
 		ID: service.GetId(), Name: spec.GetName(), Mode: modeWord(spec.GetMode()), Running: s.GetRunning(), Desired: s.GetDesired(),
-		Replicas: fmt.Sprintf("%d/%d", s.GetRunning(), s.GetDesired()), Image: spec.GetTask().GetContainer().GetImage(),
+		Replicas: replicasWord(s), Image: spec.GetTask().GetContainer().GetImage(),
 		Ports: portsText(servicePorts(s), false), Update: updateStateWord(s.GetProgress().GetUpdate().GetState()),
 		Rollout: rolloutWord(s.GetProgress().GetUpdate()), Version: service.GetRevision(), NotReady: s.GetNotReady(), Removing: service.GetRemoving(),
 		labels: spec.GetLabels(),
@@ -45,10 +45,7 @@ func newServiceRow(s *swarmpb.ServiceInfo) serviceRow {
 }
 
 func modeWord(m *swarmpb.ServiceMode) string {
-	if m.GetGlobal() != nil {
-		return "global"
-	}
-	return "replicated"
+	return m.Name()
 }
 
 func (a *app) serviceCommand() *cobra.Command {
@@ -101,7 +98,7 @@ func serviceListCommand(a *app) *cobra.Command {
 			return slices.DeleteFunc(rows, f.drops), err
 		})
 	list.Flags().VarP(f, "filter", "f", "only services with `key=value`: id, name (or how it begins), mode or label (label=NAME or label=NAME=VALUE); may be repeated")
-	completeWords(list, "filter", "name=", "label=", "mode=replicated", "mode=global", "id=")
+	completeWords(list, "filter", "name=", "label=", "mode=replicated", "mode=global", "mode=replicated-job", "mode=global-job", "id=")
 	a.reading(list)
 	return list
 }
@@ -130,6 +127,7 @@ func (a *app) prettyService(w io.Writer, s *swarmpb.ServiceInfo) {
 		up += fmt.Sprintf(", %d not ready", s.GetNotReady())
 	}
 	p.line("Replicas", up)
+	a.prettyJob(p, s)
 	if service.GetRemoving() {
 		p.line("Removing", "yes")
 	}

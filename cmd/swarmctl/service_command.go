@@ -41,7 +41,8 @@ func (a *app) servicePauseCommand() *cobra.Command {
 	return a.rolloutCommand(&cobra.Command{
 		Use: "pause SERVICE", Short: "Stop the rollout of a service where it is",
 		Long: `Stop the rollout of a service where it is: no further replica is replaced, and shares of traffic stay as they are. What
-runs goes on, and what ends is started again. "service resume" goes on, "service abort" goes back.`,
+runs goes on, and what ends is started again. "service resume" goes on, "service abort" goes back. The schedule of a job begins no
+further run.`,
 		Example: "  swarmctl service pause web",
 	}, goal{paused: true}, actionRequest(swarmpb.RolloutAction_ROLLOUT_ACTION_PAUSE))
 }
@@ -50,7 +51,7 @@ func (a *app) serviceResumeCommand() *cobra.Command {
 	return a.rolloutCommand(&cobra.Command{
 		Use: "resume SERVICE", Short: "Go on with a rollout that is paused",
 		Long: `Go on with a rollout that was paused, by "service pause" or because it failed: at the same step, with its failures
-forgotten. It shows the progress, and ends, as "service update" does.`,
+forgotten. It shows the progress, and ends, as "service update" does. The schedule of a job goes on with its next time.`,
 		Example: "  swarmctl service resume web",
 	}, goal{told: true}, actionRequest(swarmpb.RolloutAction_ROLLOUT_ACTION_RESUME))
 }

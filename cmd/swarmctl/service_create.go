@@ -21,6 +21,9 @@ mode=host publishes on the nodes that run a replica alone. Without a published p
 "service ls" shows. In the networks of --network services find one another by name: web is the service (--endpoint-mode
 says how), tasks.web its replicas, web.1 one of them.
 
+--mode global keeps one task on each node that suits; replicated-job and global-job run tasks until they have completed, once,
+or at the times of --schedule. The command returns when a job's run has ended, with an error if it failed.
+
 The command prints the service's ID. Without --detach it then shows each replica's progress and returns when all
 run, are ready, and have stayed up for the time of --update-monitor (5 s). It exits with an error, saying why, when they
 cannot; the service stays. --dry-run shows where the replicas would run, and whether they fit, and creates nothing.
@@ -47,7 +50,9 @@ where swarmd on the node is dead or frozen while the container lives, nobody sto
   swarmctl service create --name shop -p published=80,target=8080,affinity=client-ip --host db:192.168.1.5 shop:3
   swarmctl service create --name db --mount type=volume,source=data,target=/data --limit-memory 1g postgres:17
   swarmctl login registry.local:5000 && swarmctl service create --with-registry-auth registry.local:5000/team/app:1.4
-  swarmctl service create --name once --restart-condition none busybox:1 sh -c 'echo done'`
+  swarmctl service create --name agent --mode global --constraint node.labels.disk==ssd agent:2
+  swarmctl service create --name import --mode replicated-job --total 20 --max-concurrent 4 import:1
+  swarmctl service create --name report --mode replicated-job --schedule "0 7 * * mon-fri" --timezone Asia/Seoul report:1`
 )
 
 func (a *app) serviceCreateCommand() *cobra.Command {
@@ -75,8 +80,8 @@ func (a *app) serviceCreateCommand() *cobra.Command {
 	f.SortFlags = false
 	f.SetInterspersed(false) // what follows the image belongs to the container
 	f.StringVar(&name, "name", "", "`name` of the service (default: a made-up one)")
-	f.StringVar(&mode, "mode", "replicated", "replicated, or global: one task a node")
-	completeWords(cmd, "mode", "replicated", "global")
+	f.StringVar(&mode, "mode", "replicated", "replicated, global (one task a node), replicated-job or global-job (tasks that come to an end)")
+	completeWords(cmd, "mode", "replicated", "global", "replicated-job", "global-job")
 	flags.socket = &a.host
 	flags.define(cmd, true)
 	_ = cmd.RegisterFlagCompletionFunc("network", a.complete(networkNames))
@@ -84,13 +89,9 @@ func (a *app) serviceCreateCommand() *cobra.Command {
 	w.define(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		spec := &swarmpb.ServiceSpec{Name: name}
-		switch mode {
-		case "replicated":
-			spec.Mode = replicated(flags.replicas)
-		case "global":
-			spec.Mode = &swarmpb.ServiceMode{Mode: &swarmpb.ServiceMode_Global{Global: &swarmpb.GlobalMode{}}}
-		default:
-			return fmt.Errorf("service create: --mode %q: want replicated or global", mode)
+		var err error
+		if spec.Mode, err = swarmpb.ParseServiceMode(mode); err != nil {
+			return fmt.Errorf("service create: --%w", err)
 		}
 		if err := flags.apply(f, spec); err != nil {
 			return fmt.Errorf("service create: %w", err)

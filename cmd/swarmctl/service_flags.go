@@ -28,6 +28,7 @@ type serviceFlags struct {
 	restartMaxAttempts, replicasMaxPerNode uint64
 	stopAfterDisconnect                    time.Duration
 	healthFlags
+	job                             jobFlags
 	stop                            stopFlags
 	stopSignal                      string
 	readOnly, init, noNewPrivileges bool
@@ -52,6 +53,7 @@ type listFlag struct {
 func (s *serviceFlags) define(cmd *cobra.Command, create bool) {
 	f := cmd.Flags()
 	f.Uint64Var(&s.replicas, "replicas", 1, "`number` of replicas")
+	s.job.define(cmd, create)
 	s.lists, s.create = map[string]*listFlag{}, create
 	s.list(f, create, "env", "e", "environment variable `NAME=VALUE`; a NAME alone takes the value that it has here", "environment variable, by `NAME`")
 	if create {
@@ -152,7 +154,7 @@ func (s *serviceFlags) apply(f *pflag.FlagSet, spec *swarmpb.ServiceSpec) error 
 		orNew(&spec.Endpoint).Mode = mode
 	}
 	return errors.Join(
-		s.applyLists(spec), s.applyContainer(f, spec.Task.Container), s.applyTask(f, spec.Task),
+		s.job.apply(f, spec), s.applyLists(spec), s.applyContainer(f, spec.Task.Container), s.applyTask(f, spec.Task),
 		s.update.apply(f, &spec.Update), s.rollback.apply(f, &spec.Rollback),
 	)
 }
