@@ -1,10 +1,11 @@
 // Package orchestrator keeps each service's tasks as its spec asks: so many replicas, of the right template,
 // restarted when they end, replaced when it changes.
 //
-// It has five reconcilers. Replicated fills and empties the slots of replicated services (id: the service) and carries
+// It has six reconcilers. Replicated fills and empties the slots of replicated services (id: the service) and carries
 // each slot of any service along: the replacements under way in it, restarts, and the reaping of old tasks (id: the service
 // and the slot). Global fills and empties those of global services, Job those of jobs, run by run (id: the service). Rollout
-// moves a service to another template, some slots at a time, and back when that fails (id: the service). Guests removes
+// moves a service to another template, some slots at a time, and back when that fails (id: the service). Preemption stops
+// tasks that have to give way to one of higher priority (id: the one that waits). Guests removes
 // services that stand for a container outside of services which has gone (id: the service).
 // Everything they know is in rows, so a new leader goes on where the old one stopped.
 //
@@ -70,7 +71,7 @@ const (
 
 // Reconcilers are all that a leader runs, each under a driver of its own.
 func Reconcilers() []reconcile.Reconciler {
-	return []reconcile.Reconciler{Replicated{}, Rollout{}, Global{}, Job{}, Guests{}}
+	return []reconcile.Reconciler{Replicated{}, Rollout{}, Global{}, Job{}, Preemption{}, Guests{}}
 }
 
 // Replicated is the reconciler of replicated services, and of every service's slots.

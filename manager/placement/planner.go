@@ -170,6 +170,10 @@ func (p *planner) observe(view *store.View, changes []store.Change) {
 			if c.New == nil {
 				delete(p.stuck, c.Key.ID)
 			}
+			old, _ := c.Old.(*swarmpb.Service)
+			row, _ := c.New.(*swarmpb.Service)
+			// Others may give way now that would not, or not have to any more.
+			freed = freed || old != nil && row != nil && old.GetSpec().GetPriority() != row.GetSpec().GetPriority()
 		case swarmpb.Table_TABLE_NODE, swarmpb.Table_TABLE_NODE_STATUS:
 			node = node || helps(view, c)
 			if !scheduler.TakesTasks(view.Node(c.Key.ID), view.NodeStatus(c.Key.ID)) {

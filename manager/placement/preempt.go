@@ -57,13 +57,11 @@ func (r *round) openRoom(id string, q *scheduler.Requirements) {
 // asked stands until all of them have ended. It reports false when there is nobody to ask.
 func (r *round) preempt(t *swarmpb.Task, group *scheduler.Group, message string) bool {
 	row := r.view.Placement(t.GetId())
-	if node := row.GetPreemptsOn(); node != "" && slices.ContainsFunc(row.GetPreempts(), func(id string) bool {
-		return r.view.Task(id) != nil && !r.view.Observed(id).Ended()
-	}) && r.nodes.Node(node) != nil && r.nodes.Node(node).Ready {
+	mine := r.view.Service(t.GetServiceId()).GetSpec().GetPriority()
+	if node := row.GetPreemptsOn(); node != "" && r.stands(row, mine) && r.nodes.Node(node) != nil && r.nodes.Node(node).Ready {
 		r.nodes.Node(node).Claim(group.Requirements.Reserve, nil) // it is still its own
 		return true
 	}
-	mine := r.view.Service(t.GetServiceId()).GetSpec().GetPriority()
 	if low, _ := r.priorities(); t.GetNodeId() != "" || mine <= low || r.preemptors == maxPreemptors {
 		return false
 	}
@@ -83,6 +81,22 @@ func (r *round) preempt(t *swarmpb.Task, group *scheduler.Group, message string)
 	r.write(r.decision(0), &entry{task: t, preempts: victims, preemptsOn: node,
 		message: fmt.Sprintf("%s; waits for %s of lower priority to give way on %s", message, noun, r.view.NodeName(node))})
 	return true
+}
+
+// stands tells whether what a task of a priority has asked for is still to come: some of those who are to give way have not
+// ended, and none of them is as high by now and will not.
+func (r *round) stands(row *swarmpb.TaskPlacement, priority int32) (some bool) {
+	for _, id := range row.GetPreempts() {
+		t := r.view.Task(id)
+		if t == nil || r.view.Observed(id).Ended() {
+			continue
+		}
+		if t.GetDesiredState() < swarmpb.TaskState_TASK_STATE_SHUTDOWN && r.view.Service(t.GetServiceId()).GetSpec().GetPriority() >= priority {
+			return false
+		}
+		some = true
+	}
+	return some
 }
 
 // priorities are the lowest and the highest of all services.
@@ -115,11 +129,18 @@ func (r *round) running(node, service string) []scheduler.Running {
 			continue
 		}
 		q, err := r.requirements(t.GetServiceId(), t.GetTemplateVersion())
-		if err != nil {
+		if err != nil || r.shares(t, node) || r.view.Service(t.GetServiceId()).GetSpec().IsAttachment() {
 			continue
 		}
 		out = append(out, scheduler.Running{Task: t.GetId(), Priority: r.view.Service(t.GetServiceId()).GetSpec().GetPriority(),
 			Resources: q.Reserve, Ports: q.Ports, Same: t.GetServiceId() == service})
 	}
 	return out
+}
+
+// shares tells whether a task claims nothing of its own: it takes over what the one that it replaces holds there, and goes
+// with that.
+func (r *round) shares(t *swarmpb.Task, node string) bool {
+	old := r.view.TaskRows(t.GetReplaces())
+	return t.GetReplaces() != "" && !t.GetBeside() && old.Task != nil && old.Placement.GetNodeId() == node && !old.Observed.Ended()
 }
