@@ -3,6 +3,7 @@ package control
 import (
 	"cmp"
 	"fmt"
+	"strings"
 
 	"github.com/swarmd/swarmd/manager/store"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
@@ -43,6 +44,9 @@ func taskInfo(view *store.View, task *swarmpb.Task) *swarmpb.TaskInfo {
 		info.Since = task.GetMeta().GetCreatedAt()
 		if wanted(task) {
 			info.Error = cmp.Or(rows.Placement.GetMessage(), rows.Addresses.GetMessage())
+			if way := gaveWay(view, task); way != "" {
+				info.Error = strings.TrimSuffix(way+"; "+info.Error, "; ")
+			}
 		}
 	}
 	if nodeID != "" && !info.State.Ended() && info.Error == "" {

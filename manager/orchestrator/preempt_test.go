@@ -173,3 +173,96 @@ func unjust(t *rapid.T, view *store.View) (gaveWay int) {
 	}
 	return gaveWay
 }
+
+// TestPreemption_AmongUpdatesAndLostNodes_ComesToRest lets tasks give way while all else happens too. It comes to rest, only
+// lower ones have given way, and in the end every service has as many slots in use as it asks for.
+func TestPreemption_AmongUpdatesAndLostNodes_ComesToRest(t *testing.T) {
+	gaveWay := 0
+	rapid.Check(t, func(t *rapid.T) {
+		w, err := newPlacedWorld()
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := w.View()
+		w.Check = func(view *store.View) error {
+			was := before
+			before = view
+			for service := range view.Services() {
+				for slot := range view.SlotsOf(service.Id) {
+					to := was.Task(slot.GaveWayTo)
+					if to == nil || was.SlotProgress(service.Id, slot.Slot).GetGaveWayTo() == slot.GaveWayTo {
+						continue
+					}
+					gaveWay++
+					if mine, its := service.Spec.Priority, was.Service(to.ServiceId).Spec.Priority; mine >= its {
+						return fmt.Errorf("%s.%d of priority %d gives way to %s of priority %d", service.Id, slot.Slot, mine, to.ServiceId, its)
+					}
+				}
+			}
+			return nil
+		}
+		do := func(words ...string) {
+			if _, err := w.Do(words...); err != nil {
+				t.Fatal(words, err)
+			}
+			if err := w.Settle(); err != nil {
+				t.Fatal(words, err)
+			}
+		}
+		do("auto", "on")
+		do("image", "v1", "pulls", "in", "1s", "stops", "in", "2s")
+		do("image", "v2", "pulls", "in", "2s", "starts", "in", "1s")
+		for i := range 3 {
+			do("node", fmt.Sprint("n", i), "ready")
+			do("node", fmt.Sprint("n", i), "cpus", "4")
+		}
+		for i := range 4 {
+			do("service", fmt.Sprint("s", i), fmt.Sprint("replicas=", rapid.IntRange(1, 4).Draw(t, "replicas")),
+				fmt.Sprint("cpus=", rapid.IntRange(1, 2).Draw(t, "each")), fmt.Sprint("priority=", rapid.IntRange(0, 2).Draw(t, "priority")),
+				"order="+rapid.SampledFrom([]string{"start-first", "stop-first"}).Draw(t, "order"),
+				"strategy="+rapid.SampledFrom([]string{"rolling", "in-place", "recreate", "blue-green"}).Draw(t, "strategy"), "grace=1s")
+		}
+		for range rapid.IntRange(1, 12).Draw(t, "steps") {
+			service, node := fmt.Sprint("s", rapid.IntRange(0, 3).Draw(t, "service")), fmt.Sprint("n", rapid.IntRange(0, 2).Draw(t, "node"))
+			switch rapid.IntRange(0, 6).Draw(t, "what") {
+			case 0:
+				do("update", service, "image="+rapid.SampledFrom([]string{"v1", "v2"}).Draw(t, "image"))
+			case 1:
+				do("update", service, fmt.Sprint("priority=", rapid.IntRange(0, 2).Draw(t, "priority")))
+			case 2:
+				do("scale", service, fmt.Sprint(rapid.IntRange(0, 5).Draw(t, "scale")))
+			case 3:
+				do("node", node, rapid.SampledFrom([]string{"down", "ready"}).Draw(t, "state"))
+			case 4:
+				do("node", node, rapid.SampledFrom([]string{"drain", "active"}).Draw(t, "availability"))
+			case 5:
+				do("relist")
+			case 6:
+				if err := w.Advance(time.Duration(rapid.IntRange(1, 5).Draw(t, "seconds")) * time.Second); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		for i := range 3 {
+			do("node", fmt.Sprint("n", i), "ready")
+			do("node", fmt.Sprint("n", i), "active")
+		}
+		if err := w.Advance(10 * time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		for service := range w.View().Services() {
+			slots := map[uint64]bool{}
+			for task := range w.View().TasksOf(service.Id) {
+				if wanted(task) {
+					slots[task.Slot] = true
+				}
+			}
+			if want := service.Spec.GetMode().GetReplicated().Replicas; !w.View().ServiceProgress(service.Id).GetUpdate().Sets() && uint64(len(slots)) != want {
+				t.Fatalf("%s has %d of %d slots in use", service.Id, len(slots), want)
+			}
+		}
+	})
+	if gaveWay == 0 {
+		t.Error("nobody ever gave way: the test does not test what it is for")
+	}
+}
