@@ -83,7 +83,8 @@ func serviceFixtures() []*swarmpb.ServiceInfo {
 			Restart:   &swarmpb.RestartPolicy{Condition: swarmpb.RestartCondition_RESTART_CONDITION_ON_FAILURE, Delay: durationpb.New(time.Second), MaxAttempts: 3, Window: durationpb.New(time.Hour)},
 			Placement: &swarmpb.Placement{Constraints: []string{"node.labels.disk==ssd"}, MaxReplicasPerNode: 1},
 		},
-		Update: &swarmpb.UpdateConfig{Parallelism: &parallelism, Delay: durationpb.New(10 * time.Second), Order: swarmpb.UpdateOrder_UPDATE_ORDER_START_FIRST},
+		Priority: 3,
+		Update:   &swarmpb.UpdateConfig{Parallelism: &parallelism, Delay: durationpb.New(10 * time.Second), Order: swarmpb.UpdateOrder_UPDATE_ORDER_START_FIRST},
 		Endpoint: &swarmpb.EndpointSpec{Ports: []*swarmpb.PortConfig{
 			{Protocol: swarmpb.Protocol_PROTOCOL_TCP, TargetPort: 80, PublishedPort: 8080, Mode: swarmpb.PublishMode_PUBLISH_MODE_HOST},
 		}},

@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -148,6 +149,9 @@ func (a *app) prettyService(w io.Writer, s *swarmpb.ServiceInfo) {
 	}
 	if n := task.GetPlacement().GetMaxReplicasPerNode(); n > 0 {
 		p.line("At most", count(n, "replica")+" a node")
+	}
+	if n := spec.GetPriority(); n != 0 {
+		p.line("Priority", strconv.Itoa(int(n)))
 	}
 	prettyUpdate(p, "Update", spec.GetUpdate())
 	prettyUpdate(p, "Rollback", spec.GetRollback())

@@ -26,6 +26,7 @@ type serviceFlags struct {
 	restartCondition                       string
 	restartDelay, restartWindow            spanValue
 	restartMaxAttempts, replicasMaxPerNode uint64
+	priority                               int32
 	stopAfterDisconnect                    time.Duration
 	healthFlags
 	job                             jobFlags
@@ -81,6 +82,7 @@ func (s *serviceFlags) define(cmd *cobra.Command, create bool) {
 	f.Var(&s.reserveCPU, "reserve-cpu", "`CPUs` that a node must have free for a replica")
 	f.Var(&s.reserveMemory, "reserve-memory", "`memory` that a node must have free for a replica")
 	f.Uint64Var(&s.replicasMaxPerNode, "replicas-max-per-node", 0, "most `replicas` on one node (default: any number)")
+	f.Int32Var(&s.priority, "priority", 0, "`number` that orders services: where nothing else fits, replicas of those with a lower one give way (-1000000 to 1000000, default 0)")
 	f.StringVar(&s.restartCondition, "restart-condition", "any", "when an ended replica is replaced: any, on-failure or none")
 	valueFlag(f, &s.restartDelay, "restart-delay", "", "pause before a replacement (default: none the first time, then 500ms doubling to 30s)")
 	f.Uint64Var(&s.restartMaxAttempts, "restart-max-attempts", 0, "most replacements of a replica (default: any `number`)")
@@ -153,6 +155,7 @@ func (s *serviceFlags) apply(f *pflag.FlagSet, spec *swarmpb.ServiceSpec) error 
 		}
 		orNew(&spec.Endpoint).Mode = mode
 	}
+	set(f, "priority", &spec.Priority, s.priority)
 	return errors.Join(
 		s.job.apply(f, spec), s.applyLists(spec), s.applyContainer(f, spec.Task.Container), s.applyTask(f, spec.Task),
 		s.update.apply(f, &spec.Update), s.rollback.apply(f, &spec.Rollback),

@@ -41,7 +41,7 @@ func TestCreate_Flags_MakeTheSpec(t *testing.T) {
 		"--name web --replicas 3 -p mode=host,published=8080,target=80,protocol=udp -p 9090:90/tcp -p 70 -e MODE=prod -e FROM_HERE -e NOT_THERE -l a=1 -l b --container-label c=2 -w /srv -u 1000:1000 whoami:v1 serve --port 80 -d",
 		"--env-file " + env + " -e MODE=flag nginx",
 		`--mount type=bind,source=/src,target=/dst,readonly,bind-propagation=rslave,bind-create-src --mount 'type=volume,"source=a,b",dst=/v,volume-nocopy=false' --mount type=tmpfs,target=/t,tmpfs-size=64m,tmpfs-mode=1770 nginx`,
-		"--limit-cpu 0.5 --limit-memory 200m --limit-pids -1 --reserve-cpu 0.000000001 --reserve-memory 1g --constraint node.role==worker --placement-pref spread=node.labels.zone --replicas-max-per-node 2 nginx",
+		"--limit-cpu 0.5 --limit-memory 200m --limit-pids -1 --reserve-cpu 0.000000001 --reserve-memory 1g --constraint node.role==worker --placement-pref spread=node.labels.zone --replicas-max-per-node 2 --priority -5 nginx",
 		"--restart-condition on-failure --restart-delay 0s --restart-max-attempts 3 --restart-window 1h --stop-grace-period 1m --stop-signal SIGINT --read-only --init --no-new-privileges --hostname h --entrypoint 'sh -c \"a b\"' --cap-add NET_ADMIN --cap-drop ALL nginx",
 		"--update-parallelism 0 --update-delay 10s --update-monitor 1m --update-failure-action rollback --update-max-failure-ratio 0.2 --update-order start-first --rollback-parallelism 2 --rollback-order stop-first --rollback-failure-action continue nginx",
 		"--mode global nginx",
@@ -70,7 +70,7 @@ func TestUpdate_Flags_ChangeOnlyWhatTheySay(t *testing.T) {
 		"--label-rm tier --label-add team=ops", "--container-label-add x=y", "--publish-rm 80/tcp --publish-add mode=host,published=8081,target=80", "--publish-add mode=host,published=8080,target=81",
 		"--mount-rm /data", "--mount-add type=bind,source=/srv,target=/data", "--constraint-rm node.labels.disk==ssd --constraint-add node.role==worker",
 		"--placement-pref-add spread=node.labels.zone", "--cap-add chown", "--cap-drop CAP_NET_ADMIN --cap-drop KILL", "--limit-cpu 1", "--restart-condition any",
-		"--update-parallelism 1 --update-delay 0s", "--user ''", "--init=false", "--entrypoint /bin/serve",
+		"--update-parallelism 1 --update-delay 0s", "--priority 10", "--user ''", "--init=false", "--entrypoint /bin/serve",
 	} {
 		args, err := splitWords(line)
 		if err != nil {

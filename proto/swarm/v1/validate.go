@@ -72,6 +72,7 @@ func (x *ServiceSpec) Validate() error {
 	p.labels("label", x.Labels)
 	p.task(x.Task)
 	p.mode(x)
+	p.priority(x.Priority)
 	p.update("update", x.Update)
 	p.update("rollback", x.Rollback)
 	if x.Rollback.GetFailureAction() == FailureAction_FAILURE_ACTION_ROLLBACK {

@@ -115,6 +115,8 @@ func TestServiceSpecValidate_OneThingWrong_NamesFieldAndWhatToDo(t *testing.T) {
 		"little memory":    {func(s *ServiceSpec) { s.Task.Resources.Limits.MemoryBytes = 1 << 20 }, "limit memory: 1048576 bytes is too little; use 4 MiB or more"},
 		"reserve > limit":  {func(s *ServiceSpec) { s.Task.Resources.Reservations.NanoCpus = 2e9 }, "reserve cpu: 2 is more than the limit of 0.5"},
 		"constraint":       {func(s *ServiceSpec) { s.Task.Placement.Constraints = []string{"node.rule==worker"} }, `constraint "node.rule==worker": the key "node.rule" is not known; use node.id`},
+		"priority":         {func(s *ServiceSpec) { s.Priority = MaxPriority + 1 }, `priority: 1000001 is out of range; use -1000000 to 1000000`},
+		"priority too low": {func(s *ServiceSpec) { s.Priority = -MaxPriority - 1 }, `priority: -1000001 is out of range; use -1000000 to 1000000`},
 		"constraint value": {func(s *ServiceSpec) { s.Task.Placement.Constraints = []string{"node.ip==here"} }, "neither an address nor a network"},
 		"preference":       {func(s *ServiceSpec) { s.Task.Placement.Preferences = []*PlacementPreference{{}} }, "it cannot be spread over"},
 		"ratio":            {func(s *ServiceSpec) { s.Update = &UpdateConfig{MaxFailureRatio: math.NaN()} }, "update max failure ratio: NaN is not a share; use 0 to 1"},
