@@ -57,6 +57,11 @@ func (p restartPolicy) restarts(exit runtime.Exit) bool {
 	return true
 }
 
+// wants is restarts for a task of a desired state: a job's that has completed is done, whatever the condition.
+func (p restartPolicy) wants(desired swarmpb.TaskState, exit runtime.Exit) bool {
+	return p.restarts(exit) && (desired != swarmpb.TaskState_TASK_STATE_COMPLETE || explainExit(exit) != "")
+}
+
 func (p restartPolicy) delay(failures uint32) time.Duration {
 	switch {
 	case p.spec.GetDelay() != nil:
@@ -170,10 +175,11 @@ func (f *fleet) stays(t *task, exit runtime.Exit) bool {
 	if started := t.status.GetContainer().GetStartedAt(); started != 0 && !exit.At.IsZero() {
 		ran = exit.At.Sub(time.Unix(0, started))
 	}
-	if t.assigned.GetDesiredState() == swarmpb.TaskState_TASK_STATE_COMPLETE && explainExit(exit) == "" {
-		return false // a job's task that has completed is done, whatever the condition
+	policy := restartPolicy{t.template.GetSpec().GetRestart()}
+	if !policy.wants(t.assigned.GetDesiredState(), exit) {
+		return false
 	}
-	next, ok := restartPolicy{t.template.GetSpec().GetRestart()}.next(t.comeback, exit, ran, time.Now())
+	next, ok := policy.next(t.comeback, exit, ran, time.Now())
 	if !ok {
 		return false
 	}

@@ -41,7 +41,7 @@ func TestExpand_Fields_AreFilledInOrNamed(t *testing.T) {
 			t.Errorf("%q: %q and no error", text, got)
 		}
 	}
-	global := fieldsOf("node1", "host1", nil, &swarmpb.AssignedTask{Id: "task2", ServiceName: "web"})
+	global := fieldsOf("node1", "host1", nil, &swarmpb.AssignedTask{Id: "task2", ServiceName: "web", Slot: swarmpb.NodeSlot("node1"), Global: true})
 	if global[".Task.Slot"] != "node1" || global[".Task.Name"] != "web.node1.task2" {
 		t.Errorf("a global task has %v", global)
 	}
@@ -240,4 +240,20 @@ func (r *hangingRuntime) Pull(ctx context.Context, _ runtime.PullRequest) (runti
 	<-ctx.Done()
 	close(r.ended)
 	return runtime.Image{}, ctx.Err()
+}
+
+func TestStays_JobThatHasCompletedWithoutManagers_IsNotStartedAgain(t *testing.T) {
+	for name, c := range map[string]struct {
+		desired swarmpb.TaskState
+		code    uint32
+		want    bool
+	}{
+		"job done":     {swarmpb.TaskState_TASK_STATE_COMPLETE, 0, false},
+		"job failed":   {swarmpb.TaskState_TASK_STATE_COMPLETE, 1, true},
+		"service ends": {swarmpb.TaskState_TASK_STATE_RUNNING, 0, true},
+	} {
+		if got := (restartPolicy{}).wants(c.desired, runtime.Exit{Code: c.code}); got != c.want {
+			t.Errorf("%s: %t, want %t", name, got, c.want)
+		}
+	}
 }
