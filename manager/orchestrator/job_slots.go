@@ -186,9 +186,8 @@ func (j *job) fill(run *swarmpb.JobRun, found *findings) {
 	budget := uint64(len(found.lacking))
 	if most := j.service.Spec.Mode.GetReplicatedJob().GetMaxConcurrent(); most > 0 {
 		budget = min(budget, most-min(most, found.busy))
-	} else if found.more {
-		j.plan.More = true
 	}
+	j.plan.More = j.plan.More || found.more && budget == uint64(len(found.lacking))
 	template := cmp.Or(j.view.Template(j.service.Id, run.TemplateVersion).GetVersion(), j.service.TemplateVersion)
 	for _, at := range found.lacking[:budget] {
 		if !j.room() {

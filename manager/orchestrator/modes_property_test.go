@@ -172,3 +172,27 @@ func TestModes_AnyFaults_NoSlotTwiceAndOneTaskANode(t *testing.T) {
 		}
 	})
 }
+
+// TestJob_MoreAtATimeThanAPlanHolds_AllAreMade: one plan has at most 500 writes.
+func TestJob_MoreAtATimeThanAPlanHolds_AllAreMade(t *testing.T) {
+	for name, c := range map[string]struct {
+		most string
+		want int
+	}{"all": {"0", 1200}, "seven hundred": {"700", 700}} {
+		t.Run(name, func(t *testing.T) {
+			w, err := newWorld()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.Do("service", "batch", "kind=replicated-job", "total=1200", "max-concurrent="+c.most); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.Settle(); err != nil {
+				t.Fatal(err)
+			}
+			if n := w.View().TaskCountOf("batch"); n != c.want {
+				t.Errorf("%d tasks, want %d", n, c.want)
+			}
+		})
+	}
+}
