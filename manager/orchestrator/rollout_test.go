@@ -23,7 +23,9 @@ func started(t *testing.T, words ...string) *script.World {
 	return w
 }
 
-func updateOf(w *script.World) *swarmpb.UpdateStatus { return w.View().ServiceProgress("web").GetUpdate() }
+func updateOf(w *script.World) *swarmpb.UpdateStatus {
+	return w.View().ServiceProgress("web").GetUpdate()
+}
 
 // rolled lets a leader with another clock than the world's take the steps that are to be taken at its time. It answers when
 // it asks to be woken.
