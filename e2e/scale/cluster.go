@@ -97,7 +97,6 @@ type cluster struct {
 	within   time.Duration
 	managers []*process
 	fleet    *process
-	number   int
 }
 
 func (c *cluster) end() {

@@ -91,7 +91,8 @@ func gentleEvent(t *rapid.T, w *script.World, kinds []string, image *int, bad ma
 			do(t, w, command, "web") // nobody promotes what has not been watched
 		}
 	case 2:
-		if update := w.View().ServiceProgress("web").GetUpdate(); update.Underway() && (update.Sets() || !bad[w.View().Service("web").GetPreviousSpec().GetTask().GetContainer().GetImage()]) {
+		if update := w.View().ServiceProgress("web").GetUpdate(); update.Underway() &&
+			(update.Sets() && update.State < swarmpb.UpdateState_UPDATE_STATE_ROLLBACK_STARTED || !bad[w.View().Service("web").GetPreviousSpec().GetTask().GetContainer().GetImage()]) {
 			do(t, w, "abort", "web")
 		}
 	case 3:

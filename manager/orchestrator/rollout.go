@@ -206,7 +206,7 @@ func (r *rollout) begin() {
 		return
 	}
 	old := map[uint64]int{}
-	dirty := false
+	dirty, spare := false, r.spare()
 	for s := range slots(r.view, r.service, 0, r.now) {
 		template := s.template()
 		if template == 0 || template == r.goal.template || r.abandoned(s) {
@@ -218,7 +218,10 @@ func (r *rollout) begin() {
 			return
 		}
 		live := s.live()
-		if r.surplus(template) {
+		if r.surplus(template) && (!s.up() || spare > 0) {
+			if s.up() {
+				spare--
+			}
 			r.guardSlot(s)
 			for _, task := range live {
 				r.desire(task, stateShutdown)
@@ -289,6 +292,21 @@ func (r *rollout) surplus(template uint64) bool {
 	default:
 		return template == r.update.TemplateVersion
 	}
+}
+
+// spare is how many tasks are up beyond what the service has by its spec: so many may go at once, whichever set they
+// are of.
+func (r *rollout) spare() int {
+	if !r.update.Sets() {
+		return 0
+	}
+	up := -int(replicas(r.service))
+	for s := range slots(r.view, r.service, 0, r.now) {
+		if s.up() {
+			up++
+		}
+	}
+	return max(0, up)
 }
 
 // strays tells cheaply whether any task may be of another template than the goal's.

@@ -213,6 +213,16 @@ func (s *slot) run() uint64 {
 	return 0
 }
 
+// up tells whether a task of the slot that is to go on takes connections.
+func (s *slot) up() bool {
+	for i := range s.replicas {
+		if r := &s.replicas[i]; r.live() && r.up() {
+			return true
+		}
+	}
+	return false
+}
+
 // clear tells whether everything but r has stopped, so that r may start.
 func (s *slot) clear(except ...*replica) bool {
 	for i := range s.replicas {
