@@ -106,6 +106,12 @@ bench-net: setup build image ## what the network's paths cost, beside HAProxy, w
 	fi
 	.ci/bench net
 
+.PHONY: bench-scale
+bench-scale: ## real managers and simulated workers: SIZES (default 100x1000 to 10000x1000000); a chart in docs/scale.svg
+	@mkdir -p build
+	go build -o build/scale ./e2e/scale
+	build/scale -lose -o docs/scale.svg -sizes $${SIZES:-100x1000,1000x30000,5000x150000,10000x1000000}
+
 .PHONY: bench-faults
 bench-faults: setup build image ## times from a fault to its repair, on real hosts: median and worst of RUNS (default 20)
 	go run ./e2e/faults -runs $${RUNS:-20}

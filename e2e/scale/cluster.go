@@ -263,7 +263,7 @@ func (c *cluster) small(ctx context.Context, name string) ([]float64, error) {
 	return out, nil
 }
 
-// downs counts the nodes that are called down.
+// downs counts the workers that are called down.
 func (c *cluster) downs(ctx context.Context, manager int) (int, error) {
 	r, err := c.managers[manager].client.ListNodes(ctx, &swarmpb.ListNodesRequest{})
 	if err != nil {
@@ -271,7 +271,7 @@ func (c *cluster) downs(ctx context.Context, manager int) (int, error) {
 	}
 	down := 0
 	for _, n := range r.GetNodes() {
-		if n.GetStatus().GetState() == swarmpb.NodeState_NODE_STATE_DOWN {
+		if n.GetStatus().GetState() == swarmpb.NodeState_NODE_STATE_DOWN && n.GetNode().GetRole() != swarmpb.NodeRole_NODE_ROLE_MANAGER {
 			down++
 		}
 	}
