@@ -21,6 +21,12 @@ func (s *Server) GetServiceHistory(ctx context.Context, req *swarmpb.GetServiceH
 	for _, outcome := range view.ServiceProgress(service.GetId()).GetOutcomes() {
 		outcomes[outcome.GetRevision()] = outcome
 	}
+	// The orchestrator enters an outcome when it changes; how far an update is on its way there, the update says.
+	if update := view.ServiceProgress(service.GetId()).GetUpdate(); update.Underway() && update.GetRevision() != 0 {
+		outcomes[update.GetRevision()] = &swarmpb.RevisionOutcome{
+			Revision: update.GetRevision(), State: update.GetState(), Message: update.GetMessage(), At: update.GetPhaseSince(),
+		}
+	}
 	response := &swarmpb.GetServiceHistoryResponse{}
 	for revision := range view.RevisionsOf(service.GetId()) {
 		if revision.GetRegistryAuth() != nil {

@@ -86,6 +86,23 @@ func TestHistory_CreatedUpdatedRolledBack_TellsWhoAndWhat(t *testing.T) {
 	expectError(t, err, wire.CodeInvalid, "it holds a control character")
 }
 
+func TestHistory_UpdateUnderWay_TellsWhereItIs(t *testing.T) {
+	w := newWorld(t)
+	id := w.create("web", 3)
+	w.updateTo(spec("web", "web:2", 3), "bob@host")
+	w.put(&swarmpb.Row{Row: &swarmpb.Row_ServiceProgress{ServiceProgress: &swarmpb.ServiceProgress{ServiceId: id,
+		Update: &swarmpb.UpdateStatus{State: swarmpb.UpdateState_UPDATE_STATE_UPDATING, Revision: 2, Message: "waiting for promote"},
+		Outcomes: []*swarmpb.RevisionOutcome{{Revision: 2, State: swarmpb.UpdateState_UPDATE_STATE_UPDATING, Message: "update in progress"}},
+	}}})
+	r, err := w.server.GetServiceHistory(ctx, &swarmpb.GetServiceHistoryRequest{Service: "web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := r.GetRevisions()[0].GetOutcome().GetMessage(); got != "waiting for promote" {
+		t.Errorf("outcome %q", got)
+	}
+}
+
 func TestHistory_ServiceFromBefore_GetsItsFirstVersion(t *testing.T) {
 	w := newWorld(t)
 	old := spec("web", "web:1", 1)
