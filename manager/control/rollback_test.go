@@ -91,7 +91,7 @@ func TestHistory_UpdateUnderWay_TellsWhereItIs(t *testing.T) {
 	id := w.create("web", 3)
 	w.updateTo(spec("web", "web:2", 3), "bob@host")
 	w.put(&swarmpb.Row{Row: &swarmpb.Row_ServiceProgress{ServiceProgress: &swarmpb.ServiceProgress{ServiceId: id,
-		Update: &swarmpb.UpdateStatus{State: swarmpb.UpdateState_UPDATE_STATE_UPDATING, Revision: 2, Message: "waiting for promote"},
+		Update:   &swarmpb.UpdateStatus{State: swarmpb.UpdateState_UPDATE_STATE_UPDATING, Revision: 2, Message: "waiting for promote"},
 		Outcomes: []*swarmpb.RevisionOutcome{{Revision: 2, State: swarmpb.UpdateState_UPDATE_STATE_UPDATING, Message: "update in progress"}},
 	}}})
 	r, err := w.server.GetServiceHistory(ctx, &swarmpb.GetServiceHistoryRequest{Service: "web"})
