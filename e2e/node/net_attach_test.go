@@ -34,7 +34,7 @@ func (c *netCluster) outsider(t *testing.T, host int, name string) *outsider {
 	before := h.Processes("whoami")
 	unshare, err := exec.LookPath("unshare")
 	if err != nil {
-		t.Skip("unshare is not installed; it is part of util-linux")
+		t.Fatal("unshare is not installed; it is part of util-linux")
 	}
 	if err := h.Start(name, unshare, "--net", artifact(t, "build/whoami")); err != nil {
 		t.Fatal(err)

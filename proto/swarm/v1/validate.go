@@ -78,6 +78,12 @@ func (x *ServiceSpec) Validate() error {
 	if x.Rollback.GetFailureAction() == FailureAction_FAILURE_ACTION_ROLLBACK {
 		p.add("rollback failure action", "a rollback cannot be rolled back", "use pause or continue")
 	}
+	if x.GetMaxUnavailable() != nil {
+		p.add("max unavailable", "drains keep no budget in this version", "leave it out")
+	}
+	if x.GetNoRebalance() {
+		p.add("no rebalance", "tasks are never moved for balance in this version", "leave it out")
+	}
 	p.trial(x)
 	p.ports("publish", x.GetEndpoint().GetPorts())
 	known(&p, "endpoint mode", x.GetEndpoint().GetMode(), EndpointMode_name)

@@ -117,6 +117,8 @@ func TestServiceSpecValidate_OneThingWrong_NamesFieldAndWhatToDo(t *testing.T) {
 		"constraint":       {func(s *ServiceSpec) { s.Task.Placement.Constraints = []string{"node.rule==worker"} }, `constraint "node.rule==worker": the key "node.rule" is not known; use node.id`},
 		"priority":         {func(s *ServiceSpec) { s.Priority = MaxPriority + 1 }, `priority: 1000001 is out of range; use -1000000 to 1000000`},
 		"priority too low": {func(s *ServiceSpec) { s.Priority = -MaxPriority - 1 }, `priority: -1000001 is out of range; use -1000000 to 1000000`},
+		"budget":           {func(s *ServiceSpec) { s.MaxUnavailable = &DisruptionBudget{} }, "max unavailable: drains keep no budget in this version"},
+		"no rebalance":     {func(s *ServiceSpec) { s.NoRebalance = true }, "no rebalance: tasks are never moved for balance in this version"},
 		"constraint value": {func(s *ServiceSpec) { s.Task.Placement.Constraints = []string{"node.ip==here"} }, "neither an address nor a network"},
 		"preference":       {func(s *ServiceSpec) { s.Task.Placement.Preferences = []*PlacementPreference{{}} }, "it cannot be spread over"},
 		"ratio":            {func(s *ServiceSpec) { s.Update = &UpdateConfig{MaxFailureRatio: math.NaN()} }, "update max failure ratio: NaN is not a share; use 0 to 1"},
