@@ -223,7 +223,17 @@ func TestCluster_ManagersJoinAndTheLeaderIsDemoted_VotersFollowAndItsRightsEnd(t
 		t.Errorf("a manager's call: %v", err)
 	}
 
+	// It goes on as a worker: a node that is away cannot be promoted.
+	m1.creds.Set(renewed)
+	working, rest := context.WithCancel(t.Context())
+	var worker sync.WaitGroup
+	worker.Go(func() { m1.work(working, []*host{m2, m3}) })
+	eventually(t, "it is ready", func() bool {
+		return m2.manager.replica.Store().View().NodeStatus(m1.id()).GetState() == swarmpb.NodeState_NODE_STATE_READY
+	})
 	desire(t, m2, m1.id(), managerRole)
+	rest()
+	worker.Wait()
 	if renewed, err = wire.Renew(t.Context(), m1.creds, []string{m2.addr}); err != nil || renewed.Role != managerRole {
 		t.Fatalf("its renewal: %v, %v", renewed.Role, err)
 	}
