@@ -134,6 +134,14 @@ func (c controlSwitch) PlanService(ctx context.Context, r *swarmpb.PlanServiceRe
 	return call(c, ctx, r, swarmpb.ControlServer.PlanService)
 }
 
+func (c controlSwitch) ExplainService(ctx context.Context, r *swarmpb.ExplainServiceRequest) (*swarmpb.ExplainServiceResponse, error) {
+	return call(c, ctx, r, swarmpb.ControlServer.ExplainService)
+}
+
+func (c controlSwitch) RebalanceCluster(ctx context.Context, r *swarmpb.RebalanceClusterRequest) (*swarmpb.RebalanceClusterResponse, error) {
+	return call(c, ctx, r, swarmpb.ControlServer.RebalanceCluster)
+}
+
 func (c controlSwitch) GetTask(ctx context.Context, r *swarmpb.GetTaskRequest) (*swarmpb.GetTaskResponse, error) {
 	return call(c, ctx, r, swarmpb.ControlServer.GetTask)
 }

@@ -518,7 +518,13 @@ type NodeInfo struct {
 	Tasks       uint32     `protobuf:"varint,5,opt,name=tasks,proto3" json:"tasks,omitempty"`
 	UplinkBlock string     `protobuf:"bytes,6,opt,name=uplink_block,json=uplinkBlock,proto3" json:"uplink_block,omitempty"`
 	// Unset for a node that takes no part in Raft.
-	Manager       *ManagerStatus `protobuf:"bytes,7,opt,name=manager,proto3" json:"manager,omitempty"`
+	Manager *ManagerStatus `protobuf:"bytes,7,opt,name=manager,proto3" json:"manager,omitempty"`
+	// What no task reserves, of what the cluster takes the node to have; below 0 where too much was given away.
+	Free *Resources `protobuf:"bytes,8,opt,name=free,proto3" json:"free,omitempty"`
+	// Unset unless it is being drained.
+	Drain *NodeDrain `protobuf:"bytes,9,opt,name=drain,proto3" json:"drain,omitempty"`
+	// What the node says of itself beyond what the cluster takes, one line each: 16 CPUs, 8 are taken.
+	NotAccepted   []string `protobuf:"bytes,10,rep,name=not_accepted,json=notAccepted,proto3" json:"not_accepted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -602,6 +608,99 @@ func (x *NodeInfo) GetManager() *ManagerStatus {
 	return nil
 }
 
+func (x *NodeInfo) GetFree() *Resources {
+	if x != nil {
+		return x.Free
+	}
+	return nil
+}
+
+func (x *NodeInfo) GetDrain() *NodeDrain {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
+func (x *NodeInfo) GetNotAccepted() []string {
+	if x != nil {
+		return x.NotAccepted
+	}
+	return nil
+}
+
+// NodeDrain is how far a drain has come.
+type NodeDrain struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Tasks that are there still, and those of them whose successor is on its way.
+	Left   uint32 `protobuf:"varint,1,opt,name=left,proto3" json:"left,omitempty"`
+	Moving uint32 `protobuf:"varint,2,opt,name=moving,proto3" json:"moving,omitempty"`
+	// Why others wait, one line a service, at most 16.
+	Waits []string `protobuf:"bytes,3,rep,name=waits,proto3" json:"waits,omitempty"`
+	// When it began.
+	Since         int64 `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeDrain) Reset() {
+	*x = NodeDrain{}
+	mi := &file_swarm_v1_control_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeDrain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeDrain) ProtoMessage() {}
+
+func (x *NodeDrain) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeDrain.ProtoReflect.Descriptor instead.
+func (*NodeDrain) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *NodeDrain) GetLeft() uint32 {
+	if x != nil {
+		return x.Left
+	}
+	return 0
+}
+
+func (x *NodeDrain) GetMoving() uint32 {
+	if x != nil {
+		return x.Moving
+	}
+	return 0
+}
+
+func (x *NodeDrain) GetWaits() []string {
+	if x != nil {
+		return x.Waits
+	}
+	return nil
+}
+
+func (x *NodeDrain) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
 // ManagerStatus is a node's part in Raft.
 type ManagerStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -618,7 +717,7 @@ type ManagerStatus struct {
 
 func (x *ManagerStatus) Reset() {
 	*x = ManagerStatus{}
-	mi := &file_swarm_v1_control_proto_msgTypes[8]
+	mi := &file_swarm_v1_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -630,7 +729,7 @@ func (x *ManagerStatus) String() string {
 func (*ManagerStatus) ProtoMessage() {}
 
 func (x *ManagerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[8]
+	mi := &file_swarm_v1_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -643,7 +742,7 @@ func (x *ManagerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManagerStatus.ProtoReflect.Descriptor instead.
 func (*ManagerStatus) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{8}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ManagerStatus) GetAddress() string {
@@ -682,7 +781,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[9]
+	mi := &file_swarm_v1_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -694,7 +793,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[9]
+	mi := &file_swarm_v1_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -707,7 +806,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{9}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{10}
 }
 
 type ListNodesResponse struct {
@@ -719,7 +818,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[10]
+	mi := &file_swarm_v1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -731,7 +830,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[10]
+	mi := &file_swarm_v1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -744,7 +843,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeInfo {
@@ -764,7 +863,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[11]
+	mi := &file_swarm_v1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -776,7 +875,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[11]
+	mi := &file_swarm_v1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -789,7 +888,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetNodeRequest) GetNode() string {
@@ -808,7 +907,7 @@ type GetNodeResponse struct {
 
 func (x *GetNodeResponse) Reset() {
 	*x = GetNodeResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[12]
+	mi := &file_swarm_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -820,7 +919,7 @@ func (x *GetNodeResponse) String() string {
 func (*GetNodeResponse) ProtoMessage() {}
 
 func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[12]
+	mi := &file_swarm_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -833,7 +932,7 @@ func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeResponse.ProtoReflect.Descriptor instead.
 func (*GetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetNodeResponse) GetNode() *NodeInfo {
@@ -847,16 +946,18 @@ type UpdateNodeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	// meta.version of the node that the new spec was made from; 0 = whatever it is.
-	Version       uint64    `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
-	Spec          *NodeSpec `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
-	RequestId     string    `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Version   uint64    `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	Spec      *NodeSpec `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
+	RequestId string    `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// What the node says of itself now is taken: spec.accepted becomes that.
+	Accept        bool `protobuf:"varint,5,opt,name=accept,proto3" json:"accept,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateNodeRequest) Reset() {
 	*x = UpdateNodeRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[13]
+	mi := &file_swarm_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -868,7 +969,7 @@ func (x *UpdateNodeRequest) String() string {
 func (*UpdateNodeRequest) ProtoMessage() {}
 
 func (x *UpdateNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[13]
+	mi := &file_swarm_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -881,7 +982,7 @@ func (x *UpdateNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNodeRequest.ProtoReflect.Descriptor instead.
 func (*UpdateNodeRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *UpdateNodeRequest) GetNode() string {
@@ -912,6 +1013,237 @@ func (x *UpdateNodeRequest) GetRequestId() string {
 	return ""
 }
 
+func (x *UpdateNodeRequest) GetAccept() bool {
+	if x != nil {
+		return x.Accept
+	}
+	return false
+}
+
+type RebalanceClusterRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	DryRun        bool                   `protobuf:"varint,1,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId     string                 `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RebalanceClusterRequest) Reset() {
+	*x = RebalanceClusterRequest{}
+	mi := &file_swarm_v1_control_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RebalanceClusterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RebalanceClusterRequest) ProtoMessage() {}
+
+func (x *RebalanceClusterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RebalanceClusterRequest.ProtoReflect.Descriptor instead.
+func (*RebalanceClusterRequest) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *RebalanceClusterRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *RebalanceClusterRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type RebalanceClusterResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order in which they would be made, at most 1,000.
+	Moves     []*ProposedMove `protobuf:"bytes,1,rep,name=moves,proto3" json:"moves,omitempty"`
+	Truncated bool            `protobuf:"varint,2,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	// Why services are left alone, one line each, at most 32.
+	LeftAlone     []string `protobuf:"bytes,3,rep,name=left_alone,json=leftAlone,proto3" json:"left_alone,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RebalanceClusterResponse) Reset() {
+	*x = RebalanceClusterResponse{}
+	mi := &file_swarm_v1_control_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RebalanceClusterResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RebalanceClusterResponse) ProtoMessage() {}
+
+func (x *RebalanceClusterResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RebalanceClusterResponse.ProtoReflect.Descriptor instead.
+func (*RebalanceClusterResponse) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *RebalanceClusterResponse) GetMoves() []*ProposedMove {
+	if x != nil {
+		return x.Moves
+	}
+	return nil
+}
+
+func (x *RebalanceClusterResponse) GetTruncated() bool {
+	if x != nil {
+		return x.Truncated
+	}
+	return false
+}
+
+func (x *RebalanceClusterResponse) GetLeftAlone() []string {
+	if x != nil {
+		return x.LeftAlone
+	}
+	return nil
+}
+
+// ProposedMove is a task that would be better off elsewhere.
+type ProposedMove struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	TaskId       string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	TaskName     string                 `protobuf:"bytes,2,opt,name=task_name,json=taskName,proto3" json:"task_name,omitempty"`
+	ServiceName  string                 `protobuf:"bytes,3,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	FromNodeId   string                 `protobuf:"bytes,4,opt,name=from_node_id,json=fromNodeId,proto3" json:"from_node_id,omitempty"`
+	FromHostname string                 `protobuf:"bytes,5,opt,name=from_hostname,json=fromHostname,proto3" json:"from_hostname,omitempty"`
+	ToNodeId     string                 `protobuf:"bytes,6,opt,name=to_node_id,json=toNodeId,proto3" json:"to_node_id,omitempty"`
+	ToHostname   string                 `protobuf:"bytes,7,opt,name=to_hostname,json=toHostname,proto3" json:"to_hostname,omitempty"`
+	// The service's tasks on both nodes before it.
+	TasksFrom     uint32 `protobuf:"varint,8,opt,name=tasks_from,json=tasksFrom,proto3" json:"tasks_from,omitempty"`
+	TasksTo       uint32 `protobuf:"varint,9,opt,name=tasks_to,json=tasksTo,proto3" json:"tasks_to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProposedMove) Reset() {
+	*x = ProposedMove{}
+	mi := &file_swarm_v1_control_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProposedMove) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProposedMove) ProtoMessage() {}
+
+func (x *ProposedMove) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProposedMove.ProtoReflect.Descriptor instead.
+func (*ProposedMove) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ProposedMove) GetTaskId() string {
+	if x != nil {
+		return x.TaskId
+	}
+	return ""
+}
+
+func (x *ProposedMove) GetTaskName() string {
+	if x != nil {
+		return x.TaskName
+	}
+	return ""
+}
+
+func (x *ProposedMove) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+func (x *ProposedMove) GetFromNodeId() string {
+	if x != nil {
+		return x.FromNodeId
+	}
+	return ""
+}
+
+func (x *ProposedMove) GetFromHostname() string {
+	if x != nil {
+		return x.FromHostname
+	}
+	return ""
+}
+
+func (x *ProposedMove) GetToNodeId() string {
+	if x != nil {
+		return x.ToNodeId
+	}
+	return ""
+}
+
+func (x *ProposedMove) GetToHostname() string {
+	if x != nil {
+		return x.ToHostname
+	}
+	return ""
+}
+
+func (x *ProposedMove) GetTasksFrom() uint32 {
+	if x != nil {
+		return x.TasksFrom
+	}
+	return 0
+}
+
+func (x *ProposedMove) GetTasksTo() uint32 {
+	if x != nil {
+		return x.TasksTo
+	}
+	return 0
+}
+
 type UpdateNodeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          *NodeInfo              `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -921,7 +1253,7 @@ type UpdateNodeResponse struct {
 
 func (x *UpdateNodeResponse) Reset() {
 	*x = UpdateNodeResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[14]
+	mi := &file_swarm_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -933,7 +1265,7 @@ func (x *UpdateNodeResponse) String() string {
 func (*UpdateNodeResponse) ProtoMessage() {}
 
 func (x *UpdateNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[14]
+	mi := &file_swarm_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -946,7 +1278,7 @@ func (x *UpdateNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNodeResponse.ProtoReflect.Descriptor instead.
 func (*UpdateNodeResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UpdateNodeResponse) GetNode() *NodeInfo {
@@ -967,7 +1299,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[15]
+	mi := &file_swarm_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -979,7 +1311,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[15]
+	mi := &file_swarm_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -992,7 +1324,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RemoveNodeRequest) GetNode() string {
@@ -1025,7 +1357,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[16]
+	mi := &file_swarm_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1037,7 +1369,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[16]
+	mi := &file_swarm_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1050,7 +1382,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RemoveNodeResponse) GetId() string {
@@ -1076,7 +1408,7 @@ type CreateServiceRequest struct {
 
 func (x *CreateServiceRequest) Reset() {
 	*x = CreateServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[17]
+	mi := &file_swarm_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1088,7 +1420,7 @@ func (x *CreateServiceRequest) String() string {
 func (*CreateServiceRequest) ProtoMessage() {}
 
 func (x *CreateServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[17]
+	mi := &file_swarm_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1101,7 +1433,7 @@ func (x *CreateServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateServiceRequest.ProtoReflect.Descriptor instead.
 func (*CreateServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CreateServiceRequest) GetSpec() *ServiceSpec {
@@ -1149,7 +1481,7 @@ type CreateServiceResponse struct {
 
 func (x *CreateServiceResponse) Reset() {
 	*x = CreateServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[18]
+	mi := &file_swarm_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1161,7 +1493,7 @@ func (x *CreateServiceResponse) String() string {
 func (*CreateServiceResponse) ProtoMessage() {}
 
 func (x *CreateServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[18]
+	mi := &file_swarm_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1174,7 +1506,7 @@ func (x *CreateServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateServiceResponse.ProtoReflect.Descriptor instead.
 func (*CreateServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CreateServiceResponse) GetId() string {
@@ -1208,7 +1540,7 @@ type UpdateServiceRequest struct {
 
 func (x *UpdateServiceRequest) Reset() {
 	*x = UpdateServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[19]
+	mi := &file_swarm_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1220,7 +1552,7 @@ func (x *UpdateServiceRequest) String() string {
 func (*UpdateServiceRequest) ProtoMessage() {}
 
 func (x *UpdateServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[19]
+	mi := &file_swarm_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1233,7 +1565,7 @@ func (x *UpdateServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateServiceRequest.ProtoReflect.Descriptor instead.
 func (*UpdateServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *UpdateServiceRequest) GetService() string {
@@ -1297,7 +1629,7 @@ type UpdateServiceResponse struct {
 
 func (x *UpdateServiceResponse) Reset() {
 	*x = UpdateServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[20]
+	mi := &file_swarm_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1309,7 +1641,7 @@ func (x *UpdateServiceResponse) String() string {
 func (*UpdateServiceResponse) ProtoMessage() {}
 
 func (x *UpdateServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[20]
+	mi := &file_swarm_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1322,7 +1654,7 @@ func (x *UpdateServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateServiceResponse.ProtoReflect.Descriptor instead.
 func (*UpdateServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *UpdateServiceResponse) GetId() string {
@@ -1361,7 +1693,7 @@ type RollbackServiceRequest struct {
 
 func (x *RollbackServiceRequest) Reset() {
 	*x = RollbackServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[21]
+	mi := &file_swarm_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1373,7 +1705,7 @@ func (x *RollbackServiceRequest) String() string {
 func (*RollbackServiceRequest) ProtoMessage() {}
 
 func (x *RollbackServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[21]
+	mi := &file_swarm_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1386,7 +1718,7 @@ func (x *RollbackServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackServiceRequest.ProtoReflect.Descriptor instead.
 func (*RollbackServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RollbackServiceRequest) GetService() string {
@@ -1435,7 +1767,7 @@ type RollbackServiceResponse struct {
 
 func (x *RollbackServiceResponse) Reset() {
 	*x = RollbackServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[22]
+	mi := &file_swarm_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1447,7 +1779,7 @@ func (x *RollbackServiceResponse) String() string {
 func (*RollbackServiceResponse) ProtoMessage() {}
 
 func (x *RollbackServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[22]
+	mi := &file_swarm_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1460,7 +1792,7 @@ func (x *RollbackServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackServiceResponse.ProtoReflect.Descriptor instead.
 func (*RollbackServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RollbackServiceResponse) GetId() string {
@@ -1498,7 +1830,7 @@ type CommandRolloutRequest struct {
 
 func (x *CommandRolloutRequest) Reset() {
 	*x = CommandRolloutRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[23]
+	mi := &file_swarm_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1510,7 +1842,7 @@ func (x *CommandRolloutRequest) String() string {
 func (*CommandRolloutRequest) ProtoMessage() {}
 
 func (x *CommandRolloutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[23]
+	mi := &file_swarm_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1523,7 +1855,7 @@ func (x *CommandRolloutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandRolloutRequest.ProtoReflect.Descriptor instead.
 func (*CommandRolloutRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CommandRolloutRequest) GetService() string {
@@ -1572,7 +1904,7 @@ type CommandRolloutResponse struct {
 
 func (x *CommandRolloutResponse) Reset() {
 	*x = CommandRolloutResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[24]
+	mi := &file_swarm_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1584,7 +1916,7 @@ func (x *CommandRolloutResponse) String() string {
 func (*CommandRolloutResponse) ProtoMessage() {}
 
 func (x *CommandRolloutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[24]
+	mi := &file_swarm_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1597,7 +1929,7 @@ func (x *CommandRolloutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandRolloutResponse.ProtoReflect.Descriptor instead.
 func (*CommandRolloutResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CommandRolloutResponse) GetId() string {
@@ -1623,7 +1955,7 @@ type GetServiceHistoryRequest struct {
 
 func (x *GetServiceHistoryRequest) Reset() {
 	*x = GetServiceHistoryRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[25]
+	mi := &file_swarm_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1635,7 +1967,7 @@ func (x *GetServiceHistoryRequest) String() string {
 func (*GetServiceHistoryRequest) ProtoMessage() {}
 
 func (x *GetServiceHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[25]
+	mi := &file_swarm_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1648,7 +1980,7 @@ func (x *GetServiceHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceHistoryRequest.ProtoReflect.Descriptor instead.
 func (*GetServiceHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetServiceHistoryRequest) GetService() string {
@@ -1667,7 +1999,7 @@ type GetServiceHistoryResponse struct {
 
 func (x *GetServiceHistoryResponse) Reset() {
 	*x = GetServiceHistoryResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[26]
+	mi := &file_swarm_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1679,7 +2011,7 @@ func (x *GetServiceHistoryResponse) String() string {
 func (*GetServiceHistoryResponse) ProtoMessage() {}
 
 func (x *GetServiceHistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[26]
+	mi := &file_swarm_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1692,7 +2024,7 @@ func (x *GetServiceHistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceHistoryResponse.ProtoReflect.Descriptor instead.
 func (*GetServiceHistoryResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetServiceHistoryResponse) GetRevisions() []*RevisionInfo {
@@ -1716,7 +2048,7 @@ type RevisionInfo struct {
 
 func (x *RevisionInfo) Reset() {
 	*x = RevisionInfo{}
-	mi := &file_swarm_v1_control_proto_msgTypes[27]
+	mi := &file_swarm_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1728,7 +2060,7 @@ func (x *RevisionInfo) String() string {
 func (*RevisionInfo) ProtoMessage() {}
 
 func (x *RevisionInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[27]
+	mi := &file_swarm_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1741,7 +2073,7 @@ func (x *RevisionInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevisionInfo.ProtoReflect.Descriptor instead.
 func (*RevisionInfo) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RevisionInfo) GetRevision() *ServiceRevision {
@@ -1779,7 +2111,7 @@ type PlanServiceRequest struct {
 
 func (x *PlanServiceRequest) Reset() {
 	*x = PlanServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[28]
+	mi := &file_swarm_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1791,7 +2123,7 @@ func (x *PlanServiceRequest) String() string {
 func (*PlanServiceRequest) ProtoMessage() {}
 
 func (x *PlanServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[28]
+	mi := &file_swarm_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1804,7 +2136,7 @@ func (x *PlanServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanServiceRequest.ProtoReflect.Descriptor instead.
 func (*PlanServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PlanServiceRequest) GetChange() isPlanServiceRequest_Change {
@@ -1887,7 +2219,7 @@ type PlanServiceResponse struct {
 
 func (x *PlanServiceResponse) Reset() {
 	*x = PlanServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[29]
+	mi := &file_swarm_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1899,7 +2231,7 @@ func (x *PlanServiceResponse) String() string {
 func (*PlanServiceResponse) ProtoMessage() {}
 
 func (x *PlanServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[29]
+	mi := &file_swarm_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1912,7 +2244,7 @@ func (x *PlanServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanServiceResponse.ProtoReflect.Descriptor instead.
 func (*PlanServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PlanServiceResponse) GetBefore() *ServiceSpec {
@@ -1992,6 +2324,234 @@ func (x *PlanServiceResponse) GetNoChange() bool {
 	return false
 }
 
+type ExplainServiceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name, ID or prefix.
+	Service       string `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainServiceRequest) Reset() {
+	*x = ExplainServiceRequest{}
+	mi := &file_swarm_v1_control_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainServiceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainServiceRequest) ProtoMessage() {}
+
+func (x *ExplainServiceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainServiceRequest.ProtoReflect.Descriptor instead.
+func (*ExplainServiceRequest) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ExplainServiceRequest) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+type ExplainServiceResponse struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ServiceId   string                 `protobuf:"bytes,1,opt,name=service_id,json=serviceId,proto3" json:"service_id,omitempty"`
+	ServiceName string                 `protobuf:"bytes,2,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	// By hostname, then ID.
+	Nodes []*NodeVerdict `protobuf:"bytes,3,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	// Tasks that wait for a node, at most 100, and how many there are.
+	Pending      []*TaskInfo `protobuf:"bytes,4,rep,name=pending,proto3" json:"pending,omitempty"`
+	PendingTotal uint64      `protobuf:"varint,5,opt,name=pending_total,json=pendingTotal,proto3" json:"pending_total,omitempty"`
+	// The template that it was judged for.
+	TemplateVersion uint64 `protobuf:"varint,6,opt,name=template_version,json=templateVersion,proto3" json:"template_version,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ExplainServiceResponse) Reset() {
+	*x = ExplainServiceResponse{}
+	mi := &file_swarm_v1_control_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainServiceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainServiceResponse) ProtoMessage() {}
+
+func (x *ExplainServiceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainServiceResponse.ProtoReflect.Descriptor instead.
+func (*ExplainServiceResponse) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ExplainServiceResponse) GetServiceId() string {
+	if x != nil {
+		return x.ServiceId
+	}
+	return ""
+}
+
+func (x *ExplainServiceResponse) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+func (x *ExplainServiceResponse) GetNodes() []*NodeVerdict {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *ExplainServiceResponse) GetPending() []*TaskInfo {
+	if x != nil {
+		return x.Pending
+	}
+	return nil
+}
+
+func (x *ExplainServiceResponse) GetPendingTotal() uint64 {
+	if x != nil {
+		return x.PendingTotal
+	}
+	return 0
+}
+
+func (x *ExplainServiceResponse) GetTemplateVersion() uint64 {
+	if x != nil {
+		return x.TemplateVersion
+	}
+	return 0
+}
+
+// NodeVerdict is what the filters say of one node for one more task.
+type NodeVerdict struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	NodeId   string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Hostname string                 `protobuf:"bytes,2,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	Accepted bool                   `protobuf:"varint,3,opt,name=accepted,proto3" json:"accepted,omitempty"`
+	// The filter that refused it, for example constraint or resources; empty = none.
+	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
+	// needs 2 CPUs, 0.5 of 4 free
+	Detail string `protobuf:"bytes,5,opt,name=detail,proto3" json:"detail,omitempty"`
+	// The service's tasks there, and all.
+	ServiceTasks  uint32 `protobuf:"varint,6,opt,name=service_tasks,json=serviceTasks,proto3" json:"service_tasks,omitempty"`
+	Tasks         uint32 `protobuf:"varint,7,opt,name=tasks,proto3" json:"tasks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeVerdict) Reset() {
+	*x = NodeVerdict{}
+	mi := &file_swarm_v1_control_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeVerdict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeVerdict) ProtoMessage() {}
+
+func (x *NodeVerdict) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeVerdict.ProtoReflect.Descriptor instead.
+func (*NodeVerdict) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *NodeVerdict) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *NodeVerdict) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *NodeVerdict) GetAccepted() bool {
+	if x != nil {
+		return x.Accepted
+	}
+	return false
+}
+
+func (x *NodeVerdict) GetFilter() string {
+	if x != nil {
+		return x.Filter
+	}
+	return ""
+}
+
+func (x *NodeVerdict) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *NodeVerdict) GetServiceTasks() uint32 {
+	if x != nil {
+		return x.ServiceTasks
+	}
+	return 0
+}
+
+func (x *NodeVerdict) GetTasks() uint32 {
+	if x != nil {
+		return x.Tasks
+	}
+	return 0
+}
+
 // PlanStep is one thing that the leader would do.
 type PlanStep struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2013,7 +2573,7 @@ type PlanStep struct {
 
 func (x *PlanStep) Reset() {
 	*x = PlanStep{}
-	mi := &file_swarm_v1_control_proto_msgTypes[30]
+	mi := &file_swarm_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2025,7 +2585,7 @@ func (x *PlanStep) String() string {
 func (*PlanStep) ProtoMessage() {}
 
 func (x *PlanStep) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[30]
+	mi := &file_swarm_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2038,7 +2598,7 @@ func (x *PlanStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanStep.ProtoReflect.Descriptor instead.
 func (*PlanStep) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PlanStep) GetAt() int64 {
@@ -2114,7 +2674,7 @@ type RemoveServiceRequest struct {
 
 func (x *RemoveServiceRequest) Reset() {
 	*x = RemoveServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[31]
+	mi := &file_swarm_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2126,7 +2686,7 @@ func (x *RemoveServiceRequest) String() string {
 func (*RemoveServiceRequest) ProtoMessage() {}
 
 func (x *RemoveServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[31]
+	mi := &file_swarm_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2139,7 +2699,7 @@ func (x *RemoveServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServiceRequest.ProtoReflect.Descriptor instead.
 func (*RemoveServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RemoveServiceRequest) GetService() string {
@@ -2165,7 +2725,7 @@ type RemoveServiceResponse struct {
 
 func (x *RemoveServiceResponse) Reset() {
 	*x = RemoveServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[32]
+	mi := &file_swarm_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2177,7 +2737,7 @@ func (x *RemoveServiceResponse) String() string {
 func (*RemoveServiceResponse) ProtoMessage() {}
 
 func (x *RemoveServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[32]
+	mi := &file_swarm_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2190,7 +2750,7 @@ func (x *RemoveServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServiceResponse.ProtoReflect.Descriptor instead.
 func (*RemoveServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RemoveServiceResponse) GetId() string {
@@ -2226,7 +2786,7 @@ type ServiceInfo struct {
 
 func (x *ServiceInfo) Reset() {
 	*x = ServiceInfo{}
-	mi := &file_swarm_v1_control_proto_msgTypes[33]
+	mi := &file_swarm_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2238,7 +2798,7 @@ func (x *ServiceInfo) String() string {
 func (*ServiceInfo) ProtoMessage() {}
 
 func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[33]
+	mi := &file_swarm_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2251,7 +2811,7 @@ func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceInfo.ProtoReflect.Descriptor instead.
 func (*ServiceInfo) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ServiceInfo) GetService() *Service {
@@ -2350,7 +2910,7 @@ type SetInfo struct {
 
 func (x *SetInfo) Reset() {
 	*x = SetInfo{}
-	mi := &file_swarm_v1_control_proto_msgTypes[34]
+	mi := &file_swarm_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2362,7 +2922,7 @@ func (x *SetInfo) String() string {
 func (*SetInfo) ProtoMessage() {}
 
 func (x *SetInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[34]
+	mi := &file_swarm_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2375,7 +2935,7 @@ func (x *SetInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetInfo.ProtoReflect.Descriptor instead.
 func (*SetInfo) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SetInfo) GetTemplateVersion() uint64 {
@@ -2438,7 +2998,7 @@ type NodePortConflict struct {
 
 func (x *NodePortConflict) Reset() {
 	*x = NodePortConflict{}
-	mi := &file_swarm_v1_control_proto_msgTypes[35]
+	mi := &file_swarm_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2450,7 +3010,7 @@ func (x *NodePortConflict) String() string {
 func (*NodePortConflict) ProtoMessage() {}
 
 func (x *NodePortConflict) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[35]
+	mi := &file_swarm_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2463,7 +3023,7 @@ func (x *NodePortConflict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodePortConflict.ProtoReflect.Descriptor instead.
 func (*NodePortConflict) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *NodePortConflict) GetNodeId() string {
@@ -2496,7 +3056,7 @@ type GetServiceRequest struct {
 
 func (x *GetServiceRequest) Reset() {
 	*x = GetServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[36]
+	mi := &file_swarm_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2508,7 +3068,7 @@ func (x *GetServiceRequest) String() string {
 func (*GetServiceRequest) ProtoMessage() {}
 
 func (x *GetServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[36]
+	mi := &file_swarm_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2521,7 +3081,7 @@ func (x *GetServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceRequest.ProtoReflect.Descriptor instead.
 func (*GetServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetServiceRequest) GetService() string {
@@ -2540,7 +3100,7 @@ type GetServiceResponse struct {
 
 func (x *GetServiceResponse) Reset() {
 	*x = GetServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[37]
+	mi := &file_swarm_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2552,7 +3112,7 @@ func (x *GetServiceResponse) String() string {
 func (*GetServiceResponse) ProtoMessage() {}
 
 func (x *GetServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[37]
+	mi := &file_swarm_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2565,7 +3125,7 @@ func (x *GetServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceResponse.ProtoReflect.Descriptor instead.
 func (*GetServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *GetServiceResponse) GetService() *ServiceInfo {
@@ -2585,7 +3145,7 @@ type CreateNetworkRequest struct {
 
 func (x *CreateNetworkRequest) Reset() {
 	*x = CreateNetworkRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[38]
+	mi := &file_swarm_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2597,7 +3157,7 @@ func (x *CreateNetworkRequest) String() string {
 func (*CreateNetworkRequest) ProtoMessage() {}
 
 func (x *CreateNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[38]
+	mi := &file_swarm_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2610,7 +3170,7 @@ func (x *CreateNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNetworkRequest.ProtoReflect.Descriptor instead.
 func (*CreateNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CreateNetworkRequest) GetSpec() *NetworkSpec {
@@ -2637,7 +3197,7 @@ type CreateNetworkResponse struct {
 
 func (x *CreateNetworkResponse) Reset() {
 	*x = CreateNetworkResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[39]
+	mi := &file_swarm_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2649,7 +3209,7 @@ func (x *CreateNetworkResponse) String() string {
 func (*CreateNetworkResponse) ProtoMessage() {}
 
 func (x *CreateNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[39]
+	mi := &file_swarm_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2662,7 +3222,7 @@ func (x *CreateNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNetworkResponse.ProtoReflect.Descriptor instead.
 func (*CreateNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CreateNetworkResponse) GetId() string {
@@ -2689,7 +3249,7 @@ type RemoveNetworkRequest struct {
 
 func (x *RemoveNetworkRequest) Reset() {
 	*x = RemoveNetworkRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[40]
+	mi := &file_swarm_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2701,7 +3261,7 @@ func (x *RemoveNetworkRequest) String() string {
 func (*RemoveNetworkRequest) ProtoMessage() {}
 
 func (x *RemoveNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[40]
+	mi := &file_swarm_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2714,7 +3274,7 @@ func (x *RemoveNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNetworkRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RemoveNetworkRequest) GetNetwork() string {
@@ -2740,7 +3300,7 @@ type RemoveNetworkResponse struct {
 
 func (x *RemoveNetworkResponse) Reset() {
 	*x = RemoveNetworkResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[41]
+	mi := &file_swarm_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2752,7 +3312,7 @@ func (x *RemoveNetworkResponse) String() string {
 func (*RemoveNetworkResponse) ProtoMessage() {}
 
 func (x *RemoveNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[41]
+	mi := &file_swarm_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2765,7 +3325,7 @@ func (x *RemoveNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNetworkResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *RemoveNetworkResponse) GetId() string {
@@ -2784,7 +3344,7 @@ type GetNetworkRequest struct {
 
 func (x *GetNetworkRequest) Reset() {
 	*x = GetNetworkRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[42]
+	mi := &file_swarm_v1_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2796,7 +3356,7 @@ func (x *GetNetworkRequest) String() string {
 func (*GetNetworkRequest) ProtoMessage() {}
 
 func (x *GetNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[42]
+	mi := &file_swarm_v1_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2809,7 +3369,7 @@ func (x *GetNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNetworkRequest.ProtoReflect.Descriptor instead.
 func (*GetNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *GetNetworkRequest) GetNetwork() string {
@@ -2828,7 +3388,7 @@ type GetNetworkResponse struct {
 
 func (x *GetNetworkResponse) Reset() {
 	*x = GetNetworkResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[43]
+	mi := &file_swarm_v1_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2840,7 +3400,7 @@ func (x *GetNetworkResponse) String() string {
 func (*GetNetworkResponse) ProtoMessage() {}
 
 func (x *GetNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[43]
+	mi := &file_swarm_v1_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2853,7 +3413,7 @@ func (x *GetNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNetworkResponse.ProtoReflect.Descriptor instead.
 func (*GetNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *GetNetworkResponse) GetNetwork() *NetworkInfo {
@@ -2880,7 +3440,7 @@ type ConnectNetworkRequest struct {
 
 func (x *ConnectNetworkRequest) Reset() {
 	*x = ConnectNetworkRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[44]
+	mi := &file_swarm_v1_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2892,7 +3452,7 @@ func (x *ConnectNetworkRequest) String() string {
 func (*ConnectNetworkRequest) ProtoMessage() {}
 
 func (x *ConnectNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[44]
+	mi := &file_swarm_v1_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2905,7 +3465,7 @@ func (x *ConnectNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectNetworkRequest.ProtoReflect.Descriptor instead.
 func (*ConnectNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ConnectNetworkRequest) GetNetwork() string {
@@ -2960,7 +3520,7 @@ type ConnectNetworkResponse struct {
 
 func (x *ConnectNetworkResponse) Reset() {
 	*x = ConnectNetworkResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[45]
+	mi := &file_swarm_v1_control_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2972,7 +3532,7 @@ func (x *ConnectNetworkResponse) String() string {
 func (*ConnectNetworkResponse) ProtoMessage() {}
 
 func (x *ConnectNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[45]
+	mi := &file_swarm_v1_control_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2985,7 +3545,7 @@ func (x *ConnectNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectNetworkResponse.ProtoReflect.Descriptor instead.
 func (*ConnectNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ConnectNetworkResponse) GetId() string {
@@ -3013,7 +3573,7 @@ type DisconnectNetworkRequest struct {
 
 func (x *DisconnectNetworkRequest) Reset() {
 	*x = DisconnectNetworkRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[46]
+	mi := &file_swarm_v1_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3025,7 +3585,7 @@ func (x *DisconnectNetworkRequest) String() string {
 func (*DisconnectNetworkRequest) ProtoMessage() {}
 
 func (x *DisconnectNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[46]
+	mi := &file_swarm_v1_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3038,7 +3598,7 @@ func (x *DisconnectNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisconnectNetworkRequest.ProtoReflect.Descriptor instead.
 func (*DisconnectNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{46}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *DisconnectNetworkRequest) GetNetwork() string {
@@ -3071,7 +3631,7 @@ type DisconnectNetworkResponse struct {
 
 func (x *DisconnectNetworkResponse) Reset() {
 	*x = DisconnectNetworkResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[47]
+	mi := &file_swarm_v1_control_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3083,7 +3643,7 @@ func (x *DisconnectNetworkResponse) String() string {
 func (*DisconnectNetworkResponse) ProtoMessage() {}
 
 func (x *DisconnectNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[47]
+	mi := &file_swarm_v1_control_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3096,7 +3656,7 @@ func (x *DisconnectNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisconnectNetworkResponse.ProtoReflect.Descriptor instead.
 func (*DisconnectNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{47}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *DisconnectNetworkResponse) GetId() string {
@@ -3131,7 +3691,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_swarm_v1_control_proto_msgTypes[48]
+	mi := &file_swarm_v1_control_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3143,7 +3703,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[48]
+	mi := &file_swarm_v1_control_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3156,7 +3716,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{48}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Attachment) GetId() string {
@@ -3251,7 +3811,7 @@ type ListNetworksRequest struct {
 
 func (x *ListNetworksRequest) Reset() {
 	*x = ListNetworksRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[49]
+	mi := &file_swarm_v1_control_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3263,7 +3823,7 @@ func (x *ListNetworksRequest) String() string {
 func (*ListNetworksRequest) ProtoMessage() {}
 
 func (x *ListNetworksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[49]
+	mi := &file_swarm_v1_control_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3276,7 +3836,7 @@ func (x *ListNetworksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNetworksRequest.ProtoReflect.Descriptor instead.
 func (*ListNetworksRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{49}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{56}
 }
 
 type ListNetworksResponse struct {
@@ -3288,7 +3848,7 @@ type ListNetworksResponse struct {
 
 func (x *ListNetworksResponse) Reset() {
 	*x = ListNetworksResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[50]
+	mi := &file_swarm_v1_control_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3300,7 +3860,7 @@ func (x *ListNetworksResponse) String() string {
 func (*ListNetworksResponse) ProtoMessage() {}
 
 func (x *ListNetworksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[50]
+	mi := &file_swarm_v1_control_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3313,7 +3873,7 @@ func (x *ListNetworksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNetworksResponse.ProtoReflect.Descriptor instead.
 func (*ListNetworksResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{50}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListNetworksResponse) GetNetworks() []*NetworkInfo {
@@ -3344,7 +3904,7 @@ type NetworkInfo struct {
 
 func (x *NetworkInfo) Reset() {
 	*x = NetworkInfo{}
-	mi := &file_swarm_v1_control_proto_msgTypes[51]
+	mi := &file_swarm_v1_control_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3356,7 +3916,7 @@ func (x *NetworkInfo) String() string {
 func (*NetworkInfo) ProtoMessage() {}
 
 func (x *NetworkInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[51]
+	mi := &file_swarm_v1_control_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3369,7 +3929,7 @@ func (x *NetworkInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkInfo.ProtoReflect.Descriptor instead.
 func (*NetworkInfo) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{51}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *NetworkInfo) GetNetwork() *Network {
@@ -3436,7 +3996,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[52]
+	mi := &file_swarm_v1_control_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3448,7 +4008,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[52]
+	mi := &file_swarm_v1_control_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3461,7 +4021,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{52}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{59}
 }
 
 type ListServicesResponse struct {
@@ -3473,7 +4033,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[53]
+	mi := &file_swarm_v1_control_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3485,7 +4045,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[53]
+	mi := &file_swarm_v1_control_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3498,7 +4058,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{53}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ListServicesResponse) GetServices() []*ServiceInfo {
@@ -3536,7 +4096,7 @@ type TaskInfo struct {
 
 func (x *TaskInfo) Reset() {
 	*x = TaskInfo{}
-	mi := &file_swarm_v1_control_proto_msgTypes[54]
+	mi := &file_swarm_v1_control_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3548,7 +4108,7 @@ func (x *TaskInfo) String() string {
 func (*TaskInfo) ProtoMessage() {}
 
 func (x *TaskInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[54]
+	mi := &file_swarm_v1_control_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3561,7 +4121,7 @@ func (x *TaskInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskInfo.ProtoReflect.Descriptor instead.
 func (*TaskInfo) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{54}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *TaskInfo) GetTask() *Task {
@@ -3664,7 +4224,7 @@ type GetTaskRequest struct {
 
 func (x *GetTaskRequest) Reset() {
 	*x = GetTaskRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[55]
+	mi := &file_swarm_v1_control_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3676,7 +4236,7 @@ func (x *GetTaskRequest) String() string {
 func (*GetTaskRequest) ProtoMessage() {}
 
 func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[55]
+	mi := &file_swarm_v1_control_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3689,7 +4249,7 @@ func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskRequest.ProtoReflect.Descriptor instead.
 func (*GetTaskRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{55}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *GetTaskRequest) GetTask() string {
@@ -3711,7 +4271,7 @@ type GetTaskResponse struct {
 
 func (x *GetTaskResponse) Reset() {
 	*x = GetTaskResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[56]
+	mi := &file_swarm_v1_control_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3723,7 +4283,7 @@ func (x *GetTaskResponse) String() string {
 func (*GetTaskResponse) ProtoMessage() {}
 
 func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[56]
+	mi := &file_swarm_v1_control_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3736,7 +4296,7 @@ func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskResponse.ProtoReflect.Descriptor instead.
 func (*GetTaskResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{56}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *GetTaskResponse) GetTask() *TaskInfo {
@@ -3775,7 +4335,7 @@ type ListTasksRequest struct {
 
 func (x *ListTasksRequest) Reset() {
 	*x = ListTasksRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[57]
+	mi := &file_swarm_v1_control_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3787,7 +4347,7 @@ func (x *ListTasksRequest) String() string {
 func (*ListTasksRequest) ProtoMessage() {}
 
 func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[57]
+	mi := &file_swarm_v1_control_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3800,7 +4360,7 @@ func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
 func (*ListTasksRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{57}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListTasksRequest) GetService() string {
@@ -3841,7 +4401,7 @@ type ListTasksResponse struct {
 
 func (x *ListTasksResponse) Reset() {
 	*x = ListTasksResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[58]
+	mi := &file_swarm_v1_control_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3853,7 +4413,7 @@ func (x *ListTasksResponse) String() string {
 func (*ListTasksResponse) ProtoMessage() {}
 
 func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[58]
+	mi := &file_swarm_v1_control_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3866,7 +4426,7 @@ func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
 func (*ListTasksResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{58}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListTasksResponse) GetTasks() []*TaskInfo {
@@ -3892,7 +4452,7 @@ type WatchServiceRequest struct {
 
 func (x *WatchServiceRequest) Reset() {
 	*x = WatchServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[59]
+	mi := &file_swarm_v1_control_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3904,7 +4464,7 @@ func (x *WatchServiceRequest) String() string {
 func (*WatchServiceRequest) ProtoMessage() {}
 
 func (x *WatchServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[59]
+	mi := &file_swarm_v1_control_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3917,7 +4477,7 @@ func (x *WatchServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchServiceRequest.ProtoReflect.Descriptor instead.
 func (*WatchServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{59}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *WatchServiceRequest) GetService() string {
@@ -3943,7 +4503,7 @@ type WatchServiceResponse struct {
 
 func (x *WatchServiceResponse) Reset() {
 	*x = WatchServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[60]
+	mi := &file_swarm_v1_control_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3955,7 +4515,7 @@ func (x *WatchServiceResponse) String() string {
 func (*WatchServiceResponse) ProtoMessage() {}
 
 func (x *WatchServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[60]
+	mi := &file_swarm_v1_control_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3968,7 +4528,7 @@ func (x *WatchServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchServiceResponse.ProtoReflect.Descriptor instead.
 func (*WatchServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{60}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *WatchServiceResponse) GetService() *ServiceInfo {
@@ -4033,7 +4593,7 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"request_id\x18\x02 \x01(\tR\trequestId\"p\n" +
 	"\x17RotateJoinTokenResponse\x12,\n" +
 	"\x06tokens\x18\x01 \x01(\v2\x14.swarm.v1.JoinTokensR\x06tokens\x12'\n" +
-	"\x0fmanager_address\x18\x02 \x01(\tR\x0emanagerAddress\"\x91\x02\n" +
+	"\x0fmanager_address\x18\x02 \x01(\tR\x0emanagerAddress\"\x88\x03\n" +
 	"\bNodeInfo\x12\"\n" +
 	"\x04node\x18\x01 \x01(\v2\x0e.swarm.v1.NodeR\x04node\x12,\n" +
 	"\x06status\x18\x02 \x01(\v2\x14.swarm.v1.NodeStatusR\x06status\x12\x16\n" +
@@ -4041,7 +4601,16 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\breserved\x18\x04 \x01(\v2\x13.swarm.v1.ResourcesR\breserved\x12\x14\n" +
 	"\x05tasks\x18\x05 \x01(\rR\x05tasks\x12!\n" +
 	"\fuplink_block\x18\x06 \x01(\tR\vuplinkBlock\x121\n" +
-	"\amanager\x18\a \x01(\v2\x17.swarm.v1.ManagerStatusR\amanager\"u\n" +
+	"\amanager\x18\a \x01(\v2\x17.swarm.v1.ManagerStatusR\amanager\x12'\n" +
+	"\x04free\x18\b \x01(\v2\x13.swarm.v1.ResourcesR\x04free\x12)\n" +
+	"\x05drain\x18\t \x01(\v2\x13.swarm.v1.NodeDrainR\x05drain\x12!\n" +
+	"\fnot_accepted\x18\n" +
+	" \x03(\tR\vnotAccepted\"c\n" +
+	"\tNodeDrain\x12\x12\n" +
+	"\x04left\x18\x01 \x01(\rR\x04left\x12\x16\n" +
+	"\x06moving\x18\x02 \x01(\rR\x06moving\x12\x14\n" +
+	"\x05waits\x18\x03 \x03(\tR\x05waits\x12\x14\n" +
+	"\x05since\x18\x04 \x01(\x03R\x05since\"u\n" +
 	"\rManagerStatus\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\bR\x06leader\x12\x14\n" +
@@ -4053,13 +4622,37 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\x0eGetNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"9\n" +
 	"\x0fGetNodeResponse\x12&\n" +
-	"\x04node\x18\x01 \x01(\v2\x12.swarm.v1.NodeInfoR\x04node\"\x88\x01\n" +
+	"\x04node\x18\x01 \x01(\v2\x12.swarm.v1.NodeInfoR\x04node\"\xa0\x01\n" +
 	"\x11UpdateNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12&\n" +
 	"\x04spec\x18\x03 \x01(\v2\x12.swarm.v1.NodeSpecR\x04spec\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x04 \x01(\tR\trequestId\"<\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06accept\x18\x05 \x01(\bR\x06accept\"Q\n" +
+	"\x17RebalanceClusterRequest\x12\x17\n" +
+	"\adry_run\x18\x01 \x01(\bR\x06dryRun\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x02 \x01(\tR\trequestId\"\x85\x01\n" +
+	"\x18RebalanceClusterResponse\x12,\n" +
+	"\x05moves\x18\x01 \x03(\v2\x16.swarm.v1.ProposedMoveR\x05moves\x12\x1c\n" +
+	"\ttruncated\x18\x02 \x01(\bR\ttruncated\x12\x1d\n" +
+	"\n" +
+	"left_alone\x18\x03 \x03(\tR\tleftAlone\"\xa7\x02\n" +
+	"\fProposedMove\x12\x17\n" +
+	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x1b\n" +
+	"\ttask_name\x18\x02 \x01(\tR\btaskName\x12!\n" +
+	"\fservice_name\x18\x03 \x01(\tR\vserviceName\x12 \n" +
+	"\ffrom_node_id\x18\x04 \x01(\tR\n" +
+	"fromNodeId\x12#\n" +
+	"\rfrom_hostname\x18\x05 \x01(\tR\ffromHostname\x12\x1c\n" +
+	"\n" +
+	"to_node_id\x18\x06 \x01(\tR\btoNodeId\x12\x1f\n" +
+	"\vto_hostname\x18\a \x01(\tR\n" +
+	"toHostname\x12\x1d\n" +
+	"\n" +
+	"tasks_from\x18\b \x01(\rR\ttasksFrom\x12\x19\n" +
+	"\btasks_to\x18\t \x01(\rR\atasksTo\"<\n" +
 	"\x12UpdateNodeResponse\x12&\n" +
 	"\x04node\x18\x01 \x01(\v2\x12.swarm.v1.NodeInfoR\x04node\"\\\n" +
 	"\x11RemoveNodeRequest\x12\x12\n" +
@@ -4138,7 +4731,25 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\x05stops\x18\t \x01(\x04R\x05stops\x12\x19\n" +
 	"\bat_least\x18\n" +
 	" \x01(\x03R\aatLeast\x12\x1b\n" +
-	"\tno_change\x18\v \x01(\bR\bnoChange\"\x98\x02\n" +
+	"\tno_change\x18\v \x01(\bR\bnoChange\"1\n" +
+	"\x15ExplainServiceRequest\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\"\x85\x02\n" +
+	"\x16ExplainServiceResponse\x12\x1d\n" +
+	"\n" +
+	"service_id\x18\x01 \x01(\tR\tserviceId\x12!\n" +
+	"\fservice_name\x18\x02 \x01(\tR\vserviceName\x12+\n" +
+	"\x05nodes\x18\x03 \x03(\v2\x15.swarm.v1.NodeVerdictR\x05nodes\x12,\n" +
+	"\apending\x18\x04 \x03(\v2\x12.swarm.v1.TaskInfoR\apending\x12#\n" +
+	"\rpending_total\x18\x05 \x01(\x04R\fpendingTotal\x12)\n" +
+	"\x10template_version\x18\x06 \x01(\x04R\x0ftemplateVersion\"\xc9\x01\n" +
+	"\vNodeVerdict\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1a\n" +
+	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x1a\n" +
+	"\baccepted\x18\x03 \x01(\bR\baccepted\x12\x16\n" +
+	"\x06filter\x18\x04 \x01(\tR\x06filter\x12\x16\n" +
+	"\x06detail\x18\x05 \x01(\tR\x06detail\x12#\n" +
+	"\rservice_tasks\x18\x06 \x01(\rR\fserviceTasks\x12\x14\n" +
+	"\x05tasks\x18\a \x01(\rR\x05tasks\"\x98\x02\n" +
 	"\bPlanStep\x12\x0e\n" +
 	"\x02at\x18\x01 \x01(\x03R\x02at\x12,\n" +
 	"\x06action\x18\x02 \x01(\x0e2\x14.swarm.v1.PlanActionR\x06action\x12\x1b\n" +
@@ -4302,7 +4913,7 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\x10PLAN_ACTION_STOP\x10\x03\x12\x15\n" +
 	"\x11PLAN_ACTION_SHIFT\x10\x04\x12\x14\n" +
 	"\x10PLAN_ACTION_WAIT\x10\x05\x12\x14\n" +
-	"\x10PLAN_ACTION_DONE\x10\x062\xb9\x11\n" +
+	"\x10PLAN_ACTION_DONE\x10\x062\xfd\x12\n" +
 	"\aControl\x12Q\n" +
 	"\n" +
 	"GetCluster\x12\x1b.swarm.v1.GetClusterRequest\x1a\x1c.swarm.v1.GetClusterResponse\"\b\xea\xb9\x18\x04\n" +
@@ -4317,6 +4928,8 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\x02\x04\x03\x12Q\n" +
 	"\n" +
 	"UpdateNode\x12\x1b.swarm.v1.UpdateNodeRequest\x1a\x1c.swarm.v1.UpdateNodeResponse\"\b\xea\xb9\x18\x04\n" +
+	"\x02\x04\x03\x12c\n" +
+	"\x10RebalanceCluster\x12!.swarm.v1.RebalanceClusterRequest\x1a\".swarm.v1.RebalanceClusterResponse\"\b\xea\xb9\x18\x04\n" +
 	"\x02\x04\x03\x12Q\n" +
 	"\n" +
 	"RemoveNode\x12\x1b.swarm.v1.RemoveNodeRequest\x1a\x1c.swarm.v1.RemoveNodeResponse\"\b\xea\xb9\x18\x04\n" +
@@ -4339,6 +4952,8 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\x11GetServiceHistory\x12\".swarm.v1.GetServiceHistoryRequest\x1a#.swarm.v1.GetServiceHistoryResponse\"\b\xea\xb9\x18\x04\n" +
 	"\x02\x04\x03\x12T\n" +
 	"\vPlanService\x12\x1c.swarm.v1.PlanServiceRequest\x1a\x1d.swarm.v1.PlanServiceResponse\"\b\xea\xb9\x18\x04\n" +
+	"\x02\x04\x03\x12]\n" +
+	"\x0eExplainService\x12\x1f.swarm.v1.ExplainServiceRequest\x1a .swarm.v1.ExplainServiceResponse\"\b\xea\xb9\x18\x04\n" +
 	"\x02\x04\x03\x12Z\n" +
 	"\rCreateNetwork\x12\x1e.swarm.v1.CreateNetworkRequest\x1a\x1f.swarm.v1.CreateNetworkResponse\"\b\xea\xb9\x18\x04\n" +
 	"\x02\x04\x03\x12Z\n" +
@@ -4373,7 +4988,7 @@ func file_swarm_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_swarm_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_swarm_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
+var file_swarm_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 70)
 var file_swarm_v1_control_proto_goTypes = []any{
 	(PlanAction)(0),                   // 0: swarm.v1.PlanAction
 	(*GetClusterRequest)(nil),         // 1: swarm.v1.GetClusterRequest
@@ -4384,209 +4999,225 @@ var file_swarm_v1_control_proto_goTypes = []any{
 	(*RotateJoinTokenRequest)(nil),    // 6: swarm.v1.RotateJoinTokenRequest
 	(*RotateJoinTokenResponse)(nil),   // 7: swarm.v1.RotateJoinTokenResponse
 	(*NodeInfo)(nil),                  // 8: swarm.v1.NodeInfo
-	(*ManagerStatus)(nil),             // 9: swarm.v1.ManagerStatus
-	(*ListNodesRequest)(nil),          // 10: swarm.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),         // 11: swarm.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),            // 12: swarm.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),           // 13: swarm.v1.GetNodeResponse
-	(*UpdateNodeRequest)(nil),         // 14: swarm.v1.UpdateNodeRequest
-	(*UpdateNodeResponse)(nil),        // 15: swarm.v1.UpdateNodeResponse
-	(*RemoveNodeRequest)(nil),         // 16: swarm.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),        // 17: swarm.v1.RemoveNodeResponse
-	(*CreateServiceRequest)(nil),      // 18: swarm.v1.CreateServiceRequest
-	(*CreateServiceResponse)(nil),     // 19: swarm.v1.CreateServiceResponse
-	(*UpdateServiceRequest)(nil),      // 20: swarm.v1.UpdateServiceRequest
-	(*UpdateServiceResponse)(nil),     // 21: swarm.v1.UpdateServiceResponse
-	(*RollbackServiceRequest)(nil),    // 22: swarm.v1.RollbackServiceRequest
-	(*RollbackServiceResponse)(nil),   // 23: swarm.v1.RollbackServiceResponse
-	(*CommandRolloutRequest)(nil),     // 24: swarm.v1.CommandRolloutRequest
-	(*CommandRolloutResponse)(nil),    // 25: swarm.v1.CommandRolloutResponse
-	(*GetServiceHistoryRequest)(nil),  // 26: swarm.v1.GetServiceHistoryRequest
-	(*GetServiceHistoryResponse)(nil), // 27: swarm.v1.GetServiceHistoryResponse
-	(*RevisionInfo)(nil),              // 28: swarm.v1.RevisionInfo
-	(*PlanServiceRequest)(nil),        // 29: swarm.v1.PlanServiceRequest
-	(*PlanServiceResponse)(nil),       // 30: swarm.v1.PlanServiceResponse
-	(*PlanStep)(nil),                  // 31: swarm.v1.PlanStep
-	(*RemoveServiceRequest)(nil),      // 32: swarm.v1.RemoveServiceRequest
-	(*RemoveServiceResponse)(nil),     // 33: swarm.v1.RemoveServiceResponse
-	(*ServiceInfo)(nil),               // 34: swarm.v1.ServiceInfo
-	(*SetInfo)(nil),                   // 35: swarm.v1.SetInfo
-	(*NodePortConflict)(nil),          // 36: swarm.v1.NodePortConflict
-	(*GetServiceRequest)(nil),         // 37: swarm.v1.GetServiceRequest
-	(*GetServiceResponse)(nil),        // 38: swarm.v1.GetServiceResponse
-	(*CreateNetworkRequest)(nil),      // 39: swarm.v1.CreateNetworkRequest
-	(*CreateNetworkResponse)(nil),     // 40: swarm.v1.CreateNetworkResponse
-	(*RemoveNetworkRequest)(nil),      // 41: swarm.v1.RemoveNetworkRequest
-	(*RemoveNetworkResponse)(nil),     // 42: swarm.v1.RemoveNetworkResponse
-	(*GetNetworkRequest)(nil),         // 43: swarm.v1.GetNetworkRequest
-	(*GetNetworkResponse)(nil),        // 44: swarm.v1.GetNetworkResponse
-	(*ConnectNetworkRequest)(nil),     // 45: swarm.v1.ConnectNetworkRequest
-	(*ConnectNetworkResponse)(nil),    // 46: swarm.v1.ConnectNetworkResponse
-	(*DisconnectNetworkRequest)(nil),  // 47: swarm.v1.DisconnectNetworkRequest
-	(*DisconnectNetworkResponse)(nil), // 48: swarm.v1.DisconnectNetworkResponse
-	(*Attachment)(nil),                // 49: swarm.v1.Attachment
-	(*ListNetworksRequest)(nil),       // 50: swarm.v1.ListNetworksRequest
-	(*ListNetworksResponse)(nil),      // 51: swarm.v1.ListNetworksResponse
-	(*NetworkInfo)(nil),               // 52: swarm.v1.NetworkInfo
-	(*ListServicesRequest)(nil),       // 53: swarm.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),      // 54: swarm.v1.ListServicesResponse
-	(*TaskInfo)(nil),                  // 55: swarm.v1.TaskInfo
-	(*GetTaskRequest)(nil),            // 56: swarm.v1.GetTaskRequest
-	(*GetTaskResponse)(nil),           // 57: swarm.v1.GetTaskResponse
-	(*ListTasksRequest)(nil),          // 58: swarm.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),         // 59: swarm.v1.ListTasksResponse
-	(*WatchServiceRequest)(nil),       // 60: swarm.v1.WatchServiceRequest
-	(*WatchServiceResponse)(nil),      // 61: swarm.v1.WatchServiceResponse
-	nil,                               // 62: swarm.v1.ServiceInfo.NetworkNamesEntry
-	nil,                               // 63: swarm.v1.GetTaskResponse.NetworkNamesEntry
-	(*Meta)(nil),                      // 64: swarm.v1.Meta
-	(*ClusterSpec)(nil),               // 65: swarm.v1.ClusterSpec
-	(*Alarm)(nil),                     // 66: swarm.v1.Alarm
-	(*JoinTokens)(nil),                // 67: swarm.v1.JoinTokens
-	(NodeRole)(0),                     // 68: swarm.v1.NodeRole
-	(*Node)(nil),                      // 69: swarm.v1.Node
-	(*NodeStatus)(nil),                // 70: swarm.v1.NodeStatus
-	(*Resources)(nil),                 // 71: swarm.v1.Resources
-	(*NodeSpec)(nil),                  // 72: swarm.v1.NodeSpec
-	(*ServiceSpec)(nil),               // 73: swarm.v1.ServiceSpec
-	(*RegistryAuth)(nil),              // 74: swarm.v1.RegistryAuth
-	(RolloutAction)(0),                // 75: swarm.v1.RolloutAction
-	(*ServiceRevision)(nil),           // 76: swarm.v1.ServiceRevision
-	(*RevisionOutcome)(nil),           // 77: swarm.v1.RevisionOutcome
-	(UpdateStrategy)(0),               // 78: swarm.v1.UpdateStrategy
-	(*Service)(nil),                   // 79: swarm.v1.Service
-	(*ServiceProgress)(nil),           // 80: swarm.v1.ServiceProgress
-	(*ServiceEndpoint)(nil),           // 81: swarm.v1.ServiceEndpoint
-	(*ServiceMetric)(nil),             // 82: swarm.v1.ServiceMetric
-	(*PortConflict)(nil),              // 83: swarm.v1.PortConflict
-	(*NetworkSpec)(nil),               // 84: swarm.v1.NetworkSpec
-	(*Guest)(nil),                     // 85: swarm.v1.Guest
-	(TaskState)(0),                    // 86: swarm.v1.TaskState
-	(*Network)(nil),                   // 87: swarm.v1.Network
-	(*NetworkProgress)(nil),           // 88: swarm.v1.NetworkProgress
-	(*Task)(nil),                      // 89: swarm.v1.Task
-	(*TaskPlacement)(nil),             // 90: swarm.v1.TaskPlacement
-	(*TaskStatus)(nil),                // 91: swarm.v1.TaskStatus
-	(*TaskAddresses)(nil),             // 92: swarm.v1.TaskAddresses
-	(*TaskSpec)(nil),                  // 93: swarm.v1.TaskSpec
+	(*NodeDrain)(nil),                 // 9: swarm.v1.NodeDrain
+	(*ManagerStatus)(nil),             // 10: swarm.v1.ManagerStatus
+	(*ListNodesRequest)(nil),          // 11: swarm.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),         // 12: swarm.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),            // 13: swarm.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),           // 14: swarm.v1.GetNodeResponse
+	(*UpdateNodeRequest)(nil),         // 15: swarm.v1.UpdateNodeRequest
+	(*RebalanceClusterRequest)(nil),   // 16: swarm.v1.RebalanceClusterRequest
+	(*RebalanceClusterResponse)(nil),  // 17: swarm.v1.RebalanceClusterResponse
+	(*ProposedMove)(nil),              // 18: swarm.v1.ProposedMove
+	(*UpdateNodeResponse)(nil),        // 19: swarm.v1.UpdateNodeResponse
+	(*RemoveNodeRequest)(nil),         // 20: swarm.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),        // 21: swarm.v1.RemoveNodeResponse
+	(*CreateServiceRequest)(nil),      // 22: swarm.v1.CreateServiceRequest
+	(*CreateServiceResponse)(nil),     // 23: swarm.v1.CreateServiceResponse
+	(*UpdateServiceRequest)(nil),      // 24: swarm.v1.UpdateServiceRequest
+	(*UpdateServiceResponse)(nil),     // 25: swarm.v1.UpdateServiceResponse
+	(*RollbackServiceRequest)(nil),    // 26: swarm.v1.RollbackServiceRequest
+	(*RollbackServiceResponse)(nil),   // 27: swarm.v1.RollbackServiceResponse
+	(*CommandRolloutRequest)(nil),     // 28: swarm.v1.CommandRolloutRequest
+	(*CommandRolloutResponse)(nil),    // 29: swarm.v1.CommandRolloutResponse
+	(*GetServiceHistoryRequest)(nil),  // 30: swarm.v1.GetServiceHistoryRequest
+	(*GetServiceHistoryResponse)(nil), // 31: swarm.v1.GetServiceHistoryResponse
+	(*RevisionInfo)(nil),              // 32: swarm.v1.RevisionInfo
+	(*PlanServiceRequest)(nil),        // 33: swarm.v1.PlanServiceRequest
+	(*PlanServiceResponse)(nil),       // 34: swarm.v1.PlanServiceResponse
+	(*ExplainServiceRequest)(nil),     // 35: swarm.v1.ExplainServiceRequest
+	(*ExplainServiceResponse)(nil),    // 36: swarm.v1.ExplainServiceResponse
+	(*NodeVerdict)(nil),               // 37: swarm.v1.NodeVerdict
+	(*PlanStep)(nil),                  // 38: swarm.v1.PlanStep
+	(*RemoveServiceRequest)(nil),      // 39: swarm.v1.RemoveServiceRequest
+	(*RemoveServiceResponse)(nil),     // 40: swarm.v1.RemoveServiceResponse
+	(*ServiceInfo)(nil),               // 41: swarm.v1.ServiceInfo
+	(*SetInfo)(nil),                   // 42: swarm.v1.SetInfo
+	(*NodePortConflict)(nil),          // 43: swarm.v1.NodePortConflict
+	(*GetServiceRequest)(nil),         // 44: swarm.v1.GetServiceRequest
+	(*GetServiceResponse)(nil),        // 45: swarm.v1.GetServiceResponse
+	(*CreateNetworkRequest)(nil),      // 46: swarm.v1.CreateNetworkRequest
+	(*CreateNetworkResponse)(nil),     // 47: swarm.v1.CreateNetworkResponse
+	(*RemoveNetworkRequest)(nil),      // 48: swarm.v1.RemoveNetworkRequest
+	(*RemoveNetworkResponse)(nil),     // 49: swarm.v1.RemoveNetworkResponse
+	(*GetNetworkRequest)(nil),         // 50: swarm.v1.GetNetworkRequest
+	(*GetNetworkResponse)(nil),        // 51: swarm.v1.GetNetworkResponse
+	(*ConnectNetworkRequest)(nil),     // 52: swarm.v1.ConnectNetworkRequest
+	(*ConnectNetworkResponse)(nil),    // 53: swarm.v1.ConnectNetworkResponse
+	(*DisconnectNetworkRequest)(nil),  // 54: swarm.v1.DisconnectNetworkRequest
+	(*DisconnectNetworkResponse)(nil), // 55: swarm.v1.DisconnectNetworkResponse
+	(*Attachment)(nil),                // 56: swarm.v1.Attachment
+	(*ListNetworksRequest)(nil),       // 57: swarm.v1.ListNetworksRequest
+	(*ListNetworksResponse)(nil),      // 58: swarm.v1.ListNetworksResponse
+	(*NetworkInfo)(nil),               // 59: swarm.v1.NetworkInfo
+	(*ListServicesRequest)(nil),       // 60: swarm.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),      // 61: swarm.v1.ListServicesResponse
+	(*TaskInfo)(nil),                  // 62: swarm.v1.TaskInfo
+	(*GetTaskRequest)(nil),            // 63: swarm.v1.GetTaskRequest
+	(*GetTaskResponse)(nil),           // 64: swarm.v1.GetTaskResponse
+	(*ListTasksRequest)(nil),          // 65: swarm.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),         // 66: swarm.v1.ListTasksResponse
+	(*WatchServiceRequest)(nil),       // 67: swarm.v1.WatchServiceRequest
+	(*WatchServiceResponse)(nil),      // 68: swarm.v1.WatchServiceResponse
+	nil,                               // 69: swarm.v1.ServiceInfo.NetworkNamesEntry
+	nil,                               // 70: swarm.v1.GetTaskResponse.NetworkNamesEntry
+	(*Meta)(nil),                      // 71: swarm.v1.Meta
+	(*ClusterSpec)(nil),               // 72: swarm.v1.ClusterSpec
+	(*Alarm)(nil),                     // 73: swarm.v1.Alarm
+	(*JoinTokens)(nil),                // 74: swarm.v1.JoinTokens
+	(NodeRole)(0),                     // 75: swarm.v1.NodeRole
+	(*Node)(nil),                      // 76: swarm.v1.Node
+	(*NodeStatus)(nil),                // 77: swarm.v1.NodeStatus
+	(*Resources)(nil),                 // 78: swarm.v1.Resources
+	(*NodeSpec)(nil),                  // 79: swarm.v1.NodeSpec
+	(*ServiceSpec)(nil),               // 80: swarm.v1.ServiceSpec
+	(*RegistryAuth)(nil),              // 81: swarm.v1.RegistryAuth
+	(RolloutAction)(0),                // 82: swarm.v1.RolloutAction
+	(*ServiceRevision)(nil),           // 83: swarm.v1.ServiceRevision
+	(*RevisionOutcome)(nil),           // 84: swarm.v1.RevisionOutcome
+	(UpdateStrategy)(0),               // 85: swarm.v1.UpdateStrategy
+	(*Service)(nil),                   // 86: swarm.v1.Service
+	(*ServiceProgress)(nil),           // 87: swarm.v1.ServiceProgress
+	(*ServiceEndpoint)(nil),           // 88: swarm.v1.ServiceEndpoint
+	(*ServiceMetric)(nil),             // 89: swarm.v1.ServiceMetric
+	(*PortConflict)(nil),              // 90: swarm.v1.PortConflict
+	(*NetworkSpec)(nil),               // 91: swarm.v1.NetworkSpec
+	(*Guest)(nil),                     // 92: swarm.v1.Guest
+	(TaskState)(0),                    // 93: swarm.v1.TaskState
+	(*Network)(nil),                   // 94: swarm.v1.Network
+	(*NetworkProgress)(nil),           // 95: swarm.v1.NetworkProgress
+	(*Task)(nil),                      // 96: swarm.v1.Task
+	(*TaskPlacement)(nil),             // 97: swarm.v1.TaskPlacement
+	(*TaskStatus)(nil),                // 98: swarm.v1.TaskStatus
+	(*TaskAddresses)(nil),             // 99: swarm.v1.TaskAddresses
+	(*TaskSpec)(nil),                  // 100: swarm.v1.TaskSpec
 }
 var file_swarm_v1_control_proto_depIdxs = []int32{
-	64, // 0: swarm.v1.GetClusterResponse.meta:type_name -> swarm.v1.Meta
-	65, // 1: swarm.v1.GetClusterResponse.spec:type_name -> swarm.v1.ClusterSpec
-	66, // 2: swarm.v1.GetClusterResponse.alarms:type_name -> swarm.v1.Alarm
-	3,  // 3: swarm.v1.GetClusterResponse.drains:type_name -> swarm.v1.Drains
-	67, // 4: swarm.v1.GetJoinTokensResponse.tokens:type_name -> swarm.v1.JoinTokens
-	68, // 5: swarm.v1.RotateJoinTokenRequest.role:type_name -> swarm.v1.NodeRole
-	67, // 6: swarm.v1.RotateJoinTokenResponse.tokens:type_name -> swarm.v1.JoinTokens
-	69, // 7: swarm.v1.NodeInfo.node:type_name -> swarm.v1.Node
-	70, // 8: swarm.v1.NodeInfo.status:type_name -> swarm.v1.NodeStatus
-	71, // 9: swarm.v1.NodeInfo.reserved:type_name -> swarm.v1.Resources
-	9,  // 10: swarm.v1.NodeInfo.manager:type_name -> swarm.v1.ManagerStatus
-	8,  // 11: swarm.v1.ListNodesResponse.nodes:type_name -> swarm.v1.NodeInfo
-	8,  // 12: swarm.v1.GetNodeResponse.node:type_name -> swarm.v1.NodeInfo
-	72, // 13: swarm.v1.UpdateNodeRequest.spec:type_name -> swarm.v1.NodeSpec
-	8,  // 14: swarm.v1.UpdateNodeResponse.node:type_name -> swarm.v1.NodeInfo
-	73, // 15: swarm.v1.CreateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
-	74, // 16: swarm.v1.CreateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
-	73, // 17: swarm.v1.UpdateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
-	74, // 18: swarm.v1.UpdateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
-	75, // 19: swarm.v1.CommandRolloutRequest.action:type_name -> swarm.v1.RolloutAction
-	28, // 20: swarm.v1.GetServiceHistoryResponse.revisions:type_name -> swarm.v1.RevisionInfo
-	76, // 21: swarm.v1.RevisionInfo.revision:type_name -> swarm.v1.ServiceRevision
-	77, // 22: swarm.v1.RevisionInfo.outcome:type_name -> swarm.v1.RevisionOutcome
-	18, // 23: swarm.v1.PlanServiceRequest.create:type_name -> swarm.v1.CreateServiceRequest
-	20, // 24: swarm.v1.PlanServiceRequest.update:type_name -> swarm.v1.UpdateServiceRequest
-	22, // 25: swarm.v1.PlanServiceRequest.rollback:type_name -> swarm.v1.RollbackServiceRequest
-	73, // 26: swarm.v1.PlanServiceResponse.before:type_name -> swarm.v1.ServiceSpec
-	73, // 27: swarm.v1.PlanServiceResponse.after:type_name -> swarm.v1.ServiceSpec
-	78, // 28: swarm.v1.PlanServiceResponse.strategy:type_name -> swarm.v1.UpdateStrategy
-	31, // 29: swarm.v1.PlanServiceResponse.steps:type_name -> swarm.v1.PlanStep
-	0,  // 30: swarm.v1.PlanStep.action:type_name -> swarm.v1.PlanAction
-	79, // 31: swarm.v1.ServiceInfo.service:type_name -> swarm.v1.Service
-	80, // 32: swarm.v1.ServiceInfo.progress:type_name -> swarm.v1.ServiceProgress
-	81, // 33: swarm.v1.ServiceInfo.endpoint:type_name -> swarm.v1.ServiceEndpoint
-	36, // 34: swarm.v1.ServiceInfo.conflicts:type_name -> swarm.v1.NodePortConflict
-	62, // 35: swarm.v1.ServiceInfo.network_names:type_name -> swarm.v1.ServiceInfo.NetworkNamesEntry
-	35, // 36: swarm.v1.ServiceInfo.sets:type_name -> swarm.v1.SetInfo
-	82, // 37: swarm.v1.ServiceInfo.metric:type_name -> swarm.v1.ServiceMetric
-	83, // 38: swarm.v1.NodePortConflict.conflict:type_name -> swarm.v1.PortConflict
-	34, // 39: swarm.v1.GetServiceResponse.service:type_name -> swarm.v1.ServiceInfo
-	84, // 40: swarm.v1.CreateNetworkRequest.spec:type_name -> swarm.v1.NetworkSpec
-	52, // 41: swarm.v1.GetNetworkResponse.network:type_name -> swarm.v1.NetworkInfo
-	85, // 42: swarm.v1.ConnectNetworkRequest.guest:type_name -> swarm.v1.Guest
-	85, // 43: swarm.v1.Attachment.guest:type_name -> swarm.v1.Guest
-	86, // 44: swarm.v1.Attachment.state:type_name -> swarm.v1.TaskState
-	52, // 45: swarm.v1.ListNetworksResponse.networks:type_name -> swarm.v1.NetworkInfo
-	87, // 46: swarm.v1.NetworkInfo.network:type_name -> swarm.v1.Network
-	88, // 47: swarm.v1.NetworkInfo.progress:type_name -> swarm.v1.NetworkProgress
-	49, // 48: swarm.v1.NetworkInfo.attachments:type_name -> swarm.v1.Attachment
-	34, // 49: swarm.v1.ListServicesResponse.services:type_name -> swarm.v1.ServiceInfo
-	89, // 50: swarm.v1.TaskInfo.task:type_name -> swarm.v1.Task
-	86, // 51: swarm.v1.TaskInfo.state:type_name -> swarm.v1.TaskState
-	90, // 52: swarm.v1.TaskInfo.placement:type_name -> swarm.v1.TaskPlacement
-	91, // 53: swarm.v1.TaskInfo.status:type_name -> swarm.v1.TaskStatus
-	92, // 54: swarm.v1.TaskInfo.addresses:type_name -> swarm.v1.TaskAddresses
-	55, // 55: swarm.v1.GetTaskResponse.task:type_name -> swarm.v1.TaskInfo
-	93, // 56: swarm.v1.GetTaskResponse.spec:type_name -> swarm.v1.TaskSpec
-	63, // 57: swarm.v1.GetTaskResponse.network_names:type_name -> swarm.v1.GetTaskResponse.NetworkNamesEntry
-	55, // 58: swarm.v1.ListTasksResponse.tasks:type_name -> swarm.v1.TaskInfo
-	34, // 59: swarm.v1.WatchServiceResponse.service:type_name -> swarm.v1.ServiceInfo
-	55, // 60: swarm.v1.WatchServiceResponse.tasks:type_name -> swarm.v1.TaskInfo
-	1,  // 61: swarm.v1.Control.GetCluster:input_type -> swarm.v1.GetClusterRequest
-	4,  // 62: swarm.v1.Control.GetJoinTokens:input_type -> swarm.v1.GetJoinTokensRequest
-	6,  // 63: swarm.v1.Control.RotateJoinToken:input_type -> swarm.v1.RotateJoinTokenRequest
-	10, // 64: swarm.v1.Control.ListNodes:input_type -> swarm.v1.ListNodesRequest
-	12, // 65: swarm.v1.Control.GetNode:input_type -> swarm.v1.GetNodeRequest
-	14, // 66: swarm.v1.Control.UpdateNode:input_type -> swarm.v1.UpdateNodeRequest
-	16, // 67: swarm.v1.Control.RemoveNode:input_type -> swarm.v1.RemoveNodeRequest
-	18, // 68: swarm.v1.Control.CreateService:input_type -> swarm.v1.CreateServiceRequest
-	20, // 69: swarm.v1.Control.UpdateService:input_type -> swarm.v1.UpdateServiceRequest
-	32, // 70: swarm.v1.Control.RemoveService:input_type -> swarm.v1.RemoveServiceRequest
-	37, // 71: swarm.v1.Control.GetService:input_type -> swarm.v1.GetServiceRequest
-	53, // 72: swarm.v1.Control.ListServices:input_type -> swarm.v1.ListServicesRequest
-	22, // 73: swarm.v1.Control.RollbackService:input_type -> swarm.v1.RollbackServiceRequest
-	24, // 74: swarm.v1.Control.CommandRollout:input_type -> swarm.v1.CommandRolloutRequest
-	26, // 75: swarm.v1.Control.GetServiceHistory:input_type -> swarm.v1.GetServiceHistoryRequest
-	29, // 76: swarm.v1.Control.PlanService:input_type -> swarm.v1.PlanServiceRequest
-	39, // 77: swarm.v1.Control.CreateNetwork:input_type -> swarm.v1.CreateNetworkRequest
-	41, // 78: swarm.v1.Control.RemoveNetwork:input_type -> swarm.v1.RemoveNetworkRequest
-	43, // 79: swarm.v1.Control.GetNetwork:input_type -> swarm.v1.GetNetworkRequest
-	50, // 80: swarm.v1.Control.ListNetworks:input_type -> swarm.v1.ListNetworksRequest
-	45, // 81: swarm.v1.Control.ConnectNetwork:input_type -> swarm.v1.ConnectNetworkRequest
-	47, // 82: swarm.v1.Control.DisconnectNetwork:input_type -> swarm.v1.DisconnectNetworkRequest
-	56, // 83: swarm.v1.Control.GetTask:input_type -> swarm.v1.GetTaskRequest
-	58, // 84: swarm.v1.Control.ListTasks:input_type -> swarm.v1.ListTasksRequest
-	60, // 85: swarm.v1.Control.WatchService:input_type -> swarm.v1.WatchServiceRequest
-	2,  // 86: swarm.v1.Control.GetCluster:output_type -> swarm.v1.GetClusterResponse
-	5,  // 87: swarm.v1.Control.GetJoinTokens:output_type -> swarm.v1.GetJoinTokensResponse
-	7,  // 88: swarm.v1.Control.RotateJoinToken:output_type -> swarm.v1.RotateJoinTokenResponse
-	11, // 89: swarm.v1.Control.ListNodes:output_type -> swarm.v1.ListNodesResponse
-	13, // 90: swarm.v1.Control.GetNode:output_type -> swarm.v1.GetNodeResponse
-	15, // 91: swarm.v1.Control.UpdateNode:output_type -> swarm.v1.UpdateNodeResponse
-	17, // 92: swarm.v1.Control.RemoveNode:output_type -> swarm.v1.RemoveNodeResponse
-	19, // 93: swarm.v1.Control.CreateService:output_type -> swarm.v1.CreateServiceResponse
-	21, // 94: swarm.v1.Control.UpdateService:output_type -> swarm.v1.UpdateServiceResponse
-	33, // 95: swarm.v1.Control.RemoveService:output_type -> swarm.v1.RemoveServiceResponse
-	38, // 96: swarm.v1.Control.GetService:output_type -> swarm.v1.GetServiceResponse
-	54, // 97: swarm.v1.Control.ListServices:output_type -> swarm.v1.ListServicesResponse
-	23, // 98: swarm.v1.Control.RollbackService:output_type -> swarm.v1.RollbackServiceResponse
-	25, // 99: swarm.v1.Control.CommandRollout:output_type -> swarm.v1.CommandRolloutResponse
-	27, // 100: swarm.v1.Control.GetServiceHistory:output_type -> swarm.v1.GetServiceHistoryResponse
-	30, // 101: swarm.v1.Control.PlanService:output_type -> swarm.v1.PlanServiceResponse
-	40, // 102: swarm.v1.Control.CreateNetwork:output_type -> swarm.v1.CreateNetworkResponse
-	42, // 103: swarm.v1.Control.RemoveNetwork:output_type -> swarm.v1.RemoveNetworkResponse
-	44, // 104: swarm.v1.Control.GetNetwork:output_type -> swarm.v1.GetNetworkResponse
-	51, // 105: swarm.v1.Control.ListNetworks:output_type -> swarm.v1.ListNetworksResponse
-	46, // 106: swarm.v1.Control.ConnectNetwork:output_type -> swarm.v1.ConnectNetworkResponse
-	48, // 107: swarm.v1.Control.DisconnectNetwork:output_type -> swarm.v1.DisconnectNetworkResponse
-	57, // 108: swarm.v1.Control.GetTask:output_type -> swarm.v1.GetTaskResponse
-	59, // 109: swarm.v1.Control.ListTasks:output_type -> swarm.v1.ListTasksResponse
-	61, // 110: swarm.v1.Control.WatchService:output_type -> swarm.v1.WatchServiceResponse
-	86, // [86:111] is the sub-list for method output_type
-	61, // [61:86] is the sub-list for method input_type
-	61, // [61:61] is the sub-list for extension type_name
-	61, // [61:61] is the sub-list for extension extendee
-	0,  // [0:61] is the sub-list for field type_name
+	71,  // 0: swarm.v1.GetClusterResponse.meta:type_name -> swarm.v1.Meta
+	72,  // 1: swarm.v1.GetClusterResponse.spec:type_name -> swarm.v1.ClusterSpec
+	73,  // 2: swarm.v1.GetClusterResponse.alarms:type_name -> swarm.v1.Alarm
+	3,   // 3: swarm.v1.GetClusterResponse.drains:type_name -> swarm.v1.Drains
+	74,  // 4: swarm.v1.GetJoinTokensResponse.tokens:type_name -> swarm.v1.JoinTokens
+	75,  // 5: swarm.v1.RotateJoinTokenRequest.role:type_name -> swarm.v1.NodeRole
+	74,  // 6: swarm.v1.RotateJoinTokenResponse.tokens:type_name -> swarm.v1.JoinTokens
+	76,  // 7: swarm.v1.NodeInfo.node:type_name -> swarm.v1.Node
+	77,  // 8: swarm.v1.NodeInfo.status:type_name -> swarm.v1.NodeStatus
+	78,  // 9: swarm.v1.NodeInfo.reserved:type_name -> swarm.v1.Resources
+	10,  // 10: swarm.v1.NodeInfo.manager:type_name -> swarm.v1.ManagerStatus
+	78,  // 11: swarm.v1.NodeInfo.free:type_name -> swarm.v1.Resources
+	9,   // 12: swarm.v1.NodeInfo.drain:type_name -> swarm.v1.NodeDrain
+	8,   // 13: swarm.v1.ListNodesResponse.nodes:type_name -> swarm.v1.NodeInfo
+	8,   // 14: swarm.v1.GetNodeResponse.node:type_name -> swarm.v1.NodeInfo
+	79,  // 15: swarm.v1.UpdateNodeRequest.spec:type_name -> swarm.v1.NodeSpec
+	18,  // 16: swarm.v1.RebalanceClusterResponse.moves:type_name -> swarm.v1.ProposedMove
+	8,   // 17: swarm.v1.UpdateNodeResponse.node:type_name -> swarm.v1.NodeInfo
+	80,  // 18: swarm.v1.CreateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
+	81,  // 19: swarm.v1.CreateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
+	80,  // 20: swarm.v1.UpdateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
+	81,  // 21: swarm.v1.UpdateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
+	82,  // 22: swarm.v1.CommandRolloutRequest.action:type_name -> swarm.v1.RolloutAction
+	32,  // 23: swarm.v1.GetServiceHistoryResponse.revisions:type_name -> swarm.v1.RevisionInfo
+	83,  // 24: swarm.v1.RevisionInfo.revision:type_name -> swarm.v1.ServiceRevision
+	84,  // 25: swarm.v1.RevisionInfo.outcome:type_name -> swarm.v1.RevisionOutcome
+	22,  // 26: swarm.v1.PlanServiceRequest.create:type_name -> swarm.v1.CreateServiceRequest
+	24,  // 27: swarm.v1.PlanServiceRequest.update:type_name -> swarm.v1.UpdateServiceRequest
+	26,  // 28: swarm.v1.PlanServiceRequest.rollback:type_name -> swarm.v1.RollbackServiceRequest
+	80,  // 29: swarm.v1.PlanServiceResponse.before:type_name -> swarm.v1.ServiceSpec
+	80,  // 30: swarm.v1.PlanServiceResponse.after:type_name -> swarm.v1.ServiceSpec
+	85,  // 31: swarm.v1.PlanServiceResponse.strategy:type_name -> swarm.v1.UpdateStrategy
+	38,  // 32: swarm.v1.PlanServiceResponse.steps:type_name -> swarm.v1.PlanStep
+	37,  // 33: swarm.v1.ExplainServiceResponse.nodes:type_name -> swarm.v1.NodeVerdict
+	62,  // 34: swarm.v1.ExplainServiceResponse.pending:type_name -> swarm.v1.TaskInfo
+	0,   // 35: swarm.v1.PlanStep.action:type_name -> swarm.v1.PlanAction
+	86,  // 36: swarm.v1.ServiceInfo.service:type_name -> swarm.v1.Service
+	87,  // 37: swarm.v1.ServiceInfo.progress:type_name -> swarm.v1.ServiceProgress
+	88,  // 38: swarm.v1.ServiceInfo.endpoint:type_name -> swarm.v1.ServiceEndpoint
+	43,  // 39: swarm.v1.ServiceInfo.conflicts:type_name -> swarm.v1.NodePortConflict
+	69,  // 40: swarm.v1.ServiceInfo.network_names:type_name -> swarm.v1.ServiceInfo.NetworkNamesEntry
+	42,  // 41: swarm.v1.ServiceInfo.sets:type_name -> swarm.v1.SetInfo
+	89,  // 42: swarm.v1.ServiceInfo.metric:type_name -> swarm.v1.ServiceMetric
+	90,  // 43: swarm.v1.NodePortConflict.conflict:type_name -> swarm.v1.PortConflict
+	41,  // 44: swarm.v1.GetServiceResponse.service:type_name -> swarm.v1.ServiceInfo
+	91,  // 45: swarm.v1.CreateNetworkRequest.spec:type_name -> swarm.v1.NetworkSpec
+	59,  // 46: swarm.v1.GetNetworkResponse.network:type_name -> swarm.v1.NetworkInfo
+	92,  // 47: swarm.v1.ConnectNetworkRequest.guest:type_name -> swarm.v1.Guest
+	92,  // 48: swarm.v1.Attachment.guest:type_name -> swarm.v1.Guest
+	93,  // 49: swarm.v1.Attachment.state:type_name -> swarm.v1.TaskState
+	59,  // 50: swarm.v1.ListNetworksResponse.networks:type_name -> swarm.v1.NetworkInfo
+	94,  // 51: swarm.v1.NetworkInfo.network:type_name -> swarm.v1.Network
+	95,  // 52: swarm.v1.NetworkInfo.progress:type_name -> swarm.v1.NetworkProgress
+	56,  // 53: swarm.v1.NetworkInfo.attachments:type_name -> swarm.v1.Attachment
+	41,  // 54: swarm.v1.ListServicesResponse.services:type_name -> swarm.v1.ServiceInfo
+	96,  // 55: swarm.v1.TaskInfo.task:type_name -> swarm.v1.Task
+	93,  // 56: swarm.v1.TaskInfo.state:type_name -> swarm.v1.TaskState
+	97,  // 57: swarm.v1.TaskInfo.placement:type_name -> swarm.v1.TaskPlacement
+	98,  // 58: swarm.v1.TaskInfo.status:type_name -> swarm.v1.TaskStatus
+	99,  // 59: swarm.v1.TaskInfo.addresses:type_name -> swarm.v1.TaskAddresses
+	62,  // 60: swarm.v1.GetTaskResponse.task:type_name -> swarm.v1.TaskInfo
+	100, // 61: swarm.v1.GetTaskResponse.spec:type_name -> swarm.v1.TaskSpec
+	70,  // 62: swarm.v1.GetTaskResponse.network_names:type_name -> swarm.v1.GetTaskResponse.NetworkNamesEntry
+	62,  // 63: swarm.v1.ListTasksResponse.tasks:type_name -> swarm.v1.TaskInfo
+	41,  // 64: swarm.v1.WatchServiceResponse.service:type_name -> swarm.v1.ServiceInfo
+	62,  // 65: swarm.v1.WatchServiceResponse.tasks:type_name -> swarm.v1.TaskInfo
+	1,   // 66: swarm.v1.Control.GetCluster:input_type -> swarm.v1.GetClusterRequest
+	4,   // 67: swarm.v1.Control.GetJoinTokens:input_type -> swarm.v1.GetJoinTokensRequest
+	6,   // 68: swarm.v1.Control.RotateJoinToken:input_type -> swarm.v1.RotateJoinTokenRequest
+	11,  // 69: swarm.v1.Control.ListNodes:input_type -> swarm.v1.ListNodesRequest
+	13,  // 70: swarm.v1.Control.GetNode:input_type -> swarm.v1.GetNodeRequest
+	15,  // 71: swarm.v1.Control.UpdateNode:input_type -> swarm.v1.UpdateNodeRequest
+	16,  // 72: swarm.v1.Control.RebalanceCluster:input_type -> swarm.v1.RebalanceClusterRequest
+	20,  // 73: swarm.v1.Control.RemoveNode:input_type -> swarm.v1.RemoveNodeRequest
+	22,  // 74: swarm.v1.Control.CreateService:input_type -> swarm.v1.CreateServiceRequest
+	24,  // 75: swarm.v1.Control.UpdateService:input_type -> swarm.v1.UpdateServiceRequest
+	39,  // 76: swarm.v1.Control.RemoveService:input_type -> swarm.v1.RemoveServiceRequest
+	44,  // 77: swarm.v1.Control.GetService:input_type -> swarm.v1.GetServiceRequest
+	60,  // 78: swarm.v1.Control.ListServices:input_type -> swarm.v1.ListServicesRequest
+	26,  // 79: swarm.v1.Control.RollbackService:input_type -> swarm.v1.RollbackServiceRequest
+	28,  // 80: swarm.v1.Control.CommandRollout:input_type -> swarm.v1.CommandRolloutRequest
+	30,  // 81: swarm.v1.Control.GetServiceHistory:input_type -> swarm.v1.GetServiceHistoryRequest
+	33,  // 82: swarm.v1.Control.PlanService:input_type -> swarm.v1.PlanServiceRequest
+	35,  // 83: swarm.v1.Control.ExplainService:input_type -> swarm.v1.ExplainServiceRequest
+	46,  // 84: swarm.v1.Control.CreateNetwork:input_type -> swarm.v1.CreateNetworkRequest
+	48,  // 85: swarm.v1.Control.RemoveNetwork:input_type -> swarm.v1.RemoveNetworkRequest
+	50,  // 86: swarm.v1.Control.GetNetwork:input_type -> swarm.v1.GetNetworkRequest
+	57,  // 87: swarm.v1.Control.ListNetworks:input_type -> swarm.v1.ListNetworksRequest
+	52,  // 88: swarm.v1.Control.ConnectNetwork:input_type -> swarm.v1.ConnectNetworkRequest
+	54,  // 89: swarm.v1.Control.DisconnectNetwork:input_type -> swarm.v1.DisconnectNetworkRequest
+	63,  // 90: swarm.v1.Control.GetTask:input_type -> swarm.v1.GetTaskRequest
+	65,  // 91: swarm.v1.Control.ListTasks:input_type -> swarm.v1.ListTasksRequest
+	67,  // 92: swarm.v1.Control.WatchService:input_type -> swarm.v1.WatchServiceRequest
+	2,   // 93: swarm.v1.Control.GetCluster:output_type -> swarm.v1.GetClusterResponse
+	5,   // 94: swarm.v1.Control.GetJoinTokens:output_type -> swarm.v1.GetJoinTokensResponse
+	7,   // 95: swarm.v1.Control.RotateJoinToken:output_type -> swarm.v1.RotateJoinTokenResponse
+	12,  // 96: swarm.v1.Control.ListNodes:output_type -> swarm.v1.ListNodesResponse
+	14,  // 97: swarm.v1.Control.GetNode:output_type -> swarm.v1.GetNodeResponse
+	19,  // 98: swarm.v1.Control.UpdateNode:output_type -> swarm.v1.UpdateNodeResponse
+	17,  // 99: swarm.v1.Control.RebalanceCluster:output_type -> swarm.v1.RebalanceClusterResponse
+	21,  // 100: swarm.v1.Control.RemoveNode:output_type -> swarm.v1.RemoveNodeResponse
+	23,  // 101: swarm.v1.Control.CreateService:output_type -> swarm.v1.CreateServiceResponse
+	25,  // 102: swarm.v1.Control.UpdateService:output_type -> swarm.v1.UpdateServiceResponse
+	40,  // 103: swarm.v1.Control.RemoveService:output_type -> swarm.v1.RemoveServiceResponse
+	45,  // 104: swarm.v1.Control.GetService:output_type -> swarm.v1.GetServiceResponse
+	61,  // 105: swarm.v1.Control.ListServices:output_type -> swarm.v1.ListServicesResponse
+	27,  // 106: swarm.v1.Control.RollbackService:output_type -> swarm.v1.RollbackServiceResponse
+	29,  // 107: swarm.v1.Control.CommandRollout:output_type -> swarm.v1.CommandRolloutResponse
+	31,  // 108: swarm.v1.Control.GetServiceHistory:output_type -> swarm.v1.GetServiceHistoryResponse
+	34,  // 109: swarm.v1.Control.PlanService:output_type -> swarm.v1.PlanServiceResponse
+	36,  // 110: swarm.v1.Control.ExplainService:output_type -> swarm.v1.ExplainServiceResponse
+	47,  // 111: swarm.v1.Control.CreateNetwork:output_type -> swarm.v1.CreateNetworkResponse
+	49,  // 112: swarm.v1.Control.RemoveNetwork:output_type -> swarm.v1.RemoveNetworkResponse
+	51,  // 113: swarm.v1.Control.GetNetwork:output_type -> swarm.v1.GetNetworkResponse
+	58,  // 114: swarm.v1.Control.ListNetworks:output_type -> swarm.v1.ListNetworksResponse
+	53,  // 115: swarm.v1.Control.ConnectNetwork:output_type -> swarm.v1.ConnectNetworkResponse
+	55,  // 116: swarm.v1.Control.DisconnectNetwork:output_type -> swarm.v1.DisconnectNetworkResponse
+	64,  // 117: swarm.v1.Control.GetTask:output_type -> swarm.v1.GetTaskResponse
+	66,  // 118: swarm.v1.Control.ListTasks:output_type -> swarm.v1.ListTasksResponse
+	68,  // 119: swarm.v1.Control.WatchService:output_type -> swarm.v1.WatchServiceResponse
+	93,  // [93:120] is the sub-list for method output_type
+	66,  // [66:93] is the sub-list for method input_type
+	66,  // [66:66] is the sub-list for extension type_name
+	66,  // [66:66] is the sub-list for extension extendee
+	0,   // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_control_proto_init() }
@@ -4597,7 +5228,7 @@ func file_swarm_v1_control_proto_init() {
 	file_swarm_v1_access_proto_init()
 	file_swarm_v1_rows_proto_init()
 	file_swarm_v1_types_proto_init()
-	file_swarm_v1_control_proto_msgTypes[28].OneofWrappers = []any{
+	file_swarm_v1_control_proto_msgTypes[32].OneofWrappers = []any{
 		(*PlanServiceRequest_Create)(nil),
 		(*PlanServiceRequest_Update)(nil),
 		(*PlanServiceRequest_Rollback)(nil),
@@ -4608,7 +5239,7 @@ func file_swarm_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_control_proto_rawDesc), len(file_swarm_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   63,
+			NumMessages:   70,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -27,6 +27,7 @@ const (
 	Control_ListNodes_FullMethodName         = "/swarm.v1.Control/ListNodes"
 	Control_GetNode_FullMethodName           = "/swarm.v1.Control/GetNode"
 	Control_UpdateNode_FullMethodName        = "/swarm.v1.Control/UpdateNode"
+	Control_RebalanceCluster_FullMethodName  = "/swarm.v1.Control/RebalanceCluster"
 	Control_RemoveNode_FullMethodName        = "/swarm.v1.Control/RemoveNode"
 	Control_CreateService_FullMethodName     = "/swarm.v1.Control/CreateService"
 	Control_UpdateService_FullMethodName     = "/swarm.v1.Control/UpdateService"
@@ -37,6 +38,7 @@ const (
 	Control_CommandRollout_FullMethodName    = "/swarm.v1.Control/CommandRollout"
 	Control_GetServiceHistory_FullMethodName = "/swarm.v1.Control/GetServiceHistory"
 	Control_PlanService_FullMethodName       = "/swarm.v1.Control/PlanService"
+	Control_ExplainService_FullMethodName    = "/swarm.v1.Control/ExplainService"
 	Control_CreateNetwork_FullMethodName     = "/swarm.v1.Control/CreateNetwork"
 	Control_RemoveNetwork_FullMethodName     = "/swarm.v1.Control/RemoveNetwork"
 	Control_GetNetwork_FullMethodName        = "/swarm.v1.Control/GetNetwork"
@@ -62,6 +64,8 @@ type ControlClient interface {
 	// UpdateNode replaces the spec of the node if it still has the version that the user read. A change of the desired
 	// role promotes or demotes it; a demotion that would leave the managers without a majority is refused.
 	UpdateNode(ctx context.Context, in *UpdateNodeRequest, opts ...grpc.CallOption) (*UpdateNodeResponse, error)
+	// RebalanceCluster moves tasks so that the load is more even, a few at a time, or only tells which it would move.
+	RebalanceCluster(ctx context.Context, in *RebalanceClusterRequest, opts ...grpc.CallOption) (*RebalanceClusterResponse, error)
 	// RemoveNode takes a node out of the cluster; only one that is down, unless forced.
 	RemoveNode(ctx context.Context, in *RemoveNodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error)
 	CreateService(ctx context.Context, in *CreateServiceRequest, opts ...grpc.CallOption) (*CreateServiceResponse, error)
@@ -79,6 +83,8 @@ type ControlClient interface {
 	GetServiceHistory(ctx context.Context, in *GetServiceHistoryRequest, opts ...grpc.CallOption) (*GetServiceHistoryResponse, error)
 	// PlanService tells what a create, an update or a rollback would do, and writes nothing.
 	PlanService(ctx context.Context, in *PlanServiceRequest, opts ...grpc.CallOption) (*PlanServiceResponse, error)
+	// ExplainService tells for each node whether it would take one more task of the service, and why not.
+	ExplainService(ctx context.Context, in *ExplainServiceRequest, opts ...grpc.CallOption) (*ExplainServiceResponse, error)
 	CreateNetwork(ctx context.Context, in *CreateNetworkRequest, opts ...grpc.CallOption) (*CreateNetworkResponse, error)
 	// RemoveNetwork refuses a network that services are attached to, and names them.
 	RemoveNetwork(ctx context.Context, in *RemoveNetworkRequest, opts ...grpc.CallOption) (*RemoveNetworkResponse, error)
@@ -158,6 +164,16 @@ func (c *controlClient) UpdateNode(ctx context.Context, in *UpdateNodeRequest, o
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(UpdateNodeResponse)
 	err := c.cc.Invoke(ctx, Control_UpdateNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) RebalanceCluster(ctx context.Context, in *RebalanceClusterRequest, opts ...grpc.CallOption) (*RebalanceClusterResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RebalanceClusterResponse)
+	err := c.cc.Invoke(ctx, Control_RebalanceCluster_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -258,6 +274,16 @@ func (c *controlClient) PlanService(ctx context.Context, in *PlanServiceRequest,
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(PlanServiceResponse)
 	err := c.cc.Invoke(ctx, Control_PlanService_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) ExplainService(ctx context.Context, in *ExplainServiceRequest, opts ...grpc.CallOption) (*ExplainServiceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExplainServiceResponse)
+	err := c.cc.Invoke(ctx, Control_ExplainService_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -377,6 +403,8 @@ type ControlServer interface {
 	// UpdateNode replaces the spec of the node if it still has the version that the user read. A change of the desired
 	// role promotes or demotes it; a demotion that would leave the managers without a majority is refused.
 	UpdateNode(context.Context, *UpdateNodeRequest) (*UpdateNodeResponse, error)
+	// RebalanceCluster moves tasks so that the load is more even, a few at a time, or only tells which it would move.
+	RebalanceCluster(context.Context, *RebalanceClusterRequest) (*RebalanceClusterResponse, error)
 	// RemoveNode takes a node out of the cluster; only one that is down, unless forced.
 	RemoveNode(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error)
 	CreateService(context.Context, *CreateServiceRequest) (*CreateServiceResponse, error)
@@ -394,6 +422,8 @@ type ControlServer interface {
 	GetServiceHistory(context.Context, *GetServiceHistoryRequest) (*GetServiceHistoryResponse, error)
 	// PlanService tells what a create, an update or a rollback would do, and writes nothing.
 	PlanService(context.Context, *PlanServiceRequest) (*PlanServiceResponse, error)
+	// ExplainService tells for each node whether it would take one more task of the service, and why not.
+	ExplainService(context.Context, *ExplainServiceRequest) (*ExplainServiceResponse, error)
 	CreateNetwork(context.Context, *CreateNetworkRequest) (*CreateNetworkResponse, error)
 	// RemoveNetwork refuses a network that services are attached to, and names them.
 	RemoveNetwork(context.Context, *RemoveNetworkRequest) (*RemoveNetworkResponse, error)
@@ -437,6 +467,9 @@ func (UnimplementedControlServer) GetNode(context.Context, *GetNodeRequest) (*Ge
 func (UnimplementedControlServer) UpdateNode(context.Context, *UpdateNodeRequest) (*UpdateNodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method UpdateNode not implemented")
 }
+func (UnimplementedControlServer) RebalanceCluster(context.Context, *RebalanceClusterRequest) (*RebalanceClusterResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RebalanceCluster not implemented")
+}
 func (UnimplementedControlServer) RemoveNode(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveNode not implemented")
 }
@@ -466,6 +499,9 @@ func (UnimplementedControlServer) GetServiceHistory(context.Context, *GetService
 }
 func (UnimplementedControlServer) PlanService(context.Context, *PlanServiceRequest) (*PlanServiceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method PlanService not implemented")
+}
+func (UnimplementedControlServer) ExplainService(context.Context, *ExplainServiceRequest) (*ExplainServiceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ExplainService not implemented")
 }
 func (UnimplementedControlServer) CreateNetwork(context.Context, *CreateNetworkRequest) (*CreateNetworkResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateNetwork not implemented")
@@ -619,6 +655,24 @@ func _Control_UpdateNode_Handler(srv interface{}, ctx context.Context, dec func(
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(ControlServer).UpdateNode(ctx, req.(*UpdateNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_RebalanceCluster_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RebalanceClusterRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).RebalanceCluster(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_RebalanceCluster_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).RebalanceCluster(ctx, req.(*RebalanceClusterRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -799,6 +853,24 @@ func _Control_PlanService_Handler(srv interface{}, ctx context.Context, dec func
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(ControlServer).PlanService(ctx, req.(*PlanServiceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_ExplainService_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExplainServiceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).ExplainService(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_ExplainService_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).ExplainService(ctx, req.(*ExplainServiceRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -990,6 +1062,10 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Control_UpdateNode_Handler,
 		},
 		{
+			MethodName: "RebalanceCluster",
+			Handler:    _Control_RebalanceCluster_Handler,
+		},
+		{
 			MethodName: "RemoveNode",
 			Handler:    _Control_RemoveNode_Handler,
 		},
@@ -1028,6 +1104,10 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "PlanService",
 			Handler:    _Control_PlanService_Handler,
+		},
+		{
+			MethodName: "ExplainService",
+			Handler:    _Control_ExplainService_Handler,
 		},
 		{
 			MethodName: "CreateNetwork",

@@ -444,8 +444,10 @@ func (x *ManagerPeer) GetWeight() uint32 {
 }
 
 type AssignmentsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SessionId string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// The version that the worker holds: the first answer may be a change set from there. 0 = it holds nothing.
+	HeldVersion   uint64 `protobuf:"varint,2,opt,name=held_version,json=heldVersion,proto3" json:"held_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -485,6 +487,13 @@ func (x *AssignmentsRequest) GetSessionId() string {
 		return x.SessionId
 	}
 	return ""
+}
+
+func (x *AssignmentsRequest) GetHeldVersion() uint64 {
+	if x != nil {
+		return x.HeldVersion
+	}
+	return 0
 }
 
 type AssignmentsResponse struct {
@@ -1385,7 +1394,9 @@ type AssignedTask struct {
 	// It takes over the anonymous volumes of the task that it replaces.
 	TakesVolumes bool `protobuf:"varint,13,opt,name=takes_volumes,json=takesVolumes,proto3" json:"takes_volumes,omitempty"`
 	// It is the node's task of a global service or job: the node stands for its slot.
-	Global        bool `protobuf:"varint,14,opt,name=global,proto3" json:"global,omitempty"`
+	Global bool `protobuf:"varint,14,opt,name=global,proto3" json:"global,omitempty"`
+	// What it has of the node's generic resources; of those with names, which.
+	Generic       []*GenericResource `protobuf:"bytes,15,rep,name=generic,proto3" json:"generic,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1516,6 +1527,13 @@ func (x *AssignedTask) GetGlobal() bool {
 		return x.Global
 	}
 	return false
+}
+
+func (x *AssignedTask) GetGeneric() []*GenericResource {
+	if x != nil {
+		return x.Generic
+	}
+	return nil
 }
 
 type AssignedTemplate struct {
@@ -1812,10 +1830,11 @@ const file_swarm_v1_dispatcher_proto_rawDesc = "" +
 	"\vManagerPeer\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x16\n" +
-	"\x06weight\x18\x03 \x01(\rR\x06weight\"3\n" +
+	"\x06weight\x18\x03 \x01(\rR\x06weight\"V\n" +
 	"\x12AssignmentsRequest\x12\x1d\n" +
 	"\n" +
-	"session_id\x18\x01 \x01(\tR\tsessionId\"\xa7\x01\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12!\n" +
+	"\fheld_version\x18\x02 \x01(\x04R\vheldVersion\"\xa7\x01\n" +
 	"\x13AssignmentsResponse\x12!\n" +
 	"\fbase_version\x18\x01 \x01(\x04R\vbaseVersion\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x1d\n" +
@@ -1883,7 +1902,7 @@ const file_swarm_v1_dispatcher_proto_rawDesc = "" +
 	"\vTemplateKey\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\x04R\aversion\"\x84\x04\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\"\xb9\x04\n" +
 	"\fAssignedTask\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1900,7 +1919,8 @@ const file_swarm_v1_dispatcher_proto_rawDesc = "" +
 	"\bnetworks\x18\v \x03(\v2\x18.swarm.v1.NetworkAddressR\bnetworks\x12\x18\n" +
 	"\adrained\x18\f \x01(\bR\adrained\x12#\n" +
 	"\rtakes_volumes\x18\r \x01(\bR\ftakesVolumes\x12\x16\n" +
-	"\x06global\x18\x0e \x01(\bR\x06global\"\xe5\x01\n" +
+	"\x06global\x18\x0e \x01(\bR\x06global\x123\n" +
+	"\ageneric\x18\x0f \x03(\v2\x19.swarm.v1.GenericResourceR\ageneric\"\xe5\x01\n" +
 	"\x10AssignedTemplate\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x18\n" +
@@ -1984,10 +2004,11 @@ var file_swarm_v1_dispatcher_proto_goTypes = []any{
 	(*NetworkAddress)(nil),       // 26: swarm.v1.NetworkAddress
 	(*NetworkAttachment)(nil),    // 27: swarm.v1.NetworkAttachment
 	(TaskState)(0),               // 28: swarm.v1.TaskState
-	(*TaskSpec)(nil),             // 29: swarm.v1.TaskSpec
-	(*RegistryAuth)(nil),         // 30: swarm.v1.RegistryAuth
-	(NodeRole)(0),                // 31: swarm.v1.NodeRole
-	(*TaskStatus)(nil),           // 32: swarm.v1.TaskStatus
+	(*GenericResource)(nil),      // 29: swarm.v1.GenericResource
+	(*TaskSpec)(nil),             // 30: swarm.v1.TaskSpec
+	(*RegistryAuth)(nil),         // 31: swarm.v1.RegistryAuth
+	(NodeRole)(0),                // 32: swarm.v1.NodeRole
+	(*TaskStatus)(nil),           // 33: swarm.v1.TaskStatus
 }
 var file_swarm_v1_dispatcher_proto_depIdxs = []int32{
 	2,  // 0: swarm.v1.SessionRequest.hello:type_name -> swarm.v1.SessionHello
@@ -2018,22 +2039,23 @@ var file_swarm_v1_dispatcher_proto_depIdxs = []int32{
 	28, // 25: swarm.v1.AssignedTask.desired_state:type_name -> swarm.v1.TaskState
 	28, // 26: swarm.v1.AssignedTask.observed_state:type_name -> swarm.v1.TaskState
 	26, // 27: swarm.v1.AssignedTask.networks:type_name -> swarm.v1.NetworkAddress
-	29, // 28: swarm.v1.AssignedTemplate.spec:type_name -> swarm.v1.TaskSpec
-	25, // 29: swarm.v1.AssignedTemplate.host_ports:type_name -> swarm.v1.PortConfig
-	30, // 30: swarm.v1.AssignedTemplate.registry_auth:type_name -> swarm.v1.RegistryAuth
-	31, // 31: swarm.v1.NodeConfig.role:type_name -> swarm.v1.NodeRole
-	32, // 32: swarm.v1.UpdateStatusRequest.statuses:type_name -> swarm.v1.TaskStatus
-	1,  // 33: swarm.v1.Dispatcher.Session:input_type -> swarm.v1.SessionRequest
-	6,  // 34: swarm.v1.Dispatcher.Assignments:input_type -> swarm.v1.AssignmentsRequest
-	19, // 35: swarm.v1.Dispatcher.UpdateStatus:input_type -> swarm.v1.UpdateStatusRequest
-	4,  // 36: swarm.v1.Dispatcher.Session:output_type -> swarm.v1.SessionResponse
-	7,  // 37: swarm.v1.Dispatcher.Assignments:output_type -> swarm.v1.AssignmentsResponse
-	20, // 38: swarm.v1.Dispatcher.UpdateStatus:output_type -> swarm.v1.UpdateStatusResponse
-	36, // [36:39] is the sub-list for method output_type
-	33, // [33:36] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	29, // 28: swarm.v1.AssignedTask.generic:type_name -> swarm.v1.GenericResource
+	30, // 29: swarm.v1.AssignedTemplate.spec:type_name -> swarm.v1.TaskSpec
+	25, // 30: swarm.v1.AssignedTemplate.host_ports:type_name -> swarm.v1.PortConfig
+	31, // 31: swarm.v1.AssignedTemplate.registry_auth:type_name -> swarm.v1.RegistryAuth
+	32, // 32: swarm.v1.NodeConfig.role:type_name -> swarm.v1.NodeRole
+	33, // 33: swarm.v1.UpdateStatusRequest.statuses:type_name -> swarm.v1.TaskStatus
+	1,  // 34: swarm.v1.Dispatcher.Session:input_type -> swarm.v1.SessionRequest
+	6,  // 35: swarm.v1.Dispatcher.Assignments:input_type -> swarm.v1.AssignmentsRequest
+	19, // 36: swarm.v1.Dispatcher.UpdateStatus:input_type -> swarm.v1.UpdateStatusRequest
+	4,  // 37: swarm.v1.Dispatcher.Session:output_type -> swarm.v1.SessionResponse
+	7,  // 38: swarm.v1.Dispatcher.Assignments:output_type -> swarm.v1.AssignmentsResponse
+	20, // 39: swarm.v1.Dispatcher.UpdateStatus:output_type -> swarm.v1.UpdateStatusResponse
+	37, // [37:40] is the sub-list for method output_type
+	34, // [34:37] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_dispatcher_proto_init() }

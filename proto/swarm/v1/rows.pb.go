@@ -214,6 +214,60 @@ func (RolloutPhase) EnumDescriptor() ([]byte, []int) {
 	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{2}
 }
 
+type MoveReason int32
+
+const (
+	MoveReason_MOVE_REASON_UNSPECIFIED MoveReason = 0
+	// The node is drained.
+	MoveReason_MOVE_REASON_DRAIN MoveReason = 1
+	// The node does not meet the task's constraints any more.
+	MoveReason_MOVE_REASON_CONSTRAINT MoveReason = 2
+	MoveReason_MOVE_REASON_REBALANCE  MoveReason = 3
+)
+
+// Enum value maps for MoveReason.
+var (
+	MoveReason_name = map[int32]string{
+		0: "MOVE_REASON_UNSPECIFIED",
+		1: "MOVE_REASON_DRAIN",
+		2: "MOVE_REASON_CONSTRAINT",
+		3: "MOVE_REASON_REBALANCE",
+	}
+	MoveReason_value = map[string]int32{
+		"MOVE_REASON_UNSPECIFIED": 0,
+		"MOVE_REASON_DRAIN":       1,
+		"MOVE_REASON_CONSTRAINT":  2,
+		"MOVE_REASON_REBALANCE":   3,
+	}
+)
+
+func (x MoveReason) Enum() *MoveReason {
+	p := new(MoveReason)
+	*p = x
+	return p
+}
+
+func (x MoveReason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (MoveReason) Descriptor() protoreflect.EnumDescriptor {
+	return file_swarm_v1_rows_proto_enumTypes[3].Descriptor()
+}
+
+func (MoveReason) Type() protoreflect.EnumType {
+	return &file_swarm_v1_rows_proto_enumTypes[3]
+}
+
+func (x MoveReason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use MoveReason.Descriptor instead.
+func (MoveReason) EnumDescriptor() ([]byte, []int) {
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{3}
+}
+
 type HealthState int32
 
 const (
@@ -251,11 +305,11 @@ func (x HealthState) String() string {
 }
 
 func (HealthState) Descriptor() protoreflect.EnumDescriptor {
-	return file_swarm_v1_rows_proto_enumTypes[3].Descriptor()
+	return file_swarm_v1_rows_proto_enumTypes[4].Descriptor()
 }
 
 func (HealthState) Type() protoreflect.EnumType {
-	return &file_swarm_v1_rows_proto_enumTypes[3]
+	return &file_swarm_v1_rows_proto_enumTypes[4]
 }
 
 func (x HealthState) Number() protoreflect.EnumNumber {
@@ -264,7 +318,7 @@ func (x HealthState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use HealthState.Descriptor instead.
 func (HealthState) EnumDescriptor() ([]byte, []int) {
-	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{3}
+	return file_swarm_v1_rows_proto_rawDescGZIP(), []int{4}
 }
 
 // Cluster is the one row of the cluster itself. Writer: control (and ca for the root and tokens).
@@ -277,7 +331,9 @@ type Cluster struct {
 	// The secret halves only ever leave through GetJoinTokens.
 	JoinTokens *JoinTokens `protobuf:"bytes,5,opt,name=join_tokens,json=joinTokens,proto3" json:"join_tokens,omitempty"`
 	// Keys that gossip is encrypted with, at most three: nodes accept all of them and send under the primary one.
-	GossipKeys    []*GossipKey `protobuf:"bytes,6,rep,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"`
+	GossipKeys []*GossipKey `protobuf:"bytes,6,rep,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"`
+	// When a user last asked for tasks to be moved for balance.
+	RebalanceAt   int64 `protobuf:"varint,7,opt,name=rebalance_at,json=rebalanceAt,proto3" json:"rebalance_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -352,6 +408,13 @@ func (x *Cluster) GetGossipKeys() []*GossipKey {
 		return x.GossipKeys
 	}
 	return nil
+}
+
+func (x *Cluster) GetRebalanceAt() int64 {
+	if x != nil {
+		return x.RebalanceAt
+	}
+	return 0
 }
 
 // GossipKey is handed to nodes with their configuration. Writer: ca.
@@ -565,8 +628,10 @@ type NodeStatus struct {
 	Since int64 `protobuf:"varint,7,opt,name=since,proto3" json:"since,omitempty"`
 	// For a manager: host:port of its cluster port.
 	ManagerAddress string `protobuf:"bytes,8,opt,name=manager_address,json=managerAddress,proto3" json:"manager_address,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// What the node said when it first connected, without engine labels.
+	First         *NodeFacts `protobuf:"bytes,9,opt,name=first,proto3" json:"first,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeStatus) Reset() {
@@ -653,6 +718,13 @@ func (x *NodeStatus) GetManagerAddress() string {
 		return x.ManagerAddress
 	}
 	return ""
+}
+
+func (x *NodeStatus) GetFirst() *NodeFacts {
+	if x != nil {
+		return x.First
+	}
+	return nil
 }
 
 // Service is what a user asked for. Writer: control.
@@ -1323,8 +1395,10 @@ type ServiceProgress struct {
 	Attempt uint64        `protobuf:"varint,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	Update  *UpdateStatus `protobuf:"bytes,4,opt,name=update,proto3" json:"update,omitempty"`
 	// Of the newest revisions, at most 10, oldest first.
-	Outcomes      []*RevisionOutcome `protobuf:"bytes,5,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
-	Job           *JobProgress       `protobuf:"bytes,6,opt,name=job,proto3" json:"job,omitempty"`
+	Outcomes []*RevisionOutcome `protobuf:"bytes,5,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
+	Job      *JobProgress       `protobuf:"bytes,6,opt,name=job,proto3" json:"job,omitempty"`
+	// When a task of it was last told to move: written with each move, so that two cannot spend one budget.
+	MovedAt       int64 `protobuf:"varint,7,opt,name=moved_at,json=movedAt,proto3" json:"moved_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1399,6 +1473,13 @@ func (x *ServiceProgress) GetJob() *JobProgress {
 		return x.Job
 	}
 	return nil
+}
+
+func (x *ServiceProgress) GetMovedAt() int64 {
+	if x != nil {
+		return x.MovedAt
+	}
+	return 0
 }
 
 // JobProgress is how far a job has come. The first five fields are the newest run's.
@@ -1959,7 +2040,9 @@ type Task struct {
 	// node only when that one is down, gone or drained.
 	SameNode bool `protobuf:"varint,13,opt,name=same_node,json=sameNode,proto3" json:"same_node,omitempty"`
 	// Of a job: the run that it belongs to.
-	Run           uint64 `protobuf:"varint,14,opt,name=run,proto3" json:"run,omitempty"`
+	Run uint64 `protobuf:"varint,14,opt,name=run,proto3" json:"run,omitempty"`
+	// Why the task that it replaces is to be elsewhere; unset = it does not replace one for that.
+	Move          MoveReason `protobuf:"varint,15,opt,name=move,proto3,enum=swarm.v1.MoveReason" json:"move,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2090,6 +2173,13 @@ func (x *Task) GetRun() uint64 {
 		return x.Run
 	}
 	return 0
+}
+
+func (x *Task) GetMove() MoveReason {
+	if x != nil {
+		return x.Move
+	}
+	return MoveReason_MOVE_REASON_UNSPECIFIED
 }
 
 // TaskPlacement says where. Writer: placement.
@@ -3114,7 +3204,7 @@ var File_swarm_v1_rows_proto protoreflect.FileDescriptor
 
 const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\n" +
-	"\x13swarm/v1/rows.proto\x12\bswarm.v1\x1a\x14swarm/v1/types.proto\"\x80\x02\n" +
+	"\x13swarm/v1/rows.proto\x12\bswarm.v1\x1a\x14swarm/v1/types.proto\"\xa3\x02\n" +
 	"\aCluster\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\"\n" +
 	"\x04meta\x18\x02 \x01(\v2\x0e.swarm.v1.MetaR\x04meta\x12)\n" +
@@ -3123,7 +3213,8 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\vjoin_tokens\x18\x05 \x01(\v2\x14.swarm.v1.JoinTokensR\n" +
 	"joinTokens\x124\n" +
 	"\vgossip_keys\x18\x06 \x03(\v2\x13.swarm.v1.GossipKeyR\n" +
-	"gossipKeys\"M\n" +
+	"gossipKeys\x12!\n" +
+	"\frebalance_at\x18\a \x01(\x03R\vrebalanceAt\"M\n" +
 	"\tGossipKey\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x18\n" +
 	"\aprimary\x18\x02 \x01(\bR\aprimary\x12\x14\n" +
@@ -3136,7 +3227,7 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\x04meta\x18\x02 \x01(\v2\x0e.swarm.v1.MetaR\x04meta\x12&\n" +
 	"\x04spec\x18\x03 \x01(\v2\x12.swarm.v1.NodeSpecR\x04spec\x12&\n" +
 	"\x04role\x18\x04 \x01(\x0e2\x12.swarm.v1.NodeRoleR\x04role\x124\n" +
-	"\x16certificate_expires_at\x18\x05 \x01(\x03R\x14certificateExpiresAt\"\xa4\x02\n" +
+	"\x16certificate_expires_at\x18\x05 \x01(\x03R\x14certificateExpiresAt\"\xcf\x02\n" +
 	"\n" +
 	"NodeStatus\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\"\n" +
@@ -3146,7 +3237,8 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\aaddress\x18\x05 \x01(\tR\aaddress\x12;\n" +
 	"\vdescription\x18\x06 \x01(\v2\x19.swarm.v1.NodeDescriptionR\vdescription\x12\x14\n" +
 	"\x05since\x18\a \x01(\x03R\x05since\x12'\n" +
-	"\x0fmanager_address\x18\b \x01(\tR\x0emanagerAddress\"\x82\x04\n" +
+	"\x0fmanager_address\x18\b \x01(\tR\x0emanagerAddress\x12)\n" +
+	"\x05first\x18\t \x01(\v2\x13.swarm.v1.NodeFactsR\x05first\"\x82\x04\n" +
 	"\aService\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\"\n" +
 	"\x04meta\x18\x02 \x01(\v2\x0e.swarm.v1.MetaR\x04meta\x12)\n" +
@@ -3211,7 +3303,7 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"stableEnds\x12)\n" +
 	"\x10command_sequence\x18\x11 \x01(\x04R\x0fcommandSequence\x12#\n" +
 	"\rprogressed_at\x18\x12 \x01(\x03R\fprogressedAt\x12\x1a\n" +
-	"\brevision\x18\x13 \x01(\x04R\brevision\"\xfe\x01\n" +
+	"\brevision\x18\x13 \x01(\x04R\brevision\"\x99\x02\n" +
 	"\x0fServiceProgress\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\"\n" +
@@ -3219,7 +3311,8 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\aattempt\x18\x03 \x01(\x04R\aattempt\x12.\n" +
 	"\x06update\x18\x04 \x01(\v2\x16.swarm.v1.UpdateStatusR\x06update\x125\n" +
 	"\boutcomes\x18\x05 \x03(\v2\x19.swarm.v1.RevisionOutcomeR\boutcomes\x12'\n" +
-	"\x03job\x18\x06 \x01(\v2\x15.swarm.v1.JobProgressR\x03job\"\x9c\x03\n" +
+	"\x03job\x18\x06 \x01(\v2\x15.swarm.v1.JobProgressR\x03job\x12\x19\n" +
+	"\bmoved_at\x18\a \x01(\x03R\amovedAt\"\x9c\x03\n" +
 	"\vJobProgress\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x1d\n" +
 	"\n" +
@@ -3277,7 +3370,7 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	" \x01(\x03R\tnotBefore\x12#\n" +
 	"\rfailed_update\x18\v \x01(\x03R\ffailedUpdate\x12\x10\n" +
 	"\x03run\x18\f \x01(\x04R\x03run\x12\x1e\n" +
-	"\vgave_way_to\x18\r \x01(\tR\tgaveWayTo\"\xae\x03\n" +
+	"\vgave_way_to\x18\r \x01(\tR\tgaveWayTo\"\xd8\x03\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\"\n" +
 	"\x04meta\x18\x02 \x01(\v2\x0e.swarm.v1.MetaR\x04meta\x12\x1d\n" +
@@ -3294,7 +3387,8 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\bdraining\x18\v \x01(\bR\bdraining\x12\x16\n" +
 	"\x06beside\x18\f \x01(\bR\x06beside\x12\x1b\n" +
 	"\tsame_node\x18\r \x01(\bR\bsameNode\x12\x10\n" +
-	"\x03run\x18\x0e \x01(\x04R\x03run\"\xf7\x01\n" +
+	"\x03run\x18\x0e \x01(\x04R\x03run\x12(\n" +
+	"\x04move\x18\x0f \x01(\x0e2\x14.swarm.v1.MoveReasonR\x04move\"\xf7\x01\n" +
 	"\rTaskPlacement\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x17\n" +
@@ -3413,7 +3507,13 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\x15ROLLOUT_PHASE_WAITING\x10\x04\x12\x17\n" +
 	"\x13ROLLOUT_PHASE_GRACE\x10\x05\x12\x18\n" +
 	"\x14ROLLOUT_PHASE_ENDING\x10\x06\x12\x1b\n" +
-	"\x17ROLLOUT_PHASE_RETURNING\x10\a*|\n" +
+	"\x17ROLLOUT_PHASE_RETURNING\x10\a*w\n" +
+	"\n" +
+	"MoveReason\x12\x1b\n" +
+	"\x17MOVE_REASON_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11MOVE_REASON_DRAIN\x10\x01\x12\x1a\n" +
+	"\x16MOVE_REASON_CONSTRAINT\x10\x02\x12\x19\n" +
+	"\x15MOVE_REASON_REBALANCE\x10\x03*|\n" +
 	"\vHealthState\x12\x1c\n" +
 	"\x18HEALTH_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15HEALTH_STATE_STARTING\x10\x01\x12\x18\n" +
@@ -3432,113 +3532,117 @@ func file_swarm_v1_rows_proto_rawDescGZIP() []byte {
 	return file_swarm_v1_rows_proto_rawDescData
 }
 
-var file_swarm_v1_rows_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_swarm_v1_rows_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
 var file_swarm_v1_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_swarm_v1_rows_proto_goTypes = []any{
 	(RolloutAction)(0),      // 0: swarm.v1.RolloutAction
 	(UpdateState)(0),        // 1: swarm.v1.UpdateState
 	(RolloutPhase)(0),       // 2: swarm.v1.RolloutPhase
-	(HealthState)(0),        // 3: swarm.v1.HealthState
-	(*Cluster)(nil),         // 4: swarm.v1.Cluster
-	(*GossipKey)(nil),       // 5: swarm.v1.GossipKey
-	(*RootCA)(nil),          // 6: swarm.v1.RootCA
-	(*Node)(nil),            // 7: swarm.v1.Node
-	(*NodeStatus)(nil),      // 8: swarm.v1.NodeStatus
-	(*Service)(nil),         // 9: swarm.v1.Service
-	(*RolloutCommand)(nil),  // 10: swarm.v1.RolloutCommand
-	(*ServiceRevision)(nil), // 11: swarm.v1.ServiceRevision
-	(*RevisionOutcome)(nil), // 12: swarm.v1.RevisionOutcome
-	(*Template)(nil),        // 13: swarm.v1.Template
-	(*UpdateStatus)(nil),    // 14: swarm.v1.UpdateStatus
-	(*ServiceProgress)(nil), // 15: swarm.v1.ServiceProgress
-	(*JobProgress)(nil),     // 16: swarm.v1.JobProgress
-	(*JobRun)(nil),          // 17: swarm.v1.JobRun
-	(*ServiceMetric)(nil),   // 18: swarm.v1.ServiceMetric
-	(*SlotProgress)(nil),    // 19: swarm.v1.SlotProgress
-	(*Task)(nil),            // 20: swarm.v1.Task
-	(*TaskPlacement)(nil),   // 21: swarm.v1.TaskPlacement
-	(*TaskAddresses)(nil),   // 22: swarm.v1.TaskAddresses
-	(*NetworkAddress)(nil),  // 23: swarm.v1.NetworkAddress
-	(*Network)(nil),         // 24: swarm.v1.Network
-	(*NetworkProgress)(nil), // 25: swarm.v1.NetworkProgress
-	(*ServiceEndpoint)(nil), // 26: swarm.v1.ServiceEndpoint
-	(*ContainerStatus)(nil), // 27: swarm.v1.ContainerStatus
-	(*HealthStatus)(nil),    // 28: swarm.v1.HealthStatus
-	(*TaskStatus)(nil),      // 29: swarm.v1.TaskStatus
-	(*Allocation)(nil),      // 30: swarm.v1.Allocation
-	(*Alarm)(nil),           // 31: swarm.v1.Alarm
-	(*Meta)(nil),            // 32: swarm.v1.Meta
-	(*ClusterSpec)(nil),     // 33: swarm.v1.ClusterSpec
-	(*JoinTokens)(nil),      // 34: swarm.v1.JoinTokens
-	(*NodeSpec)(nil),        // 35: swarm.v1.NodeSpec
-	(NodeRole)(0),           // 36: swarm.v1.NodeRole
-	(NodeState)(0),          // 37: swarm.v1.NodeState
-	(*NodeDescription)(nil), // 38: swarm.v1.NodeDescription
-	(*ServiceSpec)(nil),     // 39: swarm.v1.ServiceSpec
-	(*RegistryAuth)(nil),    // 40: swarm.v1.RegistryAuth
-	(*TaskSpec)(nil),        // 41: swarm.v1.TaskSpec
-	(*PortConfig)(nil),      // 42: swarm.v1.PortConfig
-	(UpdateStrategy)(0),     // 43: swarm.v1.UpdateStrategy
-	(TaskState)(0),          // 44: swarm.v1.TaskState
-	(*GenericResource)(nil), // 45: swarm.v1.GenericResource
-	(*NetworkSpec)(nil),     // 46: swarm.v1.NetworkSpec
+	(MoveReason)(0),         // 3: swarm.v1.MoveReason
+	(HealthState)(0),        // 4: swarm.v1.HealthState
+	(*Cluster)(nil),         // 5: swarm.v1.Cluster
+	(*GossipKey)(nil),       // 6: swarm.v1.GossipKey
+	(*RootCA)(nil),          // 7: swarm.v1.RootCA
+	(*Node)(nil),            // 8: swarm.v1.Node
+	(*NodeStatus)(nil),      // 9: swarm.v1.NodeStatus
+	(*Service)(nil),         // 10: swarm.v1.Service
+	(*RolloutCommand)(nil),  // 11: swarm.v1.RolloutCommand
+	(*ServiceRevision)(nil), // 12: swarm.v1.ServiceRevision
+	(*RevisionOutcome)(nil), // 13: swarm.v1.RevisionOutcome
+	(*Template)(nil),        // 14: swarm.v1.Template
+	(*UpdateStatus)(nil),    // 15: swarm.v1.UpdateStatus
+	(*ServiceProgress)(nil), // 16: swarm.v1.ServiceProgress
+	(*JobProgress)(nil),     // 17: swarm.v1.JobProgress
+	(*JobRun)(nil),          // 18: swarm.v1.JobRun
+	(*ServiceMetric)(nil),   // 19: swarm.v1.ServiceMetric
+	(*SlotProgress)(nil),    // 20: swarm.v1.SlotProgress
+	(*Task)(nil),            // 21: swarm.v1.Task
+	(*TaskPlacement)(nil),   // 22: swarm.v1.TaskPlacement
+	(*TaskAddresses)(nil),   // 23: swarm.v1.TaskAddresses
+	(*NetworkAddress)(nil),  // 24: swarm.v1.NetworkAddress
+	(*Network)(nil),         // 25: swarm.v1.Network
+	(*NetworkProgress)(nil), // 26: swarm.v1.NetworkProgress
+	(*ServiceEndpoint)(nil), // 27: swarm.v1.ServiceEndpoint
+	(*ContainerStatus)(nil), // 28: swarm.v1.ContainerStatus
+	(*HealthStatus)(nil),    // 29: swarm.v1.HealthStatus
+	(*TaskStatus)(nil),      // 30: swarm.v1.TaskStatus
+	(*Allocation)(nil),      // 31: swarm.v1.Allocation
+	(*Alarm)(nil),           // 32: swarm.v1.Alarm
+	(*Meta)(nil),            // 33: swarm.v1.Meta
+	(*ClusterSpec)(nil),     // 34: swarm.v1.ClusterSpec
+	(*JoinTokens)(nil),      // 35: swarm.v1.JoinTokens
+	(*NodeSpec)(nil),        // 36: swarm.v1.NodeSpec
+	(NodeRole)(0),           // 37: swarm.v1.NodeRole
+	(NodeState)(0),          // 38: swarm.v1.NodeState
+	(*NodeDescription)(nil), // 39: swarm.v1.NodeDescription
+	(*NodeFacts)(nil),       // 40: swarm.v1.NodeFacts
+	(*ServiceSpec)(nil),     // 41: swarm.v1.ServiceSpec
+	(*RegistryAuth)(nil),    // 42: swarm.v1.RegistryAuth
+	(*TaskSpec)(nil),        // 43: swarm.v1.TaskSpec
+	(*PortConfig)(nil),      // 44: swarm.v1.PortConfig
+	(UpdateStrategy)(0),     // 45: swarm.v1.UpdateStrategy
+	(TaskState)(0),          // 46: swarm.v1.TaskState
+	(*GenericResource)(nil), // 47: swarm.v1.GenericResource
+	(*NetworkSpec)(nil),     // 48: swarm.v1.NetworkSpec
 }
 var file_swarm_v1_rows_proto_depIdxs = []int32{
-	32, // 0: swarm.v1.Cluster.meta:type_name -> swarm.v1.Meta
-	33, // 1: swarm.v1.Cluster.spec:type_name -> swarm.v1.ClusterSpec
-	6,  // 2: swarm.v1.Cluster.root_ca:type_name -> swarm.v1.RootCA
-	34, // 3: swarm.v1.Cluster.join_tokens:type_name -> swarm.v1.JoinTokens
-	5,  // 4: swarm.v1.Cluster.gossip_keys:type_name -> swarm.v1.GossipKey
-	32, // 5: swarm.v1.Node.meta:type_name -> swarm.v1.Meta
-	35, // 6: swarm.v1.Node.spec:type_name -> swarm.v1.NodeSpec
-	36, // 7: swarm.v1.Node.role:type_name -> swarm.v1.NodeRole
-	32, // 8: swarm.v1.NodeStatus.meta:type_name -> swarm.v1.Meta
-	37, // 9: swarm.v1.NodeStatus.state:type_name -> swarm.v1.NodeState
-	38, // 10: swarm.v1.NodeStatus.description:type_name -> swarm.v1.NodeDescription
-	32, // 11: swarm.v1.Service.meta:type_name -> swarm.v1.Meta
-	39, // 12: swarm.v1.Service.spec:type_name -> swarm.v1.ServiceSpec
-	39, // 13: swarm.v1.Service.previous_spec:type_name -> swarm.v1.ServiceSpec
-	40, // 14: swarm.v1.Service.registry_auth:type_name -> swarm.v1.RegistryAuth
-	40, // 15: swarm.v1.Service.previous_registry_auth:type_name -> swarm.v1.RegistryAuth
-	10, // 16: swarm.v1.Service.command:type_name -> swarm.v1.RolloutCommand
-	0,  // 17: swarm.v1.RolloutCommand.action:type_name -> swarm.v1.RolloutAction
-	39, // 18: swarm.v1.ServiceRevision.spec:type_name -> swarm.v1.ServiceSpec
-	40, // 19: swarm.v1.ServiceRevision.registry_auth:type_name -> swarm.v1.RegistryAuth
-	1,  // 20: swarm.v1.RevisionOutcome.state:type_name -> swarm.v1.UpdateState
-	41, // 21: swarm.v1.Template.spec:type_name -> swarm.v1.TaskSpec
-	42, // 22: swarm.v1.Template.host_ports:type_name -> swarm.v1.PortConfig
-	1,  // 23: swarm.v1.UpdateStatus.state:type_name -> swarm.v1.UpdateState
-	43, // 24: swarm.v1.UpdateStatus.strategy:type_name -> swarm.v1.UpdateStrategy
-	2,  // 25: swarm.v1.UpdateStatus.phase:type_name -> swarm.v1.RolloutPhase
-	32, // 26: swarm.v1.ServiceProgress.meta:type_name -> swarm.v1.Meta
-	14, // 27: swarm.v1.ServiceProgress.update:type_name -> swarm.v1.UpdateStatus
-	12, // 28: swarm.v1.ServiceProgress.outcomes:type_name -> swarm.v1.RevisionOutcome
-	16, // 29: swarm.v1.ServiceProgress.job:type_name -> swarm.v1.JobProgress
-	17, // 30: swarm.v1.JobProgress.runs:type_name -> swarm.v1.JobRun
-	17, // 31: swarm.v1.JobProgress.active:type_name -> swarm.v1.JobRun
-	32, // 32: swarm.v1.ServiceMetric.meta:type_name -> swarm.v1.Meta
-	32, // 33: swarm.v1.SlotProgress.meta:type_name -> swarm.v1.Meta
-	32, // 34: swarm.v1.Task.meta:type_name -> swarm.v1.Meta
-	44, // 35: swarm.v1.Task.desired_state:type_name -> swarm.v1.TaskState
-	45, // 36: swarm.v1.TaskPlacement.generic:type_name -> swarm.v1.GenericResource
-	23, // 37: swarm.v1.TaskAddresses.networks:type_name -> swarm.v1.NetworkAddress
-	32, // 38: swarm.v1.Network.meta:type_name -> swarm.v1.Meta
-	46, // 39: swarm.v1.Network.spec:type_name -> swarm.v1.NetworkSpec
-	32, // 40: swarm.v1.NetworkProgress.meta:type_name -> swarm.v1.Meta
-	32, // 41: swarm.v1.ServiceEndpoint.meta:type_name -> swarm.v1.Meta
-	42, // 42: swarm.v1.ServiceEndpoint.ports:type_name -> swarm.v1.PortConfig
-	23, // 43: swarm.v1.ServiceEndpoint.vips:type_name -> swarm.v1.NetworkAddress
-	42, // 44: swarm.v1.ServiceEndpoint.preview_ports:type_name -> swarm.v1.PortConfig
-	3,  // 45: swarm.v1.HealthStatus.state:type_name -> swarm.v1.HealthState
-	44, // 46: swarm.v1.TaskStatus.state:type_name -> swarm.v1.TaskState
-	27, // 47: swarm.v1.TaskStatus.container:type_name -> swarm.v1.ContainerStatus
-	42, // 48: swarm.v1.TaskStatus.host_ports:type_name -> swarm.v1.PortConfig
-	28, // 49: swarm.v1.TaskStatus.health:type_name -> swarm.v1.HealthStatus
-	50, // [50:50] is the sub-list for method output_type
-	50, // [50:50] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	33, // 0: swarm.v1.Cluster.meta:type_name -> swarm.v1.Meta
+	34, // 1: swarm.v1.Cluster.spec:type_name -> swarm.v1.ClusterSpec
+	7,  // 2: swarm.v1.Cluster.root_ca:type_name -> swarm.v1.RootCA
+	35, // 3: swarm.v1.Cluster.join_tokens:type_name -> swarm.v1.JoinTokens
+	6,  // 4: swarm.v1.Cluster.gossip_keys:type_name -> swarm.v1.GossipKey
+	33, // 5: swarm.v1.Node.meta:type_name -> swarm.v1.Meta
+	36, // 6: swarm.v1.Node.spec:type_name -> swarm.v1.NodeSpec
+	37, // 7: swarm.v1.Node.role:type_name -> swarm.v1.NodeRole
+	33, // 8: swarm.v1.NodeStatus.meta:type_name -> swarm.v1.Meta
+	38, // 9: swarm.v1.NodeStatus.state:type_name -> swarm.v1.NodeState
+	39, // 10: swarm.v1.NodeStatus.description:type_name -> swarm.v1.NodeDescription
+	40, // 11: swarm.v1.NodeStatus.first:type_name -> swarm.v1.NodeFacts
+	33, // 12: swarm.v1.Service.meta:type_name -> swarm.v1.Meta
+	41, // 13: swarm.v1.Service.spec:type_name -> swarm.v1.ServiceSpec
+	41, // 14: swarm.v1.Service.previous_spec:type_name -> swarm.v1.ServiceSpec
+	42, // 15: swarm.v1.Service.registry_auth:type_name -> swarm.v1.RegistryAuth
+	42, // 16: swarm.v1.Service.previous_registry_auth:type_name -> swarm.v1.RegistryAuth
+	11, // 17: swarm.v1.Service.command:type_name -> swarm.v1.RolloutCommand
+	0,  // 18: swarm.v1.RolloutCommand.action:type_name -> swarm.v1.RolloutAction
+	41, // 19: swarm.v1.ServiceRevision.spec:type_name -> swarm.v1.ServiceSpec
+	42, // 20: swarm.v1.ServiceRevision.registry_auth:type_name -> swarm.v1.RegistryAuth
+	1,  // 21: swarm.v1.RevisionOutcome.state:type_name -> swarm.v1.UpdateState
+	43, // 22: swarm.v1.Template.spec:type_name -> swarm.v1.TaskSpec
+	44, // 23: swarm.v1.Template.host_ports:type_name -> swarm.v1.PortConfig
+	1,  // 24: swarm.v1.UpdateStatus.state:type_name -> swarm.v1.UpdateState
+	45, // 25: swarm.v1.UpdateStatus.strategy:type_name -> swarm.v1.UpdateStrategy
+	2,  // 26: swarm.v1.UpdateStatus.phase:type_name -> swarm.v1.RolloutPhase
+	33, // 27: swarm.v1.ServiceProgress.meta:type_name -> swarm.v1.Meta
+	15, // 28: swarm.v1.ServiceProgress.update:type_name -> swarm.v1.UpdateStatus
+	13, // 29: swarm.v1.ServiceProgress.outcomes:type_name -> swarm.v1.RevisionOutcome
+	17, // 30: swarm.v1.ServiceProgress.job:type_name -> swarm.v1.JobProgress
+	18, // 31: swarm.v1.JobProgress.runs:type_name -> swarm.v1.JobRun
+	18, // 32: swarm.v1.JobProgress.active:type_name -> swarm.v1.JobRun
+	33, // 33: swarm.v1.ServiceMetric.meta:type_name -> swarm.v1.Meta
+	33, // 34: swarm.v1.SlotProgress.meta:type_name -> swarm.v1.Meta
+	33, // 35: swarm.v1.Task.meta:type_name -> swarm.v1.Meta
+	46, // 36: swarm.v1.Task.desired_state:type_name -> swarm.v1.TaskState
+	3,  // 37: swarm.v1.Task.move:type_name -> swarm.v1.MoveReason
+	47, // 38: swarm.v1.TaskPlacement.generic:type_name -> swarm.v1.GenericResource
+	24, // 39: swarm.v1.TaskAddresses.networks:type_name -> swarm.v1.NetworkAddress
+	33, // 40: swarm.v1.Network.meta:type_name -> swarm.v1.Meta
+	48, // 41: swarm.v1.Network.spec:type_name -> swarm.v1.NetworkSpec
+	33, // 42: swarm.v1.NetworkProgress.meta:type_name -> swarm.v1.Meta
+	33, // 43: swarm.v1.ServiceEndpoint.meta:type_name -> swarm.v1.Meta
+	44, // 44: swarm.v1.ServiceEndpoint.ports:type_name -> swarm.v1.PortConfig
+	24, // 45: swarm.v1.ServiceEndpoint.vips:type_name -> swarm.v1.NetworkAddress
+	44, // 46: swarm.v1.ServiceEndpoint.preview_ports:type_name -> swarm.v1.PortConfig
+	4,  // 47: swarm.v1.HealthStatus.state:type_name -> swarm.v1.HealthState
+	46, // 48: swarm.v1.TaskStatus.state:type_name -> swarm.v1.TaskState
+	28, // 49: swarm.v1.TaskStatus.container:type_name -> swarm.v1.ContainerStatus
+	44, // 50: swarm.v1.TaskStatus.host_ports:type_name -> swarm.v1.PortConfig
+	29, // 51: swarm.v1.TaskStatus.health:type_name -> swarm.v1.HealthStatus
+	52, // [52:52] is the sub-list for method output_type
+	52, // [52:52] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_rows_proto_init() }
@@ -3552,7 +3656,7 @@ func file_swarm_v1_rows_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_rows_proto_rawDesc), len(file_swarm_v1_rows_proto_rawDesc)),
-			NumEnums:      4,
+			NumEnums:      5,
 			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   0,

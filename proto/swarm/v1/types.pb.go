@@ -3713,7 +3713,7 @@ type ServiceSpec struct {
 	Endpoint *EndpointSpec          `protobuf:"bytes,7,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
 	// A higher one may evict lower ones where nothing else fits; -1000000 to 1000000, 0 by default.
 	Priority int32 `protobuf:"varint,8,opt,name=priority,proto3" json:"priority,omitempty"`
-	// Unset = a quarter of the replicas, at least one.
+	// Replicated services only. Unset = a quarter of the replicas, at least one; then replicas that no node suits do not count.
 	MaxUnavailable *DisruptionBudget `protobuf:"bytes,9,opt,name=max_unavailable,json=maxUnavailable,proto3" json:"max_unavailable,omitempty"`
 	// Its tasks are not moved for balance alone.
 	NoRebalance bool `protobuf:"varint,10,opt,name=no_rebalance,json=noRebalance,proto3" json:"no_rebalance,omitempty"`
@@ -3831,10 +3831,12 @@ func (x *ServiceSpec) GetSchedule() *Schedule {
 }
 
 type NodeSpec struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	DesiredRole   NodeRole               `protobuf:"varint,1,opt,name=desired_role,json=desiredRole,proto3,enum=swarm.v1.NodeRole" json:"desired_role,omitempty"`
-	Availability  NodeAvailability       `protobuf:"varint,2,opt,name=availability,proto3,enum=swarm.v1.NodeAvailability" json:"availability,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	DesiredRole  NodeRole               `protobuf:"varint,1,opt,name=desired_role,json=desiredRole,proto3,enum=swarm.v1.NodeRole" json:"desired_role,omitempty"`
+	Availability NodeAvailability       `protobuf:"varint,2,opt,name=availability,proto3,enum=swarm.v1.NodeAvailability" json:"availability,omitempty"`
+	Labels       map[string]string      `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What the cluster takes from the node's description; unset = NodeStatus.first.
+	Accepted      *NodeFacts `protobuf:"bytes,4,opt,name=accepted,proto3" json:"accepted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3890,6 +3892,83 @@ func (x *NodeSpec) GetLabels() map[string]string {
 	return nil
 }
 
+func (x *NodeSpec) GetAccepted() *NodeFacts {
+	if x != nil {
+		return x.Accepted
+	}
+	return nil
+}
+
+// NodeFacts is the part of what a node says of itself that may attract tasks. More than what the cluster has taken counts for
+// nothing: resources are the lesser of both, and a constraint must hold for what was taken and for what the node says.
+type NodeFacts struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hostname      string                 `protobuf:"bytes,1,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	Platform      *Platform              `protobuf:"bytes,2,opt,name=platform,proto3" json:"platform,omitempty"`
+	Resources     *Resources             `protobuf:"bytes,3,opt,name=resources,proto3" json:"resources,omitempty"`
+	EngineLabels  map[string]string      `protobuf:"bytes,4,rep,name=engine_labels,json=engineLabels,proto3" json:"engine_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeFacts) Reset() {
+	*x = NodeFacts{}
+	mi := &file_swarm_v1_types_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeFacts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeFacts) ProtoMessage() {}
+
+func (x *NodeFacts) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_types_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeFacts.ProtoReflect.Descriptor instead.
+func (*NodeFacts) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *NodeFacts) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *NodeFacts) GetPlatform() *Platform {
+	if x != nil {
+		return x.Platform
+	}
+	return nil
+}
+
+func (x *NodeFacts) GetResources() *Resources {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
+func (x *NodeFacts) GetEngineLabels() map[string]string {
+	if x != nil {
+		return x.EngineLabels
+	}
+	return nil
+}
+
 type Platform struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// For example linux, amd64.
@@ -3901,7 +3980,7 @@ type Platform struct {
 
 func (x *Platform) Reset() {
 	*x = Platform{}
-	mi := &file_swarm_v1_types_proto_msgTypes[36]
+	mi := &file_swarm_v1_types_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3913,7 +3992,7 @@ func (x *Platform) String() string {
 func (*Platform) ProtoMessage() {}
 
 func (x *Platform) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[36]
+	mi := &file_swarm_v1_types_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3926,7 +4005,7 @@ func (x *Platform) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Platform.ProtoReflect.Descriptor instead.
 func (*Platform) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{36}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Platform) GetOs() string {
@@ -3955,7 +4034,7 @@ type EngineDescription struct {
 
 func (x *EngineDescription) Reset() {
 	*x = EngineDescription{}
-	mi := &file_swarm_v1_types_proto_msgTypes[37]
+	mi := &file_swarm_v1_types_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3967,7 +4046,7 @@ func (x *EngineDescription) String() string {
 func (*EngineDescription) ProtoMessage() {}
 
 func (x *EngineDescription) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[37]
+	mi := &file_swarm_v1_types_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3980,7 +4059,7 @@ func (x *EngineDescription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EngineDescription.ProtoReflect.Descriptor instead.
 func (*EngineDescription) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{37}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *EngineDescription) GetVersion() string {
@@ -4027,7 +4106,7 @@ type NodeDescription struct {
 
 func (x *NodeDescription) Reset() {
 	*x = NodeDescription{}
-	mi := &file_swarm_v1_types_proto_msgTypes[38]
+	mi := &file_swarm_v1_types_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4039,7 +4118,7 @@ func (x *NodeDescription) String() string {
 func (*NodeDescription) ProtoMessage() {}
 
 func (x *NodeDescription) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[38]
+	mi := &file_swarm_v1_types_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4052,7 +4131,7 @@ func (x *NodeDescription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeDescription.ProtoReflect.Descriptor instead.
 func (*NodeDescription) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{38}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *NodeDescription) GetHostname() string {
@@ -4118,7 +4197,7 @@ type NodeNetwork struct {
 
 func (x *NodeNetwork) Reset() {
 	*x = NodeNetwork{}
-	mi := &file_swarm_v1_types_proto_msgTypes[39]
+	mi := &file_swarm_v1_types_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4130,7 +4209,7 @@ func (x *NodeNetwork) String() string {
 func (*NodeNetwork) ProtoMessage() {}
 
 func (x *NodeNetwork) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[39]
+	mi := &file_swarm_v1_types_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4143,7 +4222,7 @@ func (x *NodeNetwork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeNetwork.ProtoReflect.Descriptor instead.
 func (*NodeNetwork) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{39}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *NodeNetwork) GetRoutes() []string {
@@ -4200,7 +4279,7 @@ type PortConflict struct {
 
 func (x *PortConflict) Reset() {
 	*x = PortConflict{}
-	mi := &file_swarm_v1_types_proto_msgTypes[40]
+	mi := &file_swarm_v1_types_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4212,7 +4291,7 @@ func (x *PortConflict) String() string {
 func (*PortConflict) ProtoMessage() {}
 
 func (x *PortConflict) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[40]
+	mi := &file_swarm_v1_types_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4225,7 +4304,7 @@ func (x *PortConflict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortConflict.ProtoReflect.Descriptor instead.
 func (*PortConflict) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{40}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PortConflict) GetProtocol() Protocol {
@@ -4264,14 +4343,16 @@ type ClusterSpec struct {
 	DefaultAddrPools          []string `protobuf:"bytes,6,rep,name=default_addr_pools,json=defaultAddrPools,proto3" json:"default_addr_pools,omitempty"`
 	DefaultAddrPoolMaskLength uint32   `protobuf:"varint,7,opt,name=default_addr_pool_mask_length,json=defaultAddrPoolMaskLength,proto3" json:"default_addr_pool_mask_length,omitempty"`
 	// UDP port of VXLAN; 0 = 4789.
-	DataPathPort  uint32 `protobuf:"varint,8,opt,name=data_path_port,json=dataPathPort,proto3" json:"data_path_port,omitempty"`
+	DataPathPort uint32 `protobuf:"varint,8,opt,name=data_path_port,json=dataPathPort,proto3" json:"data_path_port,omitempty"`
+	// Tasks are moved for balance only when a user asks for it.
+	NoRebalance   bool `protobuf:"varint,9,opt,name=no_rebalance,json=noRebalance,proto3" json:"no_rebalance,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ClusterSpec) Reset() {
 	*x = ClusterSpec{}
-	mi := &file_swarm_v1_types_proto_msgTypes[41]
+	mi := &file_swarm_v1_types_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4283,7 +4364,7 @@ func (x *ClusterSpec) String() string {
 func (*ClusterSpec) ProtoMessage() {}
 
 func (x *ClusterSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[41]
+	mi := &file_swarm_v1_types_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4296,7 +4377,7 @@ func (x *ClusterSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterSpec.ProtoReflect.Descriptor instead.
 func (*ClusterSpec) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{41}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ClusterSpec) GetFabricPool() string {
@@ -4355,6 +4436,13 @@ func (x *ClusterSpec) GetDataPathPort() uint32 {
 	return 0
 }
 
+func (x *ClusterSpec) GetNoRebalance() bool {
+	if x != nil {
+		return x.NoRebalance
+	}
+	return false
+}
+
 type JoinTokens struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Worker        string                 `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
@@ -4365,7 +4453,7 @@ type JoinTokens struct {
 
 func (x *JoinTokens) Reset() {
 	*x = JoinTokens{}
-	mi := &file_swarm_v1_types_proto_msgTypes[42]
+	mi := &file_swarm_v1_types_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4377,7 +4465,7 @@ func (x *JoinTokens) String() string {
 func (*JoinTokens) ProtoMessage() {}
 
 func (x *JoinTokens) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_types_proto_msgTypes[42]
+	mi := &file_swarm_v1_types_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4390,7 +4478,7 @@ func (x *JoinTokens) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinTokens.ProtoReflect.Descriptor instead.
 func (*JoinTokens) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_types_proto_rawDescGZIP(), []int{42}
+	return file_swarm_v1_types_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *JoinTokens) GetWorker() string {
@@ -4652,12 +4740,21 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\bschedule\x18\v \x01(\v2\x12.swarm.v1.ScheduleR\bschedule\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf4\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa5\x02\n" +
 	"\bNodeSpec\x125\n" +
 	"\fdesired_role\x18\x01 \x01(\x0e2\x12.swarm.v1.NodeRoleR\vdesiredRole\x12>\n" +
 	"\favailability\x18\x02 \x01(\x0e2\x1a.swarm.v1.NodeAvailabilityR\favailability\x126\n" +
-	"\x06labels\x18\x03 \x03(\v2\x1e.swarm.v1.NodeSpec.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\x03 \x03(\v2\x1e.swarm.v1.NodeSpec.LabelsEntryR\x06labels\x12/\n" +
+	"\baccepted\x18\x04 \x01(\v2\x13.swarm.v1.NodeFactsR\baccepted\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x97\x02\n" +
+	"\tNodeFacts\x12\x1a\n" +
+	"\bhostname\x18\x01 \x01(\tR\bhostname\x12.\n" +
+	"\bplatform\x18\x02 \x01(\v2\x12.swarm.v1.PlatformR\bplatform\x121\n" +
+	"\tresources\x18\x03 \x01(\v2\x13.swarm.v1.ResourcesR\tresources\x12J\n" +
+	"\rengine_labels\x18\x04 \x03(\v2%.swarm.v1.NodeFacts.EngineLabelsEntryR\fengineLabels\x1a?\n" +
+	"\x11EngineLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\">\n" +
 	"\bPlatform\x12\x0e\n" +
@@ -4689,7 +4786,7 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\fPortConflict\x12.\n" +
 	"\bprotocol\x18\x01 \x01(\x0e2\x12.swarm.v1.ProtocolR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x18\n" +
-	"\aprocess\x18\x03 \x01(\tR\aprocess\"\xce\x03\n" +
+	"\aprocess\x18\x03 \x01(\tR\aprocess\"\xf1\x03\n" +
 	"\vClusterSpec\x12\x1f\n" +
 	"\vfabric_pool\x18\x01 \x01(\tR\n" +
 	"fabricPool\x12.\n" +
@@ -4699,7 +4796,8 @@ const file_swarm_v1_types_proto_rawDesc = "" +
 	"\x13gossip_key_rotation\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x11gossipKeyRotation\x12,\n" +
 	"\x12default_addr_pools\x18\x06 \x03(\tR\x10defaultAddrPools\x12@\n" +
 	"\x1ddefault_addr_pool_mask_length\x18\a \x01(\rR\x19defaultAddrPoolMaskLength\x12$\n" +
-	"\x0edata_path_port\x18\b \x01(\rR\fdataPathPortB\x15\n" +
+	"\x0edata_path_port\x18\b \x01(\rR\fdataPathPort\x12!\n" +
+	"\fno_rebalance\x18\t \x01(\bR\vnoRebalanceB\x15\n" +
 	"\x13_task_history_limit\">\n" +
 	"\n" +
 	"JoinTokens\x12\x16\n" +
@@ -4817,7 +4915,7 @@ func file_swarm_v1_types_proto_rawDescGZIP() []byte {
 }
 
 var file_swarm_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 18)
-var file_swarm_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_swarm_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_swarm_v1_types_proto_goTypes = []any{
 	(TaskState)(0),               // 0: swarm.v1.TaskState
 	(NodeRole)(0),                // 1: swarm.v1.NodeRole
@@ -4873,62 +4971,64 @@ var file_swarm_v1_types_proto_goTypes = []any{
 	(*EndpointSpec)(nil),         // 51: swarm.v1.EndpointSpec
 	(*ServiceSpec)(nil),          // 52: swarm.v1.ServiceSpec
 	(*NodeSpec)(nil),             // 53: swarm.v1.NodeSpec
-	(*Platform)(nil),             // 54: swarm.v1.Platform
-	(*EngineDescription)(nil),    // 55: swarm.v1.EngineDescription
-	(*NodeDescription)(nil),      // 56: swarm.v1.NodeDescription
-	(*NodeNetwork)(nil),          // 57: swarm.v1.NodeNetwork
-	(*PortConflict)(nil),         // 58: swarm.v1.PortConflict
-	(*ClusterSpec)(nil),          // 59: swarm.v1.ClusterSpec
-	(*JoinTokens)(nil),           // 60: swarm.v1.JoinTokens
-	nil,                          // 61: swarm.v1.NetworkSpec.LabelsEntry
-	nil,                          // 62: swarm.v1.NetworkSpec.OptionsEntry
-	nil,                          // 63: swarm.v1.ContainerSpec.LabelsEntry
-	nil,                          // 64: swarm.v1.ServiceSpec.LabelsEntry
-	nil,                          // 65: swarm.v1.NodeSpec.LabelsEntry
-	nil,                          // 66: swarm.v1.EngineDescription.LabelsEntry
-	(*durationpb.Duration)(nil),  // 67: google.protobuf.Duration
+	(*NodeFacts)(nil),            // 54: swarm.v1.NodeFacts
+	(*Platform)(nil),             // 55: swarm.v1.Platform
+	(*EngineDescription)(nil),    // 56: swarm.v1.EngineDescription
+	(*NodeDescription)(nil),      // 57: swarm.v1.NodeDescription
+	(*NodeNetwork)(nil),          // 58: swarm.v1.NodeNetwork
+	(*PortConflict)(nil),         // 59: swarm.v1.PortConflict
+	(*ClusterSpec)(nil),          // 60: swarm.v1.ClusterSpec
+	(*JoinTokens)(nil),           // 61: swarm.v1.JoinTokens
+	nil,                          // 62: swarm.v1.NetworkSpec.LabelsEntry
+	nil,                          // 63: swarm.v1.NetworkSpec.OptionsEntry
+	nil,                          // 64: swarm.v1.ContainerSpec.LabelsEntry
+	nil,                          // 65: swarm.v1.ServiceSpec.LabelsEntry
+	nil,                          // 66: swarm.v1.NodeSpec.LabelsEntry
+	nil,                          // 67: swarm.v1.NodeFacts.EngineLabelsEntry
+	nil,                          // 68: swarm.v1.EngineDescription.LabelsEntry
+	(*durationpb.Duration)(nil),  // 69: google.protobuf.Duration
 }
 var file_swarm_v1_types_proto_depIdxs = []int32{
 	20, // 0: swarm.v1.Resources.generic:type_name -> swarm.v1.GenericResource
 	19, // 1: swarm.v1.ResourceRequirements.limits:type_name -> swarm.v1.Resources
 	19, // 2: swarm.v1.ResourceRequirements.reservations:type_name -> swarm.v1.Resources
 	4,  // 3: swarm.v1.RestartPolicy.condition:type_name -> swarm.v1.RestartCondition
-	67, // 4: swarm.v1.RestartPolicy.delay:type_name -> google.protobuf.Duration
-	67, // 5: swarm.v1.RestartPolicy.window:type_name -> google.protobuf.Duration
+	69, // 4: swarm.v1.RestartPolicy.delay:type_name -> google.protobuf.Duration
+	69, // 5: swarm.v1.RestartPolicy.window:type_name -> google.protobuf.Duration
 	5,  // 6: swarm.v1.PortConfig.protocol:type_name -> swarm.v1.Protocol
 	6,  // 7: swarm.v1.PortConfig.mode:type_name -> swarm.v1.PublishMode
 	7,  // 8: swarm.v1.PortConfig.source:type_name -> swarm.v1.PublishSource
 	8,  // 9: swarm.v1.PortConfig.affinity:type_name -> swarm.v1.Affinity
-	61, // 10: swarm.v1.NetworkSpec.labels:type_name -> swarm.v1.NetworkSpec.LabelsEntry
-	62, // 11: swarm.v1.NetworkSpec.options:type_name -> swarm.v1.NetworkSpec.OptionsEntry
+	62, // 10: swarm.v1.NetworkSpec.labels:type_name -> swarm.v1.NetworkSpec.LabelsEntry
+	63, // 11: swarm.v1.NetworkSpec.options:type_name -> swarm.v1.NetworkSpec.OptionsEntry
 	26, // 12: swarm.v1.NetworkSpec.subnets:type_name -> swarm.v1.NetworkSubnet
 	10, // 13: swarm.v1.Mount.type:type_name -> swarm.v1.MountType
-	63, // 14: swarm.v1.ContainerSpec.labels:type_name -> swarm.v1.ContainerSpec.LabelsEntry
+	64, // 14: swarm.v1.ContainerSpec.labels:type_name -> swarm.v1.ContainerSpec.LabelsEntry
 	28, // 15: swarm.v1.ContainerSpec.mounts:type_name -> swarm.v1.Mount
-	67, // 16: swarm.v1.ContainerSpec.stop_grace_period:type_name -> google.protobuf.Duration
+	69, // 16: swarm.v1.ContainerSpec.stop_grace_period:type_name -> google.protobuf.Duration
 	11, // 17: swarm.v1.ContainerSpec.pull_policy:type_name -> swarm.v1.PullPolicy
 	25, // 18: swarm.v1.ContainerSpec.dns:type_name -> swarm.v1.DNSConfig
 	31, // 19: swarm.v1.ContainerSpec.health:type_name -> swarm.v1.Probe
 	31, // 20: swarm.v1.ContainerSpec.ready:type_name -> swarm.v1.Probe
-	67, // 21: swarm.v1.ContainerSpec.pre_stop_timeout:type_name -> google.protobuf.Duration
-	67, // 22: swarm.v1.ContainerSpec.drain_timeout:type_name -> google.protobuf.Duration
+	69, // 21: swarm.v1.ContainerSpec.pre_stop_timeout:type_name -> google.protobuf.Duration
+	69, // 22: swarm.v1.ContainerSpec.drain_timeout:type_name -> google.protobuf.Duration
 	32, // 23: swarm.v1.Probe.exec:type_name -> swarm.v1.ExecProbe
 	33, // 24: swarm.v1.Probe.http:type_name -> swarm.v1.HTTPProbe
 	34, // 25: swarm.v1.Probe.tcp:type_name -> swarm.v1.TCPProbe
 	35, // 26: swarm.v1.Probe.grpc:type_name -> swarm.v1.GRPCProbe
-	67, // 27: swarm.v1.Probe.interval:type_name -> google.protobuf.Duration
-	67, // 28: swarm.v1.Probe.timeout:type_name -> google.protobuf.Duration
-	67, // 29: swarm.v1.Probe.start_period:type_name -> google.protobuf.Duration
-	67, // 30: swarm.v1.Probe.start_interval:type_name -> google.protobuf.Duration
+	69, // 27: swarm.v1.Probe.interval:type_name -> google.protobuf.Duration
+	69, // 28: swarm.v1.Probe.timeout:type_name -> google.protobuf.Duration
+	69, // 29: swarm.v1.Probe.start_period:type_name -> google.protobuf.Duration
+	69, // 30: swarm.v1.Probe.start_interval:type_name -> google.protobuf.Duration
 	36, // 31: swarm.v1.PlacementPreference.spread:type_name -> swarm.v1.SpreadOver
 	37, // 32: swarm.v1.Placement.preferences:type_name -> swarm.v1.PlacementPreference
 	12, // 33: swarm.v1.Placement.strategy:type_name -> swarm.v1.PlacementStrategy
-	54, // 34: swarm.v1.Placement.platforms:type_name -> swarm.v1.Platform
+	55, // 34: swarm.v1.Placement.platforms:type_name -> swarm.v1.Platform
 	30, // 35: swarm.v1.TaskSpec.container:type_name -> swarm.v1.ContainerSpec
 	21, // 36: swarm.v1.TaskSpec.resources:type_name -> swarm.v1.ResourceRequirements
 	22, // 37: swarm.v1.TaskSpec.restart:type_name -> swarm.v1.RestartPolicy
 	38, // 38: swarm.v1.TaskSpec.placement:type_name -> swarm.v1.Placement
-	67, // 39: swarm.v1.TaskSpec.stop_after_disconnect:type_name -> google.protobuf.Duration
+	69, // 39: swarm.v1.TaskSpec.stop_after_disconnect:type_name -> google.protobuf.Duration
 	24, // 40: swarm.v1.TaskSpec.networks:type_name -> swarm.v1.NetworkAttachment
 	39, // 41: swarm.v1.TaskSpec.guest:type_name -> swarm.v1.Guest
 	41, // 42: swarm.v1.ServiceMode.replicated:type_name -> swarm.v1.ReplicatedMode
@@ -4937,21 +5037,21 @@ var file_swarm_v1_types_proto_depIdxs = []int32{
 	44, // 45: swarm.v1.ServiceMode.global_job:type_name -> swarm.v1.GlobalJobMode
 	13, // 46: swarm.v1.Schedule.overlap:type_name -> swarm.v1.OverlapPolicy
 	14, // 47: swarm.v1.Schedule.missed:type_name -> swarm.v1.MissedRunPolicy
-	67, // 48: swarm.v1.UpdateConfig.delay:type_name -> google.protobuf.Duration
+	69, // 48: swarm.v1.UpdateConfig.delay:type_name -> google.protobuf.Duration
 	16, // 49: swarm.v1.UpdateConfig.failure_action:type_name -> swarm.v1.FailureAction
-	67, // 50: swarm.v1.UpdateConfig.monitor:type_name -> google.protobuf.Duration
+	69, // 50: swarm.v1.UpdateConfig.monitor:type_name -> google.protobuf.Duration
 	15, // 51: swarm.v1.UpdateConfig.order:type_name -> swarm.v1.UpdateOrder
 	17, // 52: swarm.v1.UpdateConfig.strategy:type_name -> swarm.v1.UpdateStrategy
 	49, // 53: swarm.v1.UpdateConfig.canary_steps:type_name -> swarm.v1.CanaryStep
 	50, // 54: swarm.v1.UpdateConfig.canary_metric:type_name -> swarm.v1.CanaryMetric
 	23, // 55: swarm.v1.UpdateConfig.preview_ports:type_name -> swarm.v1.PortConfig
-	67, // 56: swarm.v1.UpdateConfig.promote_grace:type_name -> google.protobuf.Duration
-	67, // 57: swarm.v1.UpdateConfig.progress_deadline:type_name -> google.protobuf.Duration
-	67, // 58: swarm.v1.CanaryStep.watch:type_name -> google.protobuf.Duration
-	67, // 59: swarm.v1.CanaryMetric.interval:type_name -> google.protobuf.Duration
+	69, // 56: swarm.v1.UpdateConfig.promote_grace:type_name -> google.protobuf.Duration
+	69, // 57: swarm.v1.UpdateConfig.progress_deadline:type_name -> google.protobuf.Duration
+	69, // 58: swarm.v1.CanaryStep.watch:type_name -> google.protobuf.Duration
+	69, // 59: swarm.v1.CanaryMetric.interval:type_name -> google.protobuf.Duration
 	23, // 60: swarm.v1.EndpointSpec.ports:type_name -> swarm.v1.PortConfig
 	9,  // 61: swarm.v1.EndpointSpec.mode:type_name -> swarm.v1.EndpointMode
-	64, // 62: swarm.v1.ServiceSpec.labels:type_name -> swarm.v1.ServiceSpec.LabelsEntry
+	65, // 62: swarm.v1.ServiceSpec.labels:type_name -> swarm.v1.ServiceSpec.LabelsEntry
 	40, // 63: swarm.v1.ServiceSpec.task:type_name -> swarm.v1.TaskSpec
 	45, // 64: swarm.v1.ServiceSpec.mode:type_name -> swarm.v1.ServiceMode
 	48, // 65: swarm.v1.ServiceSpec.update:type_name -> swarm.v1.UpdateConfig
@@ -4961,21 +5061,25 @@ var file_swarm_v1_types_proto_depIdxs = []int32{
 	46, // 69: swarm.v1.ServiceSpec.schedule:type_name -> swarm.v1.Schedule
 	1,  // 70: swarm.v1.NodeSpec.desired_role:type_name -> swarm.v1.NodeRole
 	2,  // 71: swarm.v1.NodeSpec.availability:type_name -> swarm.v1.NodeAvailability
-	65, // 72: swarm.v1.NodeSpec.labels:type_name -> swarm.v1.NodeSpec.LabelsEntry
-	66, // 73: swarm.v1.EngineDescription.labels:type_name -> swarm.v1.EngineDescription.LabelsEntry
-	54, // 74: swarm.v1.NodeDescription.platform:type_name -> swarm.v1.Platform
-	19, // 75: swarm.v1.NodeDescription.resources:type_name -> swarm.v1.Resources
-	55, // 76: swarm.v1.NodeDescription.engine:type_name -> swarm.v1.EngineDescription
-	57, // 77: swarm.v1.NodeDescription.network:type_name -> swarm.v1.NodeNetwork
-	58, // 78: swarm.v1.NodeNetwork.conflicts:type_name -> swarm.v1.PortConflict
-	5,  // 79: swarm.v1.PortConflict.protocol:type_name -> swarm.v1.Protocol
-	67, // 80: swarm.v1.ClusterSpec.node_cert_expiry:type_name -> google.protobuf.Duration
-	67, // 81: swarm.v1.ClusterSpec.gossip_key_rotation:type_name -> google.protobuf.Duration
-	82, // [82:82] is the sub-list for method output_type
-	82, // [82:82] is the sub-list for method input_type
-	82, // [82:82] is the sub-list for extension type_name
-	82, // [82:82] is the sub-list for extension extendee
-	0,  // [0:82] is the sub-list for field type_name
+	66, // 72: swarm.v1.NodeSpec.labels:type_name -> swarm.v1.NodeSpec.LabelsEntry
+	54, // 73: swarm.v1.NodeSpec.accepted:type_name -> swarm.v1.NodeFacts
+	55, // 74: swarm.v1.NodeFacts.platform:type_name -> swarm.v1.Platform
+	19, // 75: swarm.v1.NodeFacts.resources:type_name -> swarm.v1.Resources
+	67, // 76: swarm.v1.NodeFacts.engine_labels:type_name -> swarm.v1.NodeFacts.EngineLabelsEntry
+	68, // 77: swarm.v1.EngineDescription.labels:type_name -> swarm.v1.EngineDescription.LabelsEntry
+	55, // 78: swarm.v1.NodeDescription.platform:type_name -> swarm.v1.Platform
+	19, // 79: swarm.v1.NodeDescription.resources:type_name -> swarm.v1.Resources
+	56, // 80: swarm.v1.NodeDescription.engine:type_name -> swarm.v1.EngineDescription
+	58, // 81: swarm.v1.NodeDescription.network:type_name -> swarm.v1.NodeNetwork
+	59, // 82: swarm.v1.NodeNetwork.conflicts:type_name -> swarm.v1.PortConflict
+	5,  // 83: swarm.v1.PortConflict.protocol:type_name -> swarm.v1.Protocol
+	69, // 84: swarm.v1.ClusterSpec.node_cert_expiry:type_name -> google.protobuf.Duration
+	69, // 85: swarm.v1.ClusterSpec.gossip_key_rotation:type_name -> google.protobuf.Duration
+	86, // [86:86] is the sub-list for method output_type
+	86, // [86:86] is the sub-list for method input_type
+	86, // [86:86] is the sub-list for extension type_name
+	86, // [86:86] is the sub-list for extension extendee
+	0,  // [0:86] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_types_proto_init() }
@@ -5002,14 +5106,14 @@ func file_swarm_v1_types_proto_init() {
 	}
 	file_swarm_v1_types_proto_msgTypes[30].OneofWrappers = []any{}
 	file_swarm_v1_types_proto_msgTypes[32].OneofWrappers = []any{}
-	file_swarm_v1_types_proto_msgTypes[41].OneofWrappers = []any{}
+	file_swarm_v1_types_proto_msgTypes[42].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_types_proto_rawDesc), len(file_swarm_v1_types_proto_rawDesc)),
 			NumEnums:      18,
-			NumMessages:   49,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
