@@ -222,6 +222,7 @@ func (p *problems) resources(r *ResourceRequirements) {
 	if l, n := limits.GetMemoryBytes(), reservations.GetMemoryBytes(); l != 0 && n > l {
 		p.addf("reserve memory", "reserve at most the limit", "%d bytes is more than the limit of %d", n, l)
 	}
+	p.generic(r)
 	if n := r.GetPidsLimit(); n < -1 {
 		p.addf("limit pids", "use a number, 0 for the node's default or -1 for no limit", "%d is negative", n)
 	}
@@ -232,6 +233,7 @@ func cpus(nano int64) string {
 }
 
 func (p *problems) placement(placement *Placement) {
+	known(p, "placement strategy", placement.GetStrategy(), PlacementStrategy_name)
 	for _, text := range placement.GetConstraints() {
 		if _, err := ParseConstraint(text); err != nil {
 			p.list = append(p.list, err)
