@@ -50,6 +50,10 @@ func (c controlSwitch) GetCluster(ctx context.Context, r *swarmpb.GetClusterRequ
 	return call(c, ctx, r, swarmpb.ControlServer.GetCluster)
 }
 
+func (c controlSwitch) UpdateCluster(ctx context.Context, r *swarmpb.UpdateClusterRequest) (*swarmpb.UpdateClusterResponse, error) {
+	return call(c, ctx, r, swarmpb.ControlServer.UpdateCluster)
+}
+
 func (c controlSwitch) GetJoinTokens(ctx context.Context, r *swarmpb.GetJoinTokensRequest) (*swarmpb.GetJoinTokensResponse, error) {
 	return call(c, ctx, r, swarmpb.ControlServer.GetJoinTokens)
 }

@@ -260,6 +260,121 @@ func (x *GetClusterResponse) GetDrains() *Drains {
 	return nil
 }
 
+type UpdateClusterRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// meta.version of the cluster that the new spec was made from; 0 = whatever it is.
+	Version uint64 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	// All of it; what is unset takes its default, but what is for life stays as it is.
+	Spec          *ClusterSpec `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
+	RequestId     string       `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateClusterRequest) Reset() {
+	*x = UpdateClusterRequest{}
+	mi := &file_swarm_v1_control_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateClusterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateClusterRequest) ProtoMessage() {}
+
+func (x *UpdateClusterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateClusterRequest.ProtoReflect.Descriptor instead.
+func (*UpdateClusterRequest) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *UpdateClusterRequest) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *UpdateClusterRequest) GetSpec() *ClusterSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *UpdateClusterRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type UpdateClusterResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it is from now on.
+	Spec          *ClusterSpec `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
+	Meta          *Meta        `protobuf:"bytes,2,opt,name=meta,proto3" json:"meta,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateClusterResponse) Reset() {
+	*x = UpdateClusterResponse{}
+	mi := &file_swarm_v1_control_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateClusterResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateClusterResponse) ProtoMessage() {}
+
+func (x *UpdateClusterResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_control_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateClusterResponse.ProtoReflect.Descriptor instead.
+func (*UpdateClusterResponse) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *UpdateClusterResponse) GetSpec() *ClusterSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *UpdateClusterResponse) GetMeta() *Meta {
+	if x != nil {
+		return x.Meta
+	}
+	return nil
+}
+
 // Drains counts tasks that were taken from all balancers before they stopped, since the leader's process began.
 type Drains struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -272,7 +387,7 @@ type Drains struct {
 
 func (x *Drains) Reset() {
 	*x = Drains{}
-	mi := &file_swarm_v1_control_proto_msgTypes[2]
+	mi := &file_swarm_v1_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -284,7 +399,7 @@ func (x *Drains) String() string {
 func (*Drains) ProtoMessage() {}
 
 func (x *Drains) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[2]
+	mi := &file_swarm_v1_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -297,7 +412,7 @@ func (x *Drains) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drains.ProtoReflect.Descriptor instead.
 func (*Drains) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{2}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Drains) GetNoted() uint64 {
@@ -322,7 +437,7 @@ type GetJoinTokensRequest struct {
 
 func (x *GetJoinTokensRequest) Reset() {
 	*x = GetJoinTokensRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[3]
+	mi := &file_swarm_v1_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -334,7 +449,7 @@ func (x *GetJoinTokensRequest) String() string {
 func (*GetJoinTokensRequest) ProtoMessage() {}
 
 func (x *GetJoinTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[3]
+	mi := &file_swarm_v1_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -347,7 +462,7 @@ func (x *GetJoinTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJoinTokensRequest.ProtoReflect.Descriptor instead.
 func (*GetJoinTokensRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{3}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{5}
 }
 
 type GetJoinTokensResponse struct {
@@ -361,7 +476,7 @@ type GetJoinTokensResponse struct {
 
 func (x *GetJoinTokensResponse) Reset() {
 	*x = GetJoinTokensResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[4]
+	mi := &file_swarm_v1_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -373,7 +488,7 @@ func (x *GetJoinTokensResponse) String() string {
 func (*GetJoinTokensResponse) ProtoMessage() {}
 
 func (x *GetJoinTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[4]
+	mi := &file_swarm_v1_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -386,7 +501,7 @@ func (x *GetJoinTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJoinTokensResponse.ProtoReflect.Descriptor instead.
 func (*GetJoinTokensResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{4}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *GetJoinTokensResponse) GetTokens() *JoinTokens {
@@ -413,7 +528,7 @@ type RotateJoinTokenRequest struct {
 
 func (x *RotateJoinTokenRequest) Reset() {
 	*x = RotateJoinTokenRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[5]
+	mi := &file_swarm_v1_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -425,7 +540,7 @@ func (x *RotateJoinTokenRequest) String() string {
 func (*RotateJoinTokenRequest) ProtoMessage() {}
 
 func (x *RotateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[5]
+	mi := &file_swarm_v1_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -438,7 +553,7 @@ func (x *RotateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*RotateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{5}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RotateJoinTokenRequest) GetRole() NodeRole {
@@ -465,7 +580,7 @@ type RotateJoinTokenResponse struct {
 
 func (x *RotateJoinTokenResponse) Reset() {
 	*x = RotateJoinTokenResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[6]
+	mi := &file_swarm_v1_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -477,7 +592,7 @@ func (x *RotateJoinTokenResponse) String() string {
 func (*RotateJoinTokenResponse) ProtoMessage() {}
 
 func (x *RotateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[6]
+	mi := &file_swarm_v1_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -490,7 +605,7 @@ func (x *RotateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*RotateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{6}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RotateJoinTokenResponse) GetTokens() *JoinTokens {
@@ -531,7 +646,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_swarm_v1_control_proto_msgTypes[7]
+	mi := &file_swarm_v1_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -543,7 +658,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[7]
+	mi := &file_swarm_v1_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -556,7 +671,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{7}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *NodeInfo) GetNode() *Node {
@@ -645,7 +760,7 @@ type NodeDrain struct {
 
 func (x *NodeDrain) Reset() {
 	*x = NodeDrain{}
-	mi := &file_swarm_v1_control_proto_msgTypes[8]
+	mi := &file_swarm_v1_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -657,7 +772,7 @@ func (x *NodeDrain) String() string {
 func (*NodeDrain) ProtoMessage() {}
 
 func (x *NodeDrain) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[8]
+	mi := &file_swarm_v1_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -670,7 +785,7 @@ func (x *NodeDrain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeDrain.ProtoReflect.Descriptor instead.
 func (*NodeDrain) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{8}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *NodeDrain) GetLeft() uint32 {
@@ -717,7 +832,7 @@ type ManagerStatus struct {
 
 func (x *ManagerStatus) Reset() {
 	*x = ManagerStatus{}
-	mi := &file_swarm_v1_control_proto_msgTypes[9]
+	mi := &file_swarm_v1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -729,7 +844,7 @@ func (x *ManagerStatus) String() string {
 func (*ManagerStatus) ProtoMessage() {}
 
 func (x *ManagerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[9]
+	mi := &file_swarm_v1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -742,7 +857,7 @@ func (x *ManagerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManagerStatus.ProtoReflect.Descriptor instead.
 func (*ManagerStatus) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{9}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ManagerStatus) GetAddress() string {
@@ -781,7 +896,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[10]
+	mi := &file_swarm_v1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -793,7 +908,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[10]
+	mi := &file_swarm_v1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -806,7 +921,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{12}
 }
 
 type ListNodesResponse struct {
@@ -818,7 +933,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[11]
+	mi := &file_swarm_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -830,7 +945,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[11]
+	mi := &file_swarm_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -843,7 +958,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeInfo {
@@ -863,7 +978,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[12]
+	mi := &file_swarm_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -875,7 +990,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[12]
+	mi := &file_swarm_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -888,7 +1003,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetNodeRequest) GetNode() string {
@@ -907,7 +1022,7 @@ type GetNodeResponse struct {
 
 func (x *GetNodeResponse) Reset() {
 	*x = GetNodeResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[13]
+	mi := &file_swarm_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -919,7 +1034,7 @@ func (x *GetNodeResponse) String() string {
 func (*GetNodeResponse) ProtoMessage() {}
 
 func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[13]
+	mi := &file_swarm_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -932,7 +1047,7 @@ func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeResponse.ProtoReflect.Descriptor instead.
 func (*GetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetNodeResponse) GetNode() *NodeInfo {
@@ -957,7 +1072,7 @@ type UpdateNodeRequest struct {
 
 func (x *UpdateNodeRequest) Reset() {
 	*x = UpdateNodeRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[14]
+	mi := &file_swarm_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -969,7 +1084,7 @@ func (x *UpdateNodeRequest) String() string {
 func (*UpdateNodeRequest) ProtoMessage() {}
 
 func (x *UpdateNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[14]
+	mi := &file_swarm_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -982,7 +1097,7 @@ func (x *UpdateNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNodeRequest.ProtoReflect.Descriptor instead.
 func (*UpdateNodeRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UpdateNodeRequest) GetNode() string {
@@ -1030,7 +1145,7 @@ type RebalanceClusterRequest struct {
 
 func (x *RebalanceClusterRequest) Reset() {
 	*x = RebalanceClusterRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[15]
+	mi := &file_swarm_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1042,7 +1157,7 @@ func (x *RebalanceClusterRequest) String() string {
 func (*RebalanceClusterRequest) ProtoMessage() {}
 
 func (x *RebalanceClusterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[15]
+	mi := &file_swarm_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1055,7 +1170,7 @@ func (x *RebalanceClusterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebalanceClusterRequest.ProtoReflect.Descriptor instead.
 func (*RebalanceClusterRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RebalanceClusterRequest) GetDryRun() bool {
@@ -1085,7 +1200,7 @@ type RebalanceClusterResponse struct {
 
 func (x *RebalanceClusterResponse) Reset() {
 	*x = RebalanceClusterResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[16]
+	mi := &file_swarm_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1097,7 +1212,7 @@ func (x *RebalanceClusterResponse) String() string {
 func (*RebalanceClusterResponse) ProtoMessage() {}
 
 func (x *RebalanceClusterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[16]
+	mi := &file_swarm_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1110,7 +1225,7 @@ func (x *RebalanceClusterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebalanceClusterResponse.ProtoReflect.Descriptor instead.
 func (*RebalanceClusterResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RebalanceClusterResponse) GetMoves() []*ProposedMove {
@@ -1153,7 +1268,7 @@ type ProposedMove struct {
 
 func (x *ProposedMove) Reset() {
 	*x = ProposedMove{}
-	mi := &file_swarm_v1_control_proto_msgTypes[17]
+	mi := &file_swarm_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1165,7 +1280,7 @@ func (x *ProposedMove) String() string {
 func (*ProposedMove) ProtoMessage() {}
 
 func (x *ProposedMove) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[17]
+	mi := &file_swarm_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1178,7 +1293,7 @@ func (x *ProposedMove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposedMove.ProtoReflect.Descriptor instead.
 func (*ProposedMove) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ProposedMove) GetTaskId() string {
@@ -1253,7 +1368,7 @@ type UpdateNodeResponse struct {
 
 func (x *UpdateNodeResponse) Reset() {
 	*x = UpdateNodeResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[18]
+	mi := &file_swarm_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1265,7 +1380,7 @@ func (x *UpdateNodeResponse) String() string {
 func (*UpdateNodeResponse) ProtoMessage() {}
 
 func (x *UpdateNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[18]
+	mi := &file_swarm_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1278,7 +1393,7 @@ func (x *UpdateNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNodeResponse.ProtoReflect.Descriptor instead.
 func (*UpdateNodeResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UpdateNodeResponse) GetNode() *NodeInfo {
@@ -1299,7 +1414,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[19]
+	mi := &file_swarm_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1311,7 +1426,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[19]
+	mi := &file_swarm_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1324,7 +1439,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RemoveNodeRequest) GetNode() string {
@@ -1357,7 +1472,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[20]
+	mi := &file_swarm_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1369,7 +1484,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[20]
+	mi := &file_swarm_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1382,7 +1497,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RemoveNodeResponse) GetId() string {
@@ -1408,7 +1523,7 @@ type CreateServiceRequest struct {
 
 func (x *CreateServiceRequest) Reset() {
 	*x = CreateServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[21]
+	mi := &file_swarm_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1420,7 +1535,7 @@ func (x *CreateServiceRequest) String() string {
 func (*CreateServiceRequest) ProtoMessage() {}
 
 func (x *CreateServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[21]
+	mi := &file_swarm_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1433,7 +1548,7 @@ func (x *CreateServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateServiceRequest.ProtoReflect.Descriptor instead.
 func (*CreateServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CreateServiceRequest) GetSpec() *ServiceSpec {
@@ -1481,7 +1596,7 @@ type CreateServiceResponse struct {
 
 func (x *CreateServiceResponse) Reset() {
 	*x = CreateServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[22]
+	mi := &file_swarm_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1608,7 @@ func (x *CreateServiceResponse) String() string {
 func (*CreateServiceResponse) ProtoMessage() {}
 
 func (x *CreateServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[22]
+	mi := &file_swarm_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1621,7 @@ func (x *CreateServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateServiceResponse.ProtoReflect.Descriptor instead.
 func (*CreateServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CreateServiceResponse) GetId() string {
@@ -1540,7 +1655,7 @@ type UpdateServiceRequest struct {
 
 func (x *UpdateServiceRequest) Reset() {
 	*x = UpdateServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[23]
+	mi := &file_swarm_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1552,7 +1667,7 @@ func (x *UpdateServiceRequest) String() string {
 func (*UpdateServiceRequest) ProtoMessage() {}
 
 func (x *UpdateServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[23]
+	mi := &file_swarm_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1565,7 +1680,7 @@ func (x *UpdateServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateServiceRequest.ProtoReflect.Descriptor instead.
 func (*UpdateServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *UpdateServiceRequest) GetService() string {
@@ -1629,7 +1744,7 @@ type UpdateServiceResponse struct {
 
 func (x *UpdateServiceResponse) Reset() {
 	*x = UpdateServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[24]
+	mi := &file_swarm_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1641,7 +1756,7 @@ func (x *UpdateServiceResponse) String() string {
 func (*UpdateServiceResponse) ProtoMessage() {}
 
 func (x *UpdateServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[24]
+	mi := &file_swarm_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1654,7 +1769,7 @@ func (x *UpdateServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateServiceResponse.ProtoReflect.Descriptor instead.
 func (*UpdateServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *UpdateServiceResponse) GetId() string {
@@ -1693,7 +1808,7 @@ type RollbackServiceRequest struct {
 
 func (x *RollbackServiceRequest) Reset() {
 	*x = RollbackServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[25]
+	mi := &file_swarm_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1705,7 +1820,7 @@ func (x *RollbackServiceRequest) String() string {
 func (*RollbackServiceRequest) ProtoMessage() {}
 
 func (x *RollbackServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[25]
+	mi := &file_swarm_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1718,7 +1833,7 @@ func (x *RollbackServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackServiceRequest.ProtoReflect.Descriptor instead.
 func (*RollbackServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RollbackServiceRequest) GetService() string {
@@ -1767,7 +1882,7 @@ type RollbackServiceResponse struct {
 
 func (x *RollbackServiceResponse) Reset() {
 	*x = RollbackServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[26]
+	mi := &file_swarm_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1779,7 +1894,7 @@ func (x *RollbackServiceResponse) String() string {
 func (*RollbackServiceResponse) ProtoMessage() {}
 
 func (x *RollbackServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[26]
+	mi := &file_swarm_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1792,7 +1907,7 @@ func (x *RollbackServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackServiceResponse.ProtoReflect.Descriptor instead.
 func (*RollbackServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RollbackServiceResponse) GetId() string {
@@ -1830,7 +1945,7 @@ type CommandRolloutRequest struct {
 
 func (x *CommandRolloutRequest) Reset() {
 	*x = CommandRolloutRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[27]
+	mi := &file_swarm_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1842,7 +1957,7 @@ func (x *CommandRolloutRequest) String() string {
 func (*CommandRolloutRequest) ProtoMessage() {}
 
 func (x *CommandRolloutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[27]
+	mi := &file_swarm_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1855,7 +1970,7 @@ func (x *CommandRolloutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandRolloutRequest.ProtoReflect.Descriptor instead.
 func (*CommandRolloutRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CommandRolloutRequest) GetService() string {
@@ -1904,7 +2019,7 @@ type CommandRolloutResponse struct {
 
 func (x *CommandRolloutResponse) Reset() {
 	*x = CommandRolloutResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[28]
+	mi := &file_swarm_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1916,7 +2031,7 @@ func (x *CommandRolloutResponse) String() string {
 func (*CommandRolloutResponse) ProtoMessage() {}
 
 func (x *CommandRolloutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[28]
+	mi := &file_swarm_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1929,7 +2044,7 @@ func (x *CommandRolloutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandRolloutResponse.ProtoReflect.Descriptor instead.
 func (*CommandRolloutResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CommandRolloutResponse) GetId() string {
@@ -1955,7 +2070,7 @@ type GetServiceHistoryRequest struct {
 
 func (x *GetServiceHistoryRequest) Reset() {
 	*x = GetServiceHistoryRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[29]
+	mi := &file_swarm_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1967,7 +2082,7 @@ func (x *GetServiceHistoryRequest) String() string {
 func (*GetServiceHistoryRequest) ProtoMessage() {}
 
 func (x *GetServiceHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[29]
+	mi := &file_swarm_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1980,7 +2095,7 @@ func (x *GetServiceHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceHistoryRequest.ProtoReflect.Descriptor instead.
 func (*GetServiceHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GetServiceHistoryRequest) GetService() string {
@@ -1999,7 +2114,7 @@ type GetServiceHistoryResponse struct {
 
 func (x *GetServiceHistoryResponse) Reset() {
 	*x = GetServiceHistoryResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[30]
+	mi := &file_swarm_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2011,7 +2126,7 @@ func (x *GetServiceHistoryResponse) String() string {
 func (*GetServiceHistoryResponse) ProtoMessage() {}
 
 func (x *GetServiceHistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[30]
+	mi := &file_swarm_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2024,7 +2139,7 @@ func (x *GetServiceHistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceHistoryResponse.ProtoReflect.Descriptor instead.
 func (*GetServiceHistoryResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetServiceHistoryResponse) GetRevisions() []*RevisionInfo {
@@ -2048,7 +2163,7 @@ type RevisionInfo struct {
 
 func (x *RevisionInfo) Reset() {
 	*x = RevisionInfo{}
-	mi := &file_swarm_v1_control_proto_msgTypes[31]
+	mi := &file_swarm_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2060,7 +2175,7 @@ func (x *RevisionInfo) String() string {
 func (*RevisionInfo) ProtoMessage() {}
 
 func (x *RevisionInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[31]
+	mi := &file_swarm_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2073,7 +2188,7 @@ func (x *RevisionInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevisionInfo.ProtoReflect.Descriptor instead.
 func (*RevisionInfo) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RevisionInfo) GetRevision() *ServiceRevision {
@@ -2111,7 +2226,7 @@ type PlanServiceRequest struct {
 
 func (x *PlanServiceRequest) Reset() {
 	*x = PlanServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[32]
+	mi := &file_swarm_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2123,7 +2238,7 @@ func (x *PlanServiceRequest) String() string {
 func (*PlanServiceRequest) ProtoMessage() {}
 
 func (x *PlanServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[32]
+	mi := &file_swarm_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2136,7 +2251,7 @@ func (x *PlanServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanServiceRequest.ProtoReflect.Descriptor instead.
 func (*PlanServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PlanServiceRequest) GetChange() isPlanServiceRequest_Change {
@@ -2219,7 +2334,7 @@ type PlanServiceResponse struct {
 
 func (x *PlanServiceResponse) Reset() {
 	*x = PlanServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[33]
+	mi := &file_swarm_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2231,7 +2346,7 @@ func (x *PlanServiceResponse) String() string {
 func (*PlanServiceResponse) ProtoMessage() {}
 
 func (x *PlanServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[33]
+	mi := &file_swarm_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2244,7 +2359,7 @@ func (x *PlanServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanServiceResponse.ProtoReflect.Descriptor instead.
 func (*PlanServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PlanServiceResponse) GetBefore() *ServiceSpec {
@@ -2334,7 +2449,7 @@ type ExplainServiceRequest struct {
 
 func (x *ExplainServiceRequest) Reset() {
 	*x = ExplainServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[34]
+	mi := &file_swarm_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2346,7 +2461,7 @@ func (x *ExplainServiceRequest) String() string {
 func (*ExplainServiceRequest) ProtoMessage() {}
 
 func (x *ExplainServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[34]
+	mi := &file_swarm_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2359,7 +2474,7 @@ func (x *ExplainServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainServiceRequest.ProtoReflect.Descriptor instead.
 func (*ExplainServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ExplainServiceRequest) GetService() string {
@@ -2386,7 +2501,7 @@ type ExplainServiceResponse struct {
 
 func (x *ExplainServiceResponse) Reset() {
 	*x = ExplainServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[35]
+	mi := &file_swarm_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2398,7 +2513,7 @@ func (x *ExplainServiceResponse) String() string {
 func (*ExplainServiceResponse) ProtoMessage() {}
 
 func (x *ExplainServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[35]
+	mi := &file_swarm_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2411,7 +2526,7 @@ func (x *ExplainServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainServiceResponse.ProtoReflect.Descriptor instead.
 func (*ExplainServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ExplainServiceResponse) GetServiceId() string {
@@ -2475,7 +2590,7 @@ type NodeVerdict struct {
 
 func (x *NodeVerdict) Reset() {
 	*x = NodeVerdict{}
-	mi := &file_swarm_v1_control_proto_msgTypes[36]
+	mi := &file_swarm_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2487,7 +2602,7 @@ func (x *NodeVerdict) String() string {
 func (*NodeVerdict) ProtoMessage() {}
 
 func (x *NodeVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[36]
+	mi := &file_swarm_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2500,7 +2615,7 @@ func (x *NodeVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeVerdict.ProtoReflect.Descriptor instead.
 func (*NodeVerdict) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *NodeVerdict) GetNodeId() string {
@@ -2573,7 +2688,7 @@ type PlanStep struct {
 
 func (x *PlanStep) Reset() {
 	*x = PlanStep{}
-	mi := &file_swarm_v1_control_proto_msgTypes[37]
+	mi := &file_swarm_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2585,7 +2700,7 @@ func (x *PlanStep) String() string {
 func (*PlanStep) ProtoMessage() {}
 
 func (x *PlanStep) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[37]
+	mi := &file_swarm_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2598,7 +2713,7 @@ func (x *PlanStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanStep.ProtoReflect.Descriptor instead.
 func (*PlanStep) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PlanStep) GetAt() int64 {
@@ -2674,7 +2789,7 @@ type RemoveServiceRequest struct {
 
 func (x *RemoveServiceRequest) Reset() {
 	*x = RemoveServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[38]
+	mi := &file_swarm_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2686,7 +2801,7 @@ func (x *RemoveServiceRequest) String() string {
 func (*RemoveServiceRequest) ProtoMessage() {}
 
 func (x *RemoveServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[38]
+	mi := &file_swarm_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2699,7 +2814,7 @@ func (x *RemoveServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServiceRequest.ProtoReflect.Descriptor instead.
 func (*RemoveServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RemoveServiceRequest) GetService() string {
@@ -2725,7 +2840,7 @@ type RemoveServiceResponse struct {
 
 func (x *RemoveServiceResponse) Reset() {
 	*x = RemoveServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[39]
+	mi := &file_swarm_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2737,7 +2852,7 @@ func (x *RemoveServiceResponse) String() string {
 func (*RemoveServiceResponse) ProtoMessage() {}
 
 func (x *RemoveServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[39]
+	mi := &file_swarm_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2750,7 +2865,7 @@ func (x *RemoveServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServiceResponse.ProtoReflect.Descriptor instead.
 func (*RemoveServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RemoveServiceResponse) GetId() string {
@@ -2786,7 +2901,7 @@ type ServiceInfo struct {
 
 func (x *ServiceInfo) Reset() {
 	*x = ServiceInfo{}
-	mi := &file_swarm_v1_control_proto_msgTypes[40]
+	mi := &file_swarm_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2798,7 +2913,7 @@ func (x *ServiceInfo) String() string {
 func (*ServiceInfo) ProtoMessage() {}
 
 func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[40]
+	mi := &file_swarm_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2811,7 +2926,7 @@ func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceInfo.ProtoReflect.Descriptor instead.
 func (*ServiceInfo) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ServiceInfo) GetService() *Service {
@@ -2910,7 +3025,7 @@ type SetInfo struct {
 
 func (x *SetInfo) Reset() {
 	*x = SetInfo{}
-	mi := &file_swarm_v1_control_proto_msgTypes[41]
+	mi := &file_swarm_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2922,7 +3037,7 @@ func (x *SetInfo) String() string {
 func (*SetInfo) ProtoMessage() {}
 
 func (x *SetInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[41]
+	mi := &file_swarm_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2935,7 +3050,7 @@ func (x *SetInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetInfo.ProtoReflect.Descriptor instead.
 func (*SetInfo) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SetInfo) GetTemplateVersion() uint64 {
@@ -2998,7 +3113,7 @@ type NodePortConflict struct {
 
 func (x *NodePortConflict) Reset() {
 	*x = NodePortConflict{}
-	mi := &file_swarm_v1_control_proto_msgTypes[42]
+	mi := &file_swarm_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3010,7 +3125,7 @@ func (x *NodePortConflict) String() string {
 func (*NodePortConflict) ProtoMessage() {}
 
 func (x *NodePortConflict) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[42]
+	mi := &file_swarm_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3023,7 +3138,7 @@ func (x *NodePortConflict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodePortConflict.ProtoReflect.Descriptor instead.
 func (*NodePortConflict) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *NodePortConflict) GetNodeId() string {
@@ -3056,7 +3171,7 @@ type GetServiceRequest struct {
 
 func (x *GetServiceRequest) Reset() {
 	*x = GetServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[43]
+	mi := &file_swarm_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3068,7 +3183,7 @@ func (x *GetServiceRequest) String() string {
 func (*GetServiceRequest) ProtoMessage() {}
 
 func (x *GetServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[43]
+	mi := &file_swarm_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3081,7 +3196,7 @@ func (x *GetServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceRequest.ProtoReflect.Descriptor instead.
 func (*GetServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GetServiceRequest) GetService() string {
@@ -3100,7 +3215,7 @@ type GetServiceResponse struct {
 
 func (x *GetServiceResponse) Reset() {
 	*x = GetServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[44]
+	mi := &file_swarm_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3112,7 +3227,7 @@ func (x *GetServiceResponse) String() string {
 func (*GetServiceResponse) ProtoMessage() {}
 
 func (x *GetServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[44]
+	mi := &file_swarm_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3125,7 +3240,7 @@ func (x *GetServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceResponse.ProtoReflect.Descriptor instead.
 func (*GetServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *GetServiceResponse) GetService() *ServiceInfo {
@@ -3145,7 +3260,7 @@ type CreateNetworkRequest struct {
 
 func (x *CreateNetworkRequest) Reset() {
 	*x = CreateNetworkRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[45]
+	mi := &file_swarm_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3157,7 +3272,7 @@ func (x *CreateNetworkRequest) String() string {
 func (*CreateNetworkRequest) ProtoMessage() {}
 
 func (x *CreateNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[45]
+	mi := &file_swarm_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3170,7 +3285,7 @@ func (x *CreateNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNetworkRequest.ProtoReflect.Descriptor instead.
 func (*CreateNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *CreateNetworkRequest) GetSpec() *NetworkSpec {
@@ -3197,7 +3312,7 @@ type CreateNetworkResponse struct {
 
 func (x *CreateNetworkResponse) Reset() {
 	*x = CreateNetworkResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[46]
+	mi := &file_swarm_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3209,7 +3324,7 @@ func (x *CreateNetworkResponse) String() string {
 func (*CreateNetworkResponse) ProtoMessage() {}
 
 func (x *CreateNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[46]
+	mi := &file_swarm_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3222,7 +3337,7 @@ func (x *CreateNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNetworkResponse.ProtoReflect.Descriptor instead.
 func (*CreateNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{46}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *CreateNetworkResponse) GetId() string {
@@ -3249,7 +3364,7 @@ type RemoveNetworkRequest struct {
 
 func (x *RemoveNetworkRequest) Reset() {
 	*x = RemoveNetworkRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[47]
+	mi := &file_swarm_v1_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3261,7 +3376,7 @@ func (x *RemoveNetworkRequest) String() string {
 func (*RemoveNetworkRequest) ProtoMessage() {}
 
 func (x *RemoveNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[47]
+	mi := &file_swarm_v1_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3274,7 +3389,7 @@ func (x *RemoveNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNetworkRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{47}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RemoveNetworkRequest) GetNetwork() string {
@@ -3300,7 +3415,7 @@ type RemoveNetworkResponse struct {
 
 func (x *RemoveNetworkResponse) Reset() {
 	*x = RemoveNetworkResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[48]
+	mi := &file_swarm_v1_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3312,7 +3427,7 @@ func (x *RemoveNetworkResponse) String() string {
 func (*RemoveNetworkResponse) ProtoMessage() {}
 
 func (x *RemoveNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[48]
+	mi := &file_swarm_v1_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3325,7 +3440,7 @@ func (x *RemoveNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNetworkResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{48}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RemoveNetworkResponse) GetId() string {
@@ -3344,7 +3459,7 @@ type GetNetworkRequest struct {
 
 func (x *GetNetworkRequest) Reset() {
 	*x = GetNetworkRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[49]
+	mi := &file_swarm_v1_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3356,7 +3471,7 @@ func (x *GetNetworkRequest) String() string {
 func (*GetNetworkRequest) ProtoMessage() {}
 
 func (x *GetNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[49]
+	mi := &file_swarm_v1_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3369,7 +3484,7 @@ func (x *GetNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNetworkRequest.ProtoReflect.Descriptor instead.
 func (*GetNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{49}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *GetNetworkRequest) GetNetwork() string {
@@ -3388,7 +3503,7 @@ type GetNetworkResponse struct {
 
 func (x *GetNetworkResponse) Reset() {
 	*x = GetNetworkResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[50]
+	mi := &file_swarm_v1_control_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3400,7 +3515,7 @@ func (x *GetNetworkResponse) String() string {
 func (*GetNetworkResponse) ProtoMessage() {}
 
 func (x *GetNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[50]
+	mi := &file_swarm_v1_control_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3413,7 +3528,7 @@ func (x *GetNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNetworkResponse.ProtoReflect.Descriptor instead.
 func (*GetNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{50}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *GetNetworkResponse) GetNetwork() *NetworkInfo {
@@ -3440,7 +3555,7 @@ type ConnectNetworkRequest struct {
 
 func (x *ConnectNetworkRequest) Reset() {
 	*x = ConnectNetworkRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[51]
+	mi := &file_swarm_v1_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3452,7 +3567,7 @@ func (x *ConnectNetworkRequest) String() string {
 func (*ConnectNetworkRequest) ProtoMessage() {}
 
 func (x *ConnectNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[51]
+	mi := &file_swarm_v1_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3465,7 +3580,7 @@ func (x *ConnectNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectNetworkRequest.ProtoReflect.Descriptor instead.
 func (*ConnectNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{51}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ConnectNetworkRequest) GetNetwork() string {
@@ -3520,7 +3635,7 @@ type ConnectNetworkResponse struct {
 
 func (x *ConnectNetworkResponse) Reset() {
 	*x = ConnectNetworkResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[52]
+	mi := &file_swarm_v1_control_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3532,7 +3647,7 @@ func (x *ConnectNetworkResponse) String() string {
 func (*ConnectNetworkResponse) ProtoMessage() {}
 
 func (x *ConnectNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[52]
+	mi := &file_swarm_v1_control_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3545,7 +3660,7 @@ func (x *ConnectNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectNetworkResponse.ProtoReflect.Descriptor instead.
 func (*ConnectNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{52}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ConnectNetworkResponse) GetId() string {
@@ -3573,7 +3688,7 @@ type DisconnectNetworkRequest struct {
 
 func (x *DisconnectNetworkRequest) Reset() {
 	*x = DisconnectNetworkRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[53]
+	mi := &file_swarm_v1_control_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3585,7 +3700,7 @@ func (x *DisconnectNetworkRequest) String() string {
 func (*DisconnectNetworkRequest) ProtoMessage() {}
 
 func (x *DisconnectNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[53]
+	mi := &file_swarm_v1_control_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3598,7 +3713,7 @@ func (x *DisconnectNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisconnectNetworkRequest.ProtoReflect.Descriptor instead.
 func (*DisconnectNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{53}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *DisconnectNetworkRequest) GetNetwork() string {
@@ -3631,7 +3746,7 @@ type DisconnectNetworkResponse struct {
 
 func (x *DisconnectNetworkResponse) Reset() {
 	*x = DisconnectNetworkResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[54]
+	mi := &file_swarm_v1_control_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3643,7 +3758,7 @@ func (x *DisconnectNetworkResponse) String() string {
 func (*DisconnectNetworkResponse) ProtoMessage() {}
 
 func (x *DisconnectNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[54]
+	mi := &file_swarm_v1_control_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3656,7 +3771,7 @@ func (x *DisconnectNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisconnectNetworkResponse.ProtoReflect.Descriptor instead.
 func (*DisconnectNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{54}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *DisconnectNetworkResponse) GetId() string {
@@ -3691,7 +3806,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_swarm_v1_control_proto_msgTypes[55]
+	mi := &file_swarm_v1_control_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3703,7 +3818,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[55]
+	mi := &file_swarm_v1_control_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3716,7 +3831,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{55}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Attachment) GetId() string {
@@ -3811,7 +3926,7 @@ type ListNetworksRequest struct {
 
 func (x *ListNetworksRequest) Reset() {
 	*x = ListNetworksRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[56]
+	mi := &file_swarm_v1_control_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3823,7 +3938,7 @@ func (x *ListNetworksRequest) String() string {
 func (*ListNetworksRequest) ProtoMessage() {}
 
 func (x *ListNetworksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[56]
+	mi := &file_swarm_v1_control_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3836,7 +3951,7 @@ func (x *ListNetworksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNetworksRequest.ProtoReflect.Descriptor instead.
 func (*ListNetworksRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{56}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{58}
 }
 
 type ListNetworksResponse struct {
@@ -3848,7 +3963,7 @@ type ListNetworksResponse struct {
 
 func (x *ListNetworksResponse) Reset() {
 	*x = ListNetworksResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[57]
+	mi := &file_swarm_v1_control_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3860,7 +3975,7 @@ func (x *ListNetworksResponse) String() string {
 func (*ListNetworksResponse) ProtoMessage() {}
 
 func (x *ListNetworksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[57]
+	mi := &file_swarm_v1_control_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3873,7 +3988,7 @@ func (x *ListNetworksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNetworksResponse.ProtoReflect.Descriptor instead.
 func (*ListNetworksResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{57}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ListNetworksResponse) GetNetworks() []*NetworkInfo {
@@ -3904,7 +4019,7 @@ type NetworkInfo struct {
 
 func (x *NetworkInfo) Reset() {
 	*x = NetworkInfo{}
-	mi := &file_swarm_v1_control_proto_msgTypes[58]
+	mi := &file_swarm_v1_control_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3916,7 +4031,7 @@ func (x *NetworkInfo) String() string {
 func (*NetworkInfo) ProtoMessage() {}
 
 func (x *NetworkInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[58]
+	mi := &file_swarm_v1_control_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3929,7 +4044,7 @@ func (x *NetworkInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkInfo.ProtoReflect.Descriptor instead.
 func (*NetworkInfo) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{58}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *NetworkInfo) GetNetwork() *Network {
@@ -3996,7 +4111,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[59]
+	mi := &file_swarm_v1_control_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4008,7 +4123,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[59]
+	mi := &file_swarm_v1_control_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4021,7 +4136,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{59}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{61}
 }
 
 type ListServicesResponse struct {
@@ -4033,7 +4148,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[60]
+	mi := &file_swarm_v1_control_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4045,7 +4160,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[60]
+	mi := &file_swarm_v1_control_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4058,7 +4173,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{60}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListServicesResponse) GetServices() []*ServiceInfo {
@@ -4096,7 +4211,7 @@ type TaskInfo struct {
 
 func (x *TaskInfo) Reset() {
 	*x = TaskInfo{}
-	mi := &file_swarm_v1_control_proto_msgTypes[61]
+	mi := &file_swarm_v1_control_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4108,7 +4223,7 @@ func (x *TaskInfo) String() string {
 func (*TaskInfo) ProtoMessage() {}
 
 func (x *TaskInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[61]
+	mi := &file_swarm_v1_control_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4121,7 +4236,7 @@ func (x *TaskInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskInfo.ProtoReflect.Descriptor instead.
 func (*TaskInfo) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{61}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *TaskInfo) GetTask() *Task {
@@ -4224,7 +4339,7 @@ type GetTaskRequest struct {
 
 func (x *GetTaskRequest) Reset() {
 	*x = GetTaskRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[62]
+	mi := &file_swarm_v1_control_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4236,7 +4351,7 @@ func (x *GetTaskRequest) String() string {
 func (*GetTaskRequest) ProtoMessage() {}
 
 func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[62]
+	mi := &file_swarm_v1_control_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4249,7 +4364,7 @@ func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskRequest.ProtoReflect.Descriptor instead.
 func (*GetTaskRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{62}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *GetTaskRequest) GetTask() string {
@@ -4271,7 +4386,7 @@ type GetTaskResponse struct {
 
 func (x *GetTaskResponse) Reset() {
 	*x = GetTaskResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[63]
+	mi := &file_swarm_v1_control_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4283,7 +4398,7 @@ func (x *GetTaskResponse) String() string {
 func (*GetTaskResponse) ProtoMessage() {}
 
 func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[63]
+	mi := &file_swarm_v1_control_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4296,7 +4411,7 @@ func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskResponse.ProtoReflect.Descriptor instead.
 func (*GetTaskResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{63}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *GetTaskResponse) GetTask() *TaskInfo {
@@ -4335,7 +4450,7 @@ type ListTasksRequest struct {
 
 func (x *ListTasksRequest) Reset() {
 	*x = ListTasksRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[64]
+	mi := &file_swarm_v1_control_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4347,7 +4462,7 @@ func (x *ListTasksRequest) String() string {
 func (*ListTasksRequest) ProtoMessage() {}
 
 func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[64]
+	mi := &file_swarm_v1_control_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4360,7 +4475,7 @@ func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
 func (*ListTasksRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{64}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ListTasksRequest) GetService() string {
@@ -4401,7 +4516,7 @@ type ListTasksResponse struct {
 
 func (x *ListTasksResponse) Reset() {
 	*x = ListTasksResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[65]
+	mi := &file_swarm_v1_control_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4413,7 +4528,7 @@ func (x *ListTasksResponse) String() string {
 func (*ListTasksResponse) ProtoMessage() {}
 
 func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[65]
+	mi := &file_swarm_v1_control_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4426,7 +4541,7 @@ func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
 func (*ListTasksResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{65}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ListTasksResponse) GetTasks() []*TaskInfo {
@@ -4452,7 +4567,7 @@ type WatchServiceRequest struct {
 
 func (x *WatchServiceRequest) Reset() {
 	*x = WatchServiceRequest{}
-	mi := &file_swarm_v1_control_proto_msgTypes[66]
+	mi := &file_swarm_v1_control_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4464,7 +4579,7 @@ func (x *WatchServiceRequest) String() string {
 func (*WatchServiceRequest) ProtoMessage() {}
 
 func (x *WatchServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[66]
+	mi := &file_swarm_v1_control_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4477,7 +4592,7 @@ func (x *WatchServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchServiceRequest.ProtoReflect.Descriptor instead.
 func (*WatchServiceRequest) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{66}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *WatchServiceRequest) GetService() string {
@@ -4503,7 +4618,7 @@ type WatchServiceResponse struct {
 
 func (x *WatchServiceResponse) Reset() {
 	*x = WatchServiceResponse{}
-	mi := &file_swarm_v1_control_proto_msgTypes[67]
+	mi := &file_swarm_v1_control_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4515,7 +4630,7 @@ func (x *WatchServiceResponse) String() string {
 func (*WatchServiceResponse) ProtoMessage() {}
 
 func (x *WatchServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_control_proto_msgTypes[67]
+	mi := &file_swarm_v1_control_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4528,7 +4643,7 @@ func (x *WatchServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchServiceResponse.ProtoReflect.Descriptor instead.
 func (*WatchServiceResponse) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_control_proto_rawDescGZIP(), []int{67}
+	return file_swarm_v1_control_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *WatchServiceResponse) GetService() *ServiceInfo {
@@ -4579,7 +4694,15 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\x06leader\x18\n" +
 	" \x01(\tR\x06leader\x12-\n" +
 	"\x12reachable_managers\x18\v \x01(\rR\x11reachableManagers\x12(\n" +
-	"\x06drains\x18\x1e \x01(\v2\x10.swarm.v1.DrainsR\x06drains\"2\n" +
+	"\x06drains\x18\x1e \x01(\v2\x10.swarm.v1.DrainsR\x06drains\"z\n" +
+	"\x14UpdateClusterRequest\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\x12)\n" +
+	"\x04spec\x18\x02 \x01(\v2\x15.swarm.v1.ClusterSpecR\x04spec\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tR\trequestId\"f\n" +
+	"\x15UpdateClusterResponse\x12)\n" +
+	"\x04spec\x18\x01 \x01(\v2\x15.swarm.v1.ClusterSpecR\x04spec\x12\"\n" +
+	"\x04meta\x18\x02 \x01(\v2\x0e.swarm.v1.MetaR\x04meta\"2\n" +
 	"\x06Drains\x12\x14\n" +
 	"\x05noted\x18\x01 \x01(\x04R\x05noted\x12\x12\n" +
 	"\x04late\x18\x02 \x01(\x04R\x04late\"\x16\n" +
@@ -4913,10 +5036,12 @@ const file_swarm_v1_control_proto_rawDesc = "" +
 	"\x10PLAN_ACTION_STOP\x10\x03\x12\x15\n" +
 	"\x11PLAN_ACTION_SHIFT\x10\x04\x12\x14\n" +
 	"\x10PLAN_ACTION_WAIT\x10\x05\x12\x14\n" +
-	"\x10PLAN_ACTION_DONE\x10\x062\xfd\x12\n" +
+	"\x10PLAN_ACTION_DONE\x10\x062\xd9\x13\n" +
 	"\aControl\x12Q\n" +
 	"\n" +
 	"GetCluster\x12\x1b.swarm.v1.GetClusterRequest\x1a\x1c.swarm.v1.GetClusterResponse\"\b\xea\xb9\x18\x04\n" +
+	"\x02\x04\x03\x12Z\n" +
+	"\rUpdateCluster\x12\x1e.swarm.v1.UpdateClusterRequest\x1a\x1f.swarm.v1.UpdateClusterResponse\"\b\xea\xb9\x18\x04\n" +
 	"\x02\x04\x03\x12Z\n" +
 	"\rGetJoinTokens\x12\x1e.swarm.v1.GetJoinTokensRequest\x1a\x1f.swarm.v1.GetJoinTokensResponse\"\b\xea\xb9\x18\x04\n" +
 	"\x02\x04\x03\x12`\n" +
@@ -4988,236 +5113,243 @@ func file_swarm_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_swarm_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_swarm_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 70)
+var file_swarm_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 72)
 var file_swarm_v1_control_proto_goTypes = []any{
 	(PlanAction)(0),                   // 0: swarm.v1.PlanAction
 	(*GetClusterRequest)(nil),         // 1: swarm.v1.GetClusterRequest
 	(*GetClusterResponse)(nil),        // 2: swarm.v1.GetClusterResponse
-	(*Drains)(nil),                    // 3: swarm.v1.Drains
-	(*GetJoinTokensRequest)(nil),      // 4: swarm.v1.GetJoinTokensRequest
-	(*GetJoinTokensResponse)(nil),     // 5: swarm.v1.GetJoinTokensResponse
-	(*RotateJoinTokenRequest)(nil),    // 6: swarm.v1.RotateJoinTokenRequest
-	(*RotateJoinTokenResponse)(nil),   // 7: swarm.v1.RotateJoinTokenResponse
-	(*NodeInfo)(nil),                  // 8: swarm.v1.NodeInfo
-	(*NodeDrain)(nil),                 // 9: swarm.v1.NodeDrain
-	(*ManagerStatus)(nil),             // 10: swarm.v1.ManagerStatus
-	(*ListNodesRequest)(nil),          // 11: swarm.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),         // 12: swarm.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),            // 13: swarm.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),           // 14: swarm.v1.GetNodeResponse
-	(*UpdateNodeRequest)(nil),         // 15: swarm.v1.UpdateNodeRequest
-	(*RebalanceClusterRequest)(nil),   // 16: swarm.v1.RebalanceClusterRequest
-	(*RebalanceClusterResponse)(nil),  // 17: swarm.v1.RebalanceClusterResponse
-	(*ProposedMove)(nil),              // 18: swarm.v1.ProposedMove
-	(*UpdateNodeResponse)(nil),        // 19: swarm.v1.UpdateNodeResponse
-	(*RemoveNodeRequest)(nil),         // 20: swarm.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),        // 21: swarm.v1.RemoveNodeResponse
-	(*CreateServiceRequest)(nil),      // 22: swarm.v1.CreateServiceRequest
-	(*CreateServiceResponse)(nil),     // 23: swarm.v1.CreateServiceResponse
-	(*UpdateServiceRequest)(nil),      // 24: swarm.v1.UpdateServiceRequest
-	(*UpdateServiceResponse)(nil),     // 25: swarm.v1.UpdateServiceResponse
-	(*RollbackServiceRequest)(nil),    // 26: swarm.v1.RollbackServiceRequest
-	(*RollbackServiceResponse)(nil),   // 27: swarm.v1.RollbackServiceResponse
-	(*CommandRolloutRequest)(nil),     // 28: swarm.v1.CommandRolloutRequest
-	(*CommandRolloutResponse)(nil),    // 29: swarm.v1.CommandRolloutResponse
-	(*GetServiceHistoryRequest)(nil),  // 30: swarm.v1.GetServiceHistoryRequest
-	(*GetServiceHistoryResponse)(nil), // 31: swarm.v1.GetServiceHistoryResponse
-	(*RevisionInfo)(nil),              // 32: swarm.v1.RevisionInfo
-	(*PlanServiceRequest)(nil),        // 33: swarm.v1.PlanServiceRequest
-	(*PlanServiceResponse)(nil),       // 34: swarm.v1.PlanServiceResponse
-	(*ExplainServiceRequest)(nil),     // 35: swarm.v1.ExplainServiceRequest
-	(*ExplainServiceResponse)(nil),    // 36: swarm.v1.ExplainServiceResponse
-	(*NodeVerdict)(nil),               // 37: swarm.v1.NodeVerdict
-	(*PlanStep)(nil),                  // 38: swarm.v1.PlanStep
-	(*RemoveServiceRequest)(nil),      // 39: swarm.v1.RemoveServiceRequest
-	(*RemoveServiceResponse)(nil),     // 40: swarm.v1.RemoveServiceResponse
-	(*ServiceInfo)(nil),               // 41: swarm.v1.ServiceInfo
-	(*SetInfo)(nil),                   // 42: swarm.v1.SetInfo
-	(*NodePortConflict)(nil),          // 43: swarm.v1.NodePortConflict
-	(*GetServiceRequest)(nil),         // 44: swarm.v1.GetServiceRequest
-	(*GetServiceResponse)(nil),        // 45: swarm.v1.GetServiceResponse
-	(*CreateNetworkRequest)(nil),      // 46: swarm.v1.CreateNetworkRequest
-	(*CreateNetworkResponse)(nil),     // 47: swarm.v1.CreateNetworkResponse
-	(*RemoveNetworkRequest)(nil),      // 48: swarm.v1.RemoveNetworkRequest
-	(*RemoveNetworkResponse)(nil),     // 49: swarm.v1.RemoveNetworkResponse
-	(*GetNetworkRequest)(nil),         // 50: swarm.v1.GetNetworkRequest
-	(*GetNetworkResponse)(nil),        // 51: swarm.v1.GetNetworkResponse
-	(*ConnectNetworkRequest)(nil),     // 52: swarm.v1.ConnectNetworkRequest
-	(*ConnectNetworkResponse)(nil),    // 53: swarm.v1.ConnectNetworkResponse
-	(*DisconnectNetworkRequest)(nil),  // 54: swarm.v1.DisconnectNetworkRequest
-	(*DisconnectNetworkResponse)(nil), // 55: swarm.v1.DisconnectNetworkResponse
-	(*Attachment)(nil),                // 56: swarm.v1.Attachment
-	(*ListNetworksRequest)(nil),       // 57: swarm.v1.ListNetworksRequest
-	(*ListNetworksResponse)(nil),      // 58: swarm.v1.ListNetworksResponse
-	(*NetworkInfo)(nil),               // 59: swarm.v1.NetworkInfo
-	(*ListServicesRequest)(nil),       // 60: swarm.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),      // 61: swarm.v1.ListServicesResponse
-	(*TaskInfo)(nil),                  // 62: swarm.v1.TaskInfo
-	(*GetTaskRequest)(nil),            // 63: swarm.v1.GetTaskRequest
-	(*GetTaskResponse)(nil),           // 64: swarm.v1.GetTaskResponse
-	(*ListTasksRequest)(nil),          // 65: swarm.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),         // 66: swarm.v1.ListTasksResponse
-	(*WatchServiceRequest)(nil),       // 67: swarm.v1.WatchServiceRequest
-	(*WatchServiceResponse)(nil),      // 68: swarm.v1.WatchServiceResponse
-	nil,                               // 69: swarm.v1.ServiceInfo.NetworkNamesEntry
-	nil,                               // 70: swarm.v1.GetTaskResponse.NetworkNamesEntry
-	(*Meta)(nil),                      // 71: swarm.v1.Meta
-	(*ClusterSpec)(nil),               // 72: swarm.v1.ClusterSpec
-	(*Alarm)(nil),                     // 73: swarm.v1.Alarm
-	(*JoinTokens)(nil),                // 74: swarm.v1.JoinTokens
-	(NodeRole)(0),                     // 75: swarm.v1.NodeRole
-	(*Node)(nil),                      // 76: swarm.v1.Node
-	(*NodeStatus)(nil),                // 77: swarm.v1.NodeStatus
-	(*Resources)(nil),                 // 78: swarm.v1.Resources
-	(*NodeSpec)(nil),                  // 79: swarm.v1.NodeSpec
-	(*ServiceSpec)(nil),               // 80: swarm.v1.ServiceSpec
-	(*RegistryAuth)(nil),              // 81: swarm.v1.RegistryAuth
-	(RolloutAction)(0),                // 82: swarm.v1.RolloutAction
-	(*ServiceRevision)(nil),           // 83: swarm.v1.ServiceRevision
-	(*RevisionOutcome)(nil),           // 84: swarm.v1.RevisionOutcome
-	(UpdateStrategy)(0),               // 85: swarm.v1.UpdateStrategy
-	(*Service)(nil),                   // 86: swarm.v1.Service
-	(*ServiceProgress)(nil),           // 87: swarm.v1.ServiceProgress
-	(*ServiceEndpoint)(nil),           // 88: swarm.v1.ServiceEndpoint
-	(*ServiceMetric)(nil),             // 89: swarm.v1.ServiceMetric
-	(*PortConflict)(nil),              // 90: swarm.v1.PortConflict
-	(*NetworkSpec)(nil),               // 91: swarm.v1.NetworkSpec
-	(*Guest)(nil),                     // 92: swarm.v1.Guest
-	(TaskState)(0),                    // 93: swarm.v1.TaskState
-	(*Network)(nil),                   // 94: swarm.v1.Network
-	(*NetworkProgress)(nil),           // 95: swarm.v1.NetworkProgress
-	(*Task)(nil),                      // 96: swarm.v1.Task
-	(*TaskPlacement)(nil),             // 97: swarm.v1.TaskPlacement
-	(*TaskStatus)(nil),                // 98: swarm.v1.TaskStatus
-	(*TaskAddresses)(nil),             // 99: swarm.v1.TaskAddresses
-	(*TaskSpec)(nil),                  // 100: swarm.v1.TaskSpec
+	(*UpdateClusterRequest)(nil),      // 3: swarm.v1.UpdateClusterRequest
+	(*UpdateClusterResponse)(nil),     // 4: swarm.v1.UpdateClusterResponse
+	(*Drains)(nil),                    // 5: swarm.v1.Drains
+	(*GetJoinTokensRequest)(nil),      // 6: swarm.v1.GetJoinTokensRequest
+	(*GetJoinTokensResponse)(nil),     // 7: swarm.v1.GetJoinTokensResponse
+	(*RotateJoinTokenRequest)(nil),    // 8: swarm.v1.RotateJoinTokenRequest
+	(*RotateJoinTokenResponse)(nil),   // 9: swarm.v1.RotateJoinTokenResponse
+	(*NodeInfo)(nil),                  // 10: swarm.v1.NodeInfo
+	(*NodeDrain)(nil),                 // 11: swarm.v1.NodeDrain
+	(*ManagerStatus)(nil),             // 12: swarm.v1.ManagerStatus
+	(*ListNodesRequest)(nil),          // 13: swarm.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),         // 14: swarm.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),            // 15: swarm.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),           // 16: swarm.v1.GetNodeResponse
+	(*UpdateNodeRequest)(nil),         // 17: swarm.v1.UpdateNodeRequest
+	(*RebalanceClusterRequest)(nil),   // 18: swarm.v1.RebalanceClusterRequest
+	(*RebalanceClusterResponse)(nil),  // 19: swarm.v1.RebalanceClusterResponse
+	(*ProposedMove)(nil),              // 20: swarm.v1.ProposedMove
+	(*UpdateNodeResponse)(nil),        // 21: swarm.v1.UpdateNodeResponse
+	(*RemoveNodeRequest)(nil),         // 22: swarm.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),        // 23: swarm.v1.RemoveNodeResponse
+	(*CreateServiceRequest)(nil),      // 24: swarm.v1.CreateServiceRequest
+	(*CreateServiceResponse)(nil),     // 25: swarm.v1.CreateServiceResponse
+	(*UpdateServiceRequest)(nil),      // 26: swarm.v1.UpdateServiceRequest
+	(*UpdateServiceResponse)(nil),     // 27: swarm.v1.UpdateServiceResponse
+	(*RollbackServiceRequest)(nil),    // 28: swarm.v1.RollbackServiceRequest
+	(*RollbackServiceResponse)(nil),   // 29: swarm.v1.RollbackServiceResponse
+	(*CommandRolloutRequest)(nil),     // 30: swarm.v1.CommandRolloutRequest
+	(*CommandRolloutResponse)(nil),    // 31: swarm.v1.CommandRolloutResponse
+	(*GetServiceHistoryRequest)(nil),  // 32: swarm.v1.GetServiceHistoryRequest
+	(*GetServiceHistoryResponse)(nil), // 33: swarm.v1.GetServiceHistoryResponse
+	(*RevisionInfo)(nil),              // 34: swarm.v1.RevisionInfo
+	(*PlanServiceRequest)(nil),        // 35: swarm.v1.PlanServiceRequest
+	(*PlanServiceResponse)(nil),       // 36: swarm.v1.PlanServiceResponse
+	(*ExplainServiceRequest)(nil),     // 37: swarm.v1.ExplainServiceRequest
+	(*ExplainServiceResponse)(nil),    // 38: swarm.v1.ExplainServiceResponse
+	(*NodeVerdict)(nil),               // 39: swarm.v1.NodeVerdict
+	(*PlanStep)(nil),                  // 40: swarm.v1.PlanStep
+	(*RemoveServiceRequest)(nil),      // 41: swarm.v1.RemoveServiceRequest
+	(*RemoveServiceResponse)(nil),     // 42: swarm.v1.RemoveServiceResponse
+	(*ServiceInfo)(nil),               // 43: swarm.v1.ServiceInfo
+	(*SetInfo)(nil),                   // 44: swarm.v1.SetInfo
+	(*NodePortConflict)(nil),          // 45: swarm.v1.NodePortConflict
+	(*GetServiceRequest)(nil),         // 46: swarm.v1.GetServiceRequest
+	(*GetServiceResponse)(nil),        // 47: swarm.v1.GetServiceResponse
+	(*CreateNetworkRequest)(nil),      // 48: swarm.v1.CreateNetworkRequest
+	(*CreateNetworkResponse)(nil),     // 49: swarm.v1.CreateNetworkResponse
+	(*RemoveNetworkRequest)(nil),      // 50: swarm.v1.RemoveNetworkRequest
+	(*RemoveNetworkResponse)(nil),     // 51: swarm.v1.RemoveNetworkResponse
+	(*GetNetworkRequest)(nil),         // 52: swarm.v1.GetNetworkRequest
+	(*GetNetworkResponse)(nil),        // 53: swarm.v1.GetNetworkResponse
+	(*ConnectNetworkRequest)(nil),     // 54: swarm.v1.ConnectNetworkRequest
+	(*ConnectNetworkResponse)(nil),    // 55: swarm.v1.ConnectNetworkResponse
+	(*DisconnectNetworkRequest)(nil),  // 56: swarm.v1.DisconnectNetworkRequest
+	(*DisconnectNetworkResponse)(nil), // 57: swarm.v1.DisconnectNetworkResponse
+	(*Attachment)(nil),                // 58: swarm.v1.Attachment
+	(*ListNetworksRequest)(nil),       // 59: swarm.v1.ListNetworksRequest
+	(*ListNetworksResponse)(nil),      // 60: swarm.v1.ListNetworksResponse
+	(*NetworkInfo)(nil),               // 61: swarm.v1.NetworkInfo
+	(*ListServicesRequest)(nil),       // 62: swarm.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),      // 63: swarm.v1.ListServicesResponse
+	(*TaskInfo)(nil),                  // 64: swarm.v1.TaskInfo
+	(*GetTaskRequest)(nil),            // 65: swarm.v1.GetTaskRequest
+	(*GetTaskResponse)(nil),           // 66: swarm.v1.GetTaskResponse
+	(*ListTasksRequest)(nil),          // 67: swarm.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),         // 68: swarm.v1.ListTasksResponse
+	(*WatchServiceRequest)(nil),       // 69: swarm.v1.WatchServiceRequest
+	(*WatchServiceResponse)(nil),      // 70: swarm.v1.WatchServiceResponse
+	nil,                               // 71: swarm.v1.ServiceInfo.NetworkNamesEntry
+	nil,                               // 72: swarm.v1.GetTaskResponse.NetworkNamesEntry
+	(*Meta)(nil),                      // 73: swarm.v1.Meta
+	(*ClusterSpec)(nil),               // 74: swarm.v1.ClusterSpec
+	(*Alarm)(nil),                     // 75: swarm.v1.Alarm
+	(*JoinTokens)(nil),                // 76: swarm.v1.JoinTokens
+	(NodeRole)(0),                     // 77: swarm.v1.NodeRole
+	(*Node)(nil),                      // 78: swarm.v1.Node
+	(*NodeStatus)(nil),                // 79: swarm.v1.NodeStatus
+	(*Resources)(nil),                 // 80: swarm.v1.Resources
+	(*NodeSpec)(nil),                  // 81: swarm.v1.NodeSpec
+	(*ServiceSpec)(nil),               // 82: swarm.v1.ServiceSpec
+	(*RegistryAuth)(nil),              // 83: swarm.v1.RegistryAuth
+	(RolloutAction)(0),                // 84: swarm.v1.RolloutAction
+	(*ServiceRevision)(nil),           // 85: swarm.v1.ServiceRevision
+	(*RevisionOutcome)(nil),           // 86: swarm.v1.RevisionOutcome
+	(UpdateStrategy)(0),               // 87: swarm.v1.UpdateStrategy
+	(*Service)(nil),                   // 88: swarm.v1.Service
+	(*ServiceProgress)(nil),           // 89: swarm.v1.ServiceProgress
+	(*ServiceEndpoint)(nil),           // 90: swarm.v1.ServiceEndpoint
+	(*ServiceMetric)(nil),             // 91: swarm.v1.ServiceMetric
+	(*PortConflict)(nil),              // 92: swarm.v1.PortConflict
+	(*NetworkSpec)(nil),               // 93: swarm.v1.NetworkSpec
+	(*Guest)(nil),                     // 94: swarm.v1.Guest
+	(TaskState)(0),                    // 95: swarm.v1.TaskState
+	(*Network)(nil),                   // 96: swarm.v1.Network
+	(*NetworkProgress)(nil),           // 97: swarm.v1.NetworkProgress
+	(*Task)(nil),                      // 98: swarm.v1.Task
+	(*TaskPlacement)(nil),             // 99: swarm.v1.TaskPlacement
+	(*TaskStatus)(nil),                // 100: swarm.v1.TaskStatus
+	(*TaskAddresses)(nil),             // 101: swarm.v1.TaskAddresses
+	(*TaskSpec)(nil),                  // 102: swarm.v1.TaskSpec
 }
 var file_swarm_v1_control_proto_depIdxs = []int32{
-	71,  // 0: swarm.v1.GetClusterResponse.meta:type_name -> swarm.v1.Meta
-	72,  // 1: swarm.v1.GetClusterResponse.spec:type_name -> swarm.v1.ClusterSpec
-	73,  // 2: swarm.v1.GetClusterResponse.alarms:type_name -> swarm.v1.Alarm
-	3,   // 3: swarm.v1.GetClusterResponse.drains:type_name -> swarm.v1.Drains
-	74,  // 4: swarm.v1.GetJoinTokensResponse.tokens:type_name -> swarm.v1.JoinTokens
-	75,  // 5: swarm.v1.RotateJoinTokenRequest.role:type_name -> swarm.v1.NodeRole
-	74,  // 6: swarm.v1.RotateJoinTokenResponse.tokens:type_name -> swarm.v1.JoinTokens
-	76,  // 7: swarm.v1.NodeInfo.node:type_name -> swarm.v1.Node
-	77,  // 8: swarm.v1.NodeInfo.status:type_name -> swarm.v1.NodeStatus
-	78,  // 9: swarm.v1.NodeInfo.reserved:type_name -> swarm.v1.Resources
-	10,  // 10: swarm.v1.NodeInfo.manager:type_name -> swarm.v1.ManagerStatus
-	78,  // 11: swarm.v1.NodeInfo.free:type_name -> swarm.v1.Resources
-	9,   // 12: swarm.v1.NodeInfo.drain:type_name -> swarm.v1.NodeDrain
-	8,   // 13: swarm.v1.ListNodesResponse.nodes:type_name -> swarm.v1.NodeInfo
-	8,   // 14: swarm.v1.GetNodeResponse.node:type_name -> swarm.v1.NodeInfo
-	79,  // 15: swarm.v1.UpdateNodeRequest.spec:type_name -> swarm.v1.NodeSpec
-	18,  // 16: swarm.v1.RebalanceClusterResponse.moves:type_name -> swarm.v1.ProposedMove
-	8,   // 17: swarm.v1.UpdateNodeResponse.node:type_name -> swarm.v1.NodeInfo
-	80,  // 18: swarm.v1.CreateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
-	81,  // 19: swarm.v1.CreateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
-	80,  // 20: swarm.v1.UpdateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
-	81,  // 21: swarm.v1.UpdateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
-	82,  // 22: swarm.v1.CommandRolloutRequest.action:type_name -> swarm.v1.RolloutAction
-	32,  // 23: swarm.v1.GetServiceHistoryResponse.revisions:type_name -> swarm.v1.RevisionInfo
-	83,  // 24: swarm.v1.RevisionInfo.revision:type_name -> swarm.v1.ServiceRevision
-	84,  // 25: swarm.v1.RevisionInfo.outcome:type_name -> swarm.v1.RevisionOutcome
-	22,  // 26: swarm.v1.PlanServiceRequest.create:type_name -> swarm.v1.CreateServiceRequest
-	24,  // 27: swarm.v1.PlanServiceRequest.update:type_name -> swarm.v1.UpdateServiceRequest
-	26,  // 28: swarm.v1.PlanServiceRequest.rollback:type_name -> swarm.v1.RollbackServiceRequest
-	80,  // 29: swarm.v1.PlanServiceResponse.before:type_name -> swarm.v1.ServiceSpec
-	80,  // 30: swarm.v1.PlanServiceResponse.after:type_name -> swarm.v1.ServiceSpec
-	85,  // 31: swarm.v1.PlanServiceResponse.strategy:type_name -> swarm.v1.UpdateStrategy
-	38,  // 32: swarm.v1.PlanServiceResponse.steps:type_name -> swarm.v1.PlanStep
-	37,  // 33: swarm.v1.ExplainServiceResponse.nodes:type_name -> swarm.v1.NodeVerdict
-	62,  // 34: swarm.v1.ExplainServiceResponse.pending:type_name -> swarm.v1.TaskInfo
-	0,   // 35: swarm.v1.PlanStep.action:type_name -> swarm.v1.PlanAction
-	86,  // 36: swarm.v1.ServiceInfo.service:type_name -> swarm.v1.Service
-	87,  // 37: swarm.v1.ServiceInfo.progress:type_name -> swarm.v1.ServiceProgress
-	88,  // 38: swarm.v1.ServiceInfo.endpoint:type_name -> swarm.v1.ServiceEndpoint
-	43,  // 39: swarm.v1.ServiceInfo.conflicts:type_name -> swarm.v1.NodePortConflict
-	69,  // 40: swarm.v1.ServiceInfo.network_names:type_name -> swarm.v1.ServiceInfo.NetworkNamesEntry
-	42,  // 41: swarm.v1.ServiceInfo.sets:type_name -> swarm.v1.SetInfo
-	89,  // 42: swarm.v1.ServiceInfo.metric:type_name -> swarm.v1.ServiceMetric
-	90,  // 43: swarm.v1.NodePortConflict.conflict:type_name -> swarm.v1.PortConflict
-	41,  // 44: swarm.v1.GetServiceResponse.service:type_name -> swarm.v1.ServiceInfo
-	91,  // 45: swarm.v1.CreateNetworkRequest.spec:type_name -> swarm.v1.NetworkSpec
-	59,  // 46: swarm.v1.GetNetworkResponse.network:type_name -> swarm.v1.NetworkInfo
-	92,  // 47: swarm.v1.ConnectNetworkRequest.guest:type_name -> swarm.v1.Guest
-	92,  // 48: swarm.v1.Attachment.guest:type_name -> swarm.v1.Guest
-	93,  // 49: swarm.v1.Attachment.state:type_name -> swarm.v1.TaskState
-	59,  // 50: swarm.v1.ListNetworksResponse.networks:type_name -> swarm.v1.NetworkInfo
-	94,  // 51: swarm.v1.NetworkInfo.network:type_name -> swarm.v1.Network
-	95,  // 52: swarm.v1.NetworkInfo.progress:type_name -> swarm.v1.NetworkProgress
-	56,  // 53: swarm.v1.NetworkInfo.attachments:type_name -> swarm.v1.Attachment
-	41,  // 54: swarm.v1.ListServicesResponse.services:type_name -> swarm.v1.ServiceInfo
-	96,  // 55: swarm.v1.TaskInfo.task:type_name -> swarm.v1.Task
-	93,  // 56: swarm.v1.TaskInfo.state:type_name -> swarm.v1.TaskState
-	97,  // 57: swarm.v1.TaskInfo.placement:type_name -> swarm.v1.TaskPlacement
-	98,  // 58: swarm.v1.TaskInfo.status:type_name -> swarm.v1.TaskStatus
-	99,  // 59: swarm.v1.TaskInfo.addresses:type_name -> swarm.v1.TaskAddresses
-	62,  // 60: swarm.v1.GetTaskResponse.task:type_name -> swarm.v1.TaskInfo
-	100, // 61: swarm.v1.GetTaskResponse.spec:type_name -> swarm.v1.TaskSpec
-	70,  // 62: swarm.v1.GetTaskResponse.network_names:type_name -> swarm.v1.GetTaskResponse.NetworkNamesEntry
-	62,  // 63: swarm.v1.ListTasksResponse.tasks:type_name -> swarm.v1.TaskInfo
-	41,  // 64: swarm.v1.WatchServiceResponse.service:type_name -> swarm.v1.ServiceInfo
-	62,  // 65: swarm.v1.WatchServiceResponse.tasks:type_name -> swarm.v1.TaskInfo
-	1,   // 66: swarm.v1.Control.GetCluster:input_type -> swarm.v1.GetClusterRequest
-	4,   // 67: swarm.v1.Control.GetJoinTokens:input_type -> swarm.v1.GetJoinTokensRequest
-	6,   // 68: swarm.v1.Control.RotateJoinToken:input_type -> swarm.v1.RotateJoinTokenRequest
-	11,  // 69: swarm.v1.Control.ListNodes:input_type -> swarm.v1.ListNodesRequest
-	13,  // 70: swarm.v1.Control.GetNode:input_type -> swarm.v1.GetNodeRequest
-	15,  // 71: swarm.v1.Control.UpdateNode:input_type -> swarm.v1.UpdateNodeRequest
-	16,  // 72: swarm.v1.Control.RebalanceCluster:input_type -> swarm.v1.RebalanceClusterRequest
-	20,  // 73: swarm.v1.Control.RemoveNode:input_type -> swarm.v1.RemoveNodeRequest
-	22,  // 74: swarm.v1.Control.CreateService:input_type -> swarm.v1.CreateServiceRequest
-	24,  // 75: swarm.v1.Control.UpdateService:input_type -> swarm.v1.UpdateServiceRequest
-	39,  // 76: swarm.v1.Control.RemoveService:input_type -> swarm.v1.RemoveServiceRequest
-	44,  // 77: swarm.v1.Control.GetService:input_type -> swarm.v1.GetServiceRequest
-	60,  // 78: swarm.v1.Control.ListServices:input_type -> swarm.v1.ListServicesRequest
-	26,  // 79: swarm.v1.Control.RollbackService:input_type -> swarm.v1.RollbackServiceRequest
-	28,  // 80: swarm.v1.Control.CommandRollout:input_type -> swarm.v1.CommandRolloutRequest
-	30,  // 81: swarm.v1.Control.GetServiceHistory:input_type -> swarm.v1.GetServiceHistoryRequest
-	33,  // 82: swarm.v1.Control.PlanService:input_type -> swarm.v1.PlanServiceRequest
-	35,  // 83: swarm.v1.Control.ExplainService:input_type -> swarm.v1.ExplainServiceRequest
-	46,  // 84: swarm.v1.Control.CreateNetwork:input_type -> swarm.v1.CreateNetworkRequest
-	48,  // 85: swarm.v1.Control.RemoveNetwork:input_type -> swarm.v1.RemoveNetworkRequest
-	50,  // 86: swarm.v1.Control.GetNetwork:input_type -> swarm.v1.GetNetworkRequest
-	57,  // 87: swarm.v1.Control.ListNetworks:input_type -> swarm.v1.ListNetworksRequest
-	52,  // 88: swarm.v1.Control.ConnectNetwork:input_type -> swarm.v1.ConnectNetworkRequest
-	54,  // 89: swarm.v1.Control.DisconnectNetwork:input_type -> swarm.v1.DisconnectNetworkRequest
-	63,  // 90: swarm.v1.Control.GetTask:input_type -> swarm.v1.GetTaskRequest
-	65,  // 91: swarm.v1.Control.ListTasks:input_type -> swarm.v1.ListTasksRequest
-	67,  // 92: swarm.v1.Control.WatchService:input_type -> swarm.v1.WatchServiceRequest
-	2,   // 93: swarm.v1.Control.GetCluster:output_type -> swarm.v1.GetClusterResponse
-	5,   // 94: swarm.v1.Control.GetJoinTokens:output_type -> swarm.v1.GetJoinTokensResponse
-	7,   // 95: swarm.v1.Control.RotateJoinToken:output_type -> swarm.v1.RotateJoinTokenResponse
-	12,  // 96: swarm.v1.Control.ListNodes:output_type -> swarm.v1.ListNodesResponse
-	14,  // 97: swarm.v1.Control.GetNode:output_type -> swarm.v1.GetNodeResponse
-	19,  // 98: swarm.v1.Control.UpdateNode:output_type -> swarm.v1.UpdateNodeResponse
-	17,  // 99: swarm.v1.Control.RebalanceCluster:output_type -> swarm.v1.RebalanceClusterResponse
-	21,  // 100: swarm.v1.Control.RemoveNode:output_type -> swarm.v1.RemoveNodeResponse
-	23,  // 101: swarm.v1.Control.CreateService:output_type -> swarm.v1.CreateServiceResponse
-	25,  // 102: swarm.v1.Control.UpdateService:output_type -> swarm.v1.UpdateServiceResponse
-	40,  // 103: swarm.v1.Control.RemoveService:output_type -> swarm.v1.RemoveServiceResponse
-	45,  // 104: swarm.v1.Control.GetService:output_type -> swarm.v1.GetServiceResponse
-	61,  // 105: swarm.v1.Control.ListServices:output_type -> swarm.v1.ListServicesResponse
-	27,  // 106: swarm.v1.Control.RollbackService:output_type -> swarm.v1.RollbackServiceResponse
-	29,  // 107: swarm.v1.Control.CommandRollout:output_type -> swarm.v1.CommandRolloutResponse
-	31,  // 108: swarm.v1.Control.GetServiceHistory:output_type -> swarm.v1.GetServiceHistoryResponse
-	34,  // 109: swarm.v1.Control.PlanService:output_type -> swarm.v1.PlanServiceResponse
-	36,  // 110: swarm.v1.Control.ExplainService:output_type -> swarm.v1.ExplainServiceResponse
-	47,  // 111: swarm.v1.Control.CreateNetwork:output_type -> swarm.v1.CreateNetworkResponse
-	49,  // 112: swarm.v1.Control.RemoveNetwork:output_type -> swarm.v1.RemoveNetworkResponse
-	51,  // 113: swarm.v1.Control.GetNetwork:output_type -> swarm.v1.GetNetworkResponse
-	58,  // 114: swarm.v1.Control.ListNetworks:output_type -> swarm.v1.ListNetworksResponse
-	53,  // 115: swarm.v1.Control.ConnectNetwork:output_type -> swarm.v1.ConnectNetworkResponse
-	55,  // 116: swarm.v1.Control.DisconnectNetwork:output_type -> swarm.v1.DisconnectNetworkResponse
-	64,  // 117: swarm.v1.Control.GetTask:output_type -> swarm.v1.GetTaskResponse
-	66,  // 118: swarm.v1.Control.ListTasks:output_type -> swarm.v1.ListTasksResponse
-	68,  // 119: swarm.v1.Control.WatchService:output_type -> swarm.v1.WatchServiceResponse
-	93,  // [93:120] is the sub-list for method output_type
-	66,  // [66:93] is the sub-list for method input_type
-	66,  // [66:66] is the sub-list for extension type_name
-	66,  // [66:66] is the sub-list for extension extendee
-	0,   // [0:66] is the sub-list for field type_name
+	73,  // 0: swarm.v1.GetClusterResponse.meta:type_name -> swarm.v1.Meta
+	74,  // 1: swarm.v1.GetClusterResponse.spec:type_name -> swarm.v1.ClusterSpec
+	75,  // 2: swarm.v1.GetClusterResponse.alarms:type_name -> swarm.v1.Alarm
+	5,   // 3: swarm.v1.GetClusterResponse.drains:type_name -> swarm.v1.Drains
+	74,  // 4: swarm.v1.UpdateClusterRequest.spec:type_name -> swarm.v1.ClusterSpec
+	74,  // 5: swarm.v1.UpdateClusterResponse.spec:type_name -> swarm.v1.ClusterSpec
+	73,  // 6: swarm.v1.UpdateClusterResponse.meta:type_name -> swarm.v1.Meta
+	76,  // 7: swarm.v1.GetJoinTokensResponse.tokens:type_name -> swarm.v1.JoinTokens
+	77,  // 8: swarm.v1.RotateJoinTokenRequest.role:type_name -> swarm.v1.NodeRole
+	76,  // 9: swarm.v1.RotateJoinTokenResponse.tokens:type_name -> swarm.v1.JoinTokens
+	78,  // 10: swarm.v1.NodeInfo.node:type_name -> swarm.v1.Node
+	79,  // 11: swarm.v1.NodeInfo.status:type_name -> swarm.v1.NodeStatus
+	80,  // 12: swarm.v1.NodeInfo.reserved:type_name -> swarm.v1.Resources
+	12,  // 13: swarm.v1.NodeInfo.manager:type_name -> swarm.v1.ManagerStatus
+	80,  // 14: swarm.v1.NodeInfo.free:type_name -> swarm.v1.Resources
+	11,  // 15: swarm.v1.NodeInfo.drain:type_name -> swarm.v1.NodeDrain
+	10,  // 16: swarm.v1.ListNodesResponse.nodes:type_name -> swarm.v1.NodeInfo
+	10,  // 17: swarm.v1.GetNodeResponse.node:type_name -> swarm.v1.NodeInfo
+	81,  // 18: swarm.v1.UpdateNodeRequest.spec:type_name -> swarm.v1.NodeSpec
+	20,  // 19: swarm.v1.RebalanceClusterResponse.moves:type_name -> swarm.v1.ProposedMove
+	10,  // 20: swarm.v1.UpdateNodeResponse.node:type_name -> swarm.v1.NodeInfo
+	82,  // 21: swarm.v1.CreateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
+	83,  // 22: swarm.v1.CreateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
+	82,  // 23: swarm.v1.UpdateServiceRequest.spec:type_name -> swarm.v1.ServiceSpec
+	83,  // 24: swarm.v1.UpdateServiceRequest.registry_auth:type_name -> swarm.v1.RegistryAuth
+	84,  // 25: swarm.v1.CommandRolloutRequest.action:type_name -> swarm.v1.RolloutAction
+	34,  // 26: swarm.v1.GetServiceHistoryResponse.revisions:type_name -> swarm.v1.RevisionInfo
+	85,  // 27: swarm.v1.RevisionInfo.revision:type_name -> swarm.v1.ServiceRevision
+	86,  // 28: swarm.v1.RevisionInfo.outcome:type_name -> swarm.v1.RevisionOutcome
+	24,  // 29: swarm.v1.PlanServiceRequest.create:type_name -> swarm.v1.CreateServiceRequest
+	26,  // 30: swarm.v1.PlanServiceRequest.update:type_name -> swarm.v1.UpdateServiceRequest
+	28,  // 31: swarm.v1.PlanServiceRequest.rollback:type_name -> swarm.v1.RollbackServiceRequest
+	82,  // 32: swarm.v1.PlanServiceResponse.before:type_name -> swarm.v1.ServiceSpec
+	82,  // 33: swarm.v1.PlanServiceResponse.after:type_name -> swarm.v1.ServiceSpec
+	87,  // 34: swarm.v1.PlanServiceResponse.strategy:type_name -> swarm.v1.UpdateStrategy
+	40,  // 35: swarm.v1.PlanServiceResponse.steps:type_name -> swarm.v1.PlanStep
+	39,  // 36: swarm.v1.ExplainServiceResponse.nodes:type_name -> swarm.v1.NodeVerdict
+	64,  // 37: swarm.v1.ExplainServiceResponse.pending:type_name -> swarm.v1.TaskInfo
+	0,   // 38: swarm.v1.PlanStep.action:type_name -> swarm.v1.PlanAction
+	88,  // 39: swarm.v1.ServiceInfo.service:type_name -> swarm.v1.Service
+	89,  // 40: swarm.v1.ServiceInfo.progress:type_name -> swarm.v1.ServiceProgress
+	90,  // 41: swarm.v1.ServiceInfo.endpoint:type_name -> swarm.v1.ServiceEndpoint
+	45,  // 42: swarm.v1.ServiceInfo.conflicts:type_name -> swarm.v1.NodePortConflict
+	71,  // 43: swarm.v1.ServiceInfo.network_names:type_name -> swarm.v1.ServiceInfo.NetworkNamesEntry
+	44,  // 44: swarm.v1.ServiceInfo.sets:type_name -> swarm.v1.SetInfo
+	91,  // 45: swarm.v1.ServiceInfo.metric:type_name -> swarm.v1.ServiceMetric
+	92,  // 46: swarm.v1.NodePortConflict.conflict:type_name -> swarm.v1.PortConflict
+	43,  // 47: swarm.v1.GetServiceResponse.service:type_name -> swarm.v1.ServiceInfo
+	93,  // 48: swarm.v1.CreateNetworkRequest.spec:type_name -> swarm.v1.NetworkSpec
+	61,  // 49: swarm.v1.GetNetworkResponse.network:type_name -> swarm.v1.NetworkInfo
+	94,  // 50: swarm.v1.ConnectNetworkRequest.guest:type_name -> swarm.v1.Guest
+	94,  // 51: swarm.v1.Attachment.guest:type_name -> swarm.v1.Guest
+	95,  // 52: swarm.v1.Attachment.state:type_name -> swarm.v1.TaskState
+	61,  // 53: swarm.v1.ListNetworksResponse.networks:type_name -> swarm.v1.NetworkInfo
+	96,  // 54: swarm.v1.NetworkInfo.network:type_name -> swarm.v1.Network
+	97,  // 55: swarm.v1.NetworkInfo.progress:type_name -> swarm.v1.NetworkProgress
+	58,  // 56: swarm.v1.NetworkInfo.attachments:type_name -> swarm.v1.Attachment
+	43,  // 57: swarm.v1.ListServicesResponse.services:type_name -> swarm.v1.ServiceInfo
+	98,  // 58: swarm.v1.TaskInfo.task:type_name -> swarm.v1.Task
+	95,  // 59: swarm.v1.TaskInfo.state:type_name -> swarm.v1.TaskState
+	99,  // 60: swarm.v1.TaskInfo.placement:type_name -> swarm.v1.TaskPlacement
+	100, // 61: swarm.v1.TaskInfo.status:type_name -> swarm.v1.TaskStatus
+	101, // 62: swarm.v1.TaskInfo.addresses:type_name -> swarm.v1.TaskAddresses
+	64,  // 63: swarm.v1.GetTaskResponse.task:type_name -> swarm.v1.TaskInfo
+	102, // 64: swarm.v1.GetTaskResponse.spec:type_name -> swarm.v1.TaskSpec
+	72,  // 65: swarm.v1.GetTaskResponse.network_names:type_name -> swarm.v1.GetTaskResponse.NetworkNamesEntry
+	64,  // 66: swarm.v1.ListTasksResponse.tasks:type_name -> swarm.v1.TaskInfo
+	43,  // 67: swarm.v1.WatchServiceResponse.service:type_name -> swarm.v1.ServiceInfo
+	64,  // 68: swarm.v1.WatchServiceResponse.tasks:type_name -> swarm.v1.TaskInfo
+	1,   // 69: swarm.v1.Control.GetCluster:input_type -> swarm.v1.GetClusterRequest
+	3,   // 70: swarm.v1.Control.UpdateCluster:input_type -> swarm.v1.UpdateClusterRequest
+	6,   // 71: swarm.v1.Control.GetJoinTokens:input_type -> swarm.v1.GetJoinTokensRequest
+	8,   // 72: swarm.v1.Control.RotateJoinToken:input_type -> swarm.v1.RotateJoinTokenRequest
+	13,  // 73: swarm.v1.Control.ListNodes:input_type -> swarm.v1.ListNodesRequest
+	15,  // 74: swarm.v1.Control.GetNode:input_type -> swarm.v1.GetNodeRequest
+	17,  // 75: swarm.v1.Control.UpdateNode:input_type -> swarm.v1.UpdateNodeRequest
+	18,  // 76: swarm.v1.Control.RebalanceCluster:input_type -> swarm.v1.RebalanceClusterRequest
+	22,  // 77: swarm.v1.Control.RemoveNode:input_type -> swarm.v1.RemoveNodeRequest
+	24,  // 78: swarm.v1.Control.CreateService:input_type -> swarm.v1.CreateServiceRequest
+	26,  // 79: swarm.v1.Control.UpdateService:input_type -> swarm.v1.UpdateServiceRequest
+	41,  // 80: swarm.v1.Control.RemoveService:input_type -> swarm.v1.RemoveServiceRequest
+	46,  // 81: swarm.v1.Control.GetService:input_type -> swarm.v1.GetServiceRequest
+	62,  // 82: swarm.v1.Control.ListServices:input_type -> swarm.v1.ListServicesRequest
+	28,  // 83: swarm.v1.Control.RollbackService:input_type -> swarm.v1.RollbackServiceRequest
+	30,  // 84: swarm.v1.Control.CommandRollout:input_type -> swarm.v1.CommandRolloutRequest
+	32,  // 85: swarm.v1.Control.GetServiceHistory:input_type -> swarm.v1.GetServiceHistoryRequest
+	35,  // 86: swarm.v1.Control.PlanService:input_type -> swarm.v1.PlanServiceRequest
+	37,  // 87: swarm.v1.Control.ExplainService:input_type -> swarm.v1.ExplainServiceRequest
+	48,  // 88: swarm.v1.Control.CreateNetwork:input_type -> swarm.v1.CreateNetworkRequest
+	50,  // 89: swarm.v1.Control.RemoveNetwork:input_type -> swarm.v1.RemoveNetworkRequest
+	52,  // 90: swarm.v1.Control.GetNetwork:input_type -> swarm.v1.GetNetworkRequest
+	59,  // 91: swarm.v1.Control.ListNetworks:input_type -> swarm.v1.ListNetworksRequest
+	54,  // 92: swarm.v1.Control.ConnectNetwork:input_type -> swarm.v1.ConnectNetworkRequest
+	56,  // 93: swarm.v1.Control.DisconnectNetwork:input_type -> swarm.v1.DisconnectNetworkRequest
+	65,  // 94: swarm.v1.Control.GetTask:input_type -> swarm.v1.GetTaskRequest
+	67,  // 95: swarm.v1.Control.ListTasks:input_type -> swarm.v1.ListTasksRequest
+	69,  // 96: swarm.v1.Control.WatchService:input_type -> swarm.v1.WatchServiceRequest
+	2,   // 97: swarm.v1.Control.GetCluster:output_type -> swarm.v1.GetClusterResponse
+	4,   // 98: swarm.v1.Control.UpdateCluster:output_type -> swarm.v1.UpdateClusterResponse
+	7,   // 99: swarm.v1.Control.GetJoinTokens:output_type -> swarm.v1.GetJoinTokensResponse
+	9,   // 100: swarm.v1.Control.RotateJoinToken:output_type -> swarm.v1.RotateJoinTokenResponse
+	14,  // 101: swarm.v1.Control.ListNodes:output_type -> swarm.v1.ListNodesResponse
+	16,  // 102: swarm.v1.Control.GetNode:output_type -> swarm.v1.GetNodeResponse
+	21,  // 103: swarm.v1.Control.UpdateNode:output_type -> swarm.v1.UpdateNodeResponse
+	19,  // 104: swarm.v1.Control.RebalanceCluster:output_type -> swarm.v1.RebalanceClusterResponse
+	23,  // 105: swarm.v1.Control.RemoveNode:output_type -> swarm.v1.RemoveNodeResponse
+	25,  // 106: swarm.v1.Control.CreateService:output_type -> swarm.v1.CreateServiceResponse
+	27,  // 107: swarm.v1.Control.UpdateService:output_type -> swarm.v1.UpdateServiceResponse
+	42,  // 108: swarm.v1.Control.RemoveService:output_type -> swarm.v1.RemoveServiceResponse
+	47,  // 109: swarm.v1.Control.GetService:output_type -> swarm.v1.GetServiceResponse
+	63,  // 110: swarm.v1.Control.ListServices:output_type -> swarm.v1.ListServicesResponse
+	29,  // 111: swarm.v1.Control.RollbackService:output_type -> swarm.v1.RollbackServiceResponse
+	31,  // 112: swarm.v1.Control.CommandRollout:output_type -> swarm.v1.CommandRolloutResponse
+	33,  // 113: swarm.v1.Control.GetServiceHistory:output_type -> swarm.v1.GetServiceHistoryResponse
+	36,  // 114: swarm.v1.Control.PlanService:output_type -> swarm.v1.PlanServiceResponse
+	38,  // 115: swarm.v1.Control.ExplainService:output_type -> swarm.v1.ExplainServiceResponse
+	49,  // 116: swarm.v1.Control.CreateNetwork:output_type -> swarm.v1.CreateNetworkResponse
+	51,  // 117: swarm.v1.Control.RemoveNetwork:output_type -> swarm.v1.RemoveNetworkResponse
+	53,  // 118: swarm.v1.Control.GetNetwork:output_type -> swarm.v1.GetNetworkResponse
+	60,  // 119: swarm.v1.Control.ListNetworks:output_type -> swarm.v1.ListNetworksResponse
+	55,  // 120: swarm.v1.Control.ConnectNetwork:output_type -> swarm.v1.ConnectNetworkResponse
+	57,  // 121: swarm.v1.Control.DisconnectNetwork:output_type -> swarm.v1.DisconnectNetworkResponse
+	66,  // 122: swarm.v1.Control.GetTask:output_type -> swarm.v1.GetTaskResponse
+	68,  // 123: swarm.v1.Control.ListTasks:output_type -> swarm.v1.ListTasksResponse
+	70,  // 124: swarm.v1.Control.WatchService:output_type -> swarm.v1.WatchServiceResponse
+	97,  // [97:125] is the sub-list for method output_type
+	69,  // [69:97] is the sub-list for method input_type
+	69,  // [69:69] is the sub-list for extension type_name
+	69,  // [69:69] is the sub-list for extension extendee
+	0,   // [0:69] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_control_proto_init() }
@@ -5228,7 +5360,7 @@ func file_swarm_v1_control_proto_init() {
 	file_swarm_v1_access_proto_init()
 	file_swarm_v1_rows_proto_init()
 	file_swarm_v1_types_proto_init()
-	file_swarm_v1_control_proto_msgTypes[32].OneofWrappers = []any{
+	file_swarm_v1_control_proto_msgTypes[34].OneofWrappers = []any{
 		(*PlanServiceRequest_Create)(nil),
 		(*PlanServiceRequest_Update)(nil),
 		(*PlanServiceRequest_Rollback)(nil),
@@ -5239,7 +5371,7 @@ func file_swarm_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_control_proto_rawDesc), len(file_swarm_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   70,
+			NumMessages:   72,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

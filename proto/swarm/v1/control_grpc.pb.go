@@ -22,6 +22,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Control_GetCluster_FullMethodName        = "/swarm.v1.Control/GetCluster"
+	Control_UpdateCluster_FullMethodName     = "/swarm.v1.Control/UpdateCluster"
 	Control_GetJoinTokens_FullMethodName     = "/swarm.v1.Control/GetJoinTokens"
 	Control_RotateJoinToken_FullMethodName   = "/swarm.v1.Control/RotateJoinToken"
 	Control_ListNodes_FullMethodName         = "/swarm.v1.Control/ListNodes"
@@ -57,6 +58,9 @@ const (
 // Objects are named by full ID, full name or a unique prefix of the ID, in that order.
 type ControlClient interface {
 	GetCluster(ctx context.Context, in *GetClusterRequest, opts ...grpc.CallOption) (*GetClusterResponse, error)
+	// UpdateCluster replaces the cluster's settings if they still have the version that the user read. Where nodes and their
+	// tasks get addresses from (fabric pool, block length) and the data path port are for life.
+	UpdateCluster(ctx context.Context, in *UpdateClusterRequest, opts ...grpc.CallOption) (*UpdateClusterResponse, error)
 	GetJoinTokens(ctx context.Context, in *GetJoinTokensRequest, opts ...grpc.CallOption) (*GetJoinTokensResponse, error)
 	RotateJoinToken(ctx context.Context, in *RotateJoinTokenRequest, opts ...grpc.CallOption) (*RotateJoinTokenResponse, error)
 	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
@@ -114,6 +118,16 @@ func (c *controlClient) GetCluster(ctx context.Context, in *GetClusterRequest, o
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetClusterResponse)
 	err := c.cc.Invoke(ctx, Control_GetCluster_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) UpdateCluster(ctx context.Context, in *UpdateClusterRequest, opts ...grpc.CallOption) (*UpdateClusterResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UpdateClusterResponse)
+	err := c.cc.Invoke(ctx, Control_UpdateCluster_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -396,6 +410,9 @@ type Control_WatchServiceClient = grpc.ServerStreamingClient[WatchServiceRespons
 // Objects are named by full ID, full name or a unique prefix of the ID, in that order.
 type ControlServer interface {
 	GetCluster(context.Context, *GetClusterRequest) (*GetClusterResponse, error)
+	// UpdateCluster replaces the cluster's settings if they still have the version that the user read. Where nodes and their
+	// tasks get addresses from (fabric pool, block length) and the data path port are for life.
+	UpdateCluster(context.Context, *UpdateClusterRequest) (*UpdateClusterResponse, error)
 	GetJoinTokens(context.Context, *GetJoinTokensRequest) (*GetJoinTokensResponse, error)
 	RotateJoinToken(context.Context, *RotateJoinTokenRequest) (*RotateJoinTokenResponse, error)
 	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
@@ -451,6 +468,9 @@ type UnimplementedControlServer struct{}
 
 func (UnimplementedControlServer) GetCluster(context.Context, *GetClusterRequest) (*GetClusterResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetCluster not implemented")
+}
+func (UnimplementedControlServer) UpdateCluster(context.Context, *UpdateClusterRequest) (*UpdateClusterResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UpdateCluster not implemented")
 }
 func (UnimplementedControlServer) GetJoinTokens(context.Context, *GetJoinTokensRequest) (*GetJoinTokensResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetJoinTokens not implemented")
@@ -565,6 +585,24 @@ func _Control_GetCluster_Handler(srv interface{}, ctx context.Context, dec func(
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(ControlServer).GetCluster(ctx, req.(*GetClusterRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_UpdateCluster_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpdateClusterRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).UpdateCluster(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_UpdateCluster_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).UpdateCluster(ctx, req.(*UpdateClusterRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -1040,6 +1078,10 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetCluster",
 			Handler:    _Control_GetCluster_Handler,
+		},
+		{
+			MethodName: "UpdateCluster",
+			Handler:    _Control_UpdateCluster_Handler,
 		},
 		{
 			MethodName: "GetJoinTokens",
