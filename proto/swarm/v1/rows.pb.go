@@ -545,8 +545,10 @@ type Node struct {
 	Role NodeRole `protobuf:"varint,4,opt,name=role,proto3,enum=swarm.v1.NodeRole" json:"role,omitempty"`
 	// End of life of that certificate.
 	CertificateExpiresAt int64 `protobuf:"varint,5,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// When the availability was last changed; 0 = never.
+	AvailabilityChangedAt int64 `protobuf:"varint,6,opt,name=availability_changed_at,json=availabilityChangedAt,proto3" json:"availability_changed_at,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
@@ -610,6 +612,13 @@ func (x *Node) GetRole() NodeRole {
 func (x *Node) GetCertificateExpiresAt() int64 {
 	if x != nil {
 		return x.CertificateExpiresAt
+	}
+	return 0
+}
+
+func (x *Node) GetAvailabilityChangedAt() int64 {
+	if x != nil {
+		return x.AvailabilityChangedAt
 	}
 	return 0
 }
@@ -3221,13 +3230,14 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\x05since\x18\x03 \x01(\x03R\x05since\".\n" +
 	"\x06RootCA\x12\x12\n" +
 	"\x04cert\x18\x01 \x01(\fR\x04cert\x12\x10\n" +
-	"\x03key\x18\x02 \x01(\fR\x03key\"\xc0\x01\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\"\xf8\x01\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\"\n" +
 	"\x04meta\x18\x02 \x01(\v2\x0e.swarm.v1.MetaR\x04meta\x12&\n" +
 	"\x04spec\x18\x03 \x01(\v2\x12.swarm.v1.NodeSpecR\x04spec\x12&\n" +
 	"\x04role\x18\x04 \x01(\x0e2\x12.swarm.v1.NodeRoleR\x04role\x124\n" +
-	"\x16certificate_expires_at\x18\x05 \x01(\x03R\x14certificateExpiresAt\"\xcf\x02\n" +
+	"\x16certificate_expires_at\x18\x05 \x01(\x03R\x14certificateExpiresAt\x126\n" +
+	"\x17availability_changed_at\x18\x06 \x01(\x03R\x15availabilityChangedAt\"\xcf\x02\n" +
 	"\n" +
 	"NodeStatus\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\"\n" +
