@@ -53,13 +53,27 @@ func (n *Node) likeness() uint64 {
 	for key, value := range n.EngineLabels {
 		h += mix(hashString(key) ^ 7*hashString(value))
 	}
+	if n.says != nil {
+		h = mix(h) + hashString(n.says.os) + 3*hashString(n.says.arch)
+		for key, value := range n.says.labels {
+			h += mix(hashString(key) ^ 11*hashString(value))
+		}
+	}
 	return h
 }
 
 func alike(a, b *Node) bool {
 	return a.Ready == b.Ready && a.Role == b.Role && a.Encrypts == b.Encrypts && strings.EqualFold(a.OS, b.OS) &&
 		strings.EqualFold(architecture(a.Arch), architecture(b.Arch)) &&
-		maps.Equal(a.Labels, b.Labels) && maps.Equal(a.EngineLabels, b.EngineLabels)
+		maps.Equal(a.Labels, b.Labels) && maps.Equal(a.EngineLabels, b.EngineLabels) && alikeBySelf(a.says, b.says)
+}
+
+// alikeBySelf compares what nodes say of themselves, but for their names.
+func alikeBySelf(a, b *self) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.os == b.os && a.arch == b.arch && maps.Equal(a.labels, b.labels)
 }
 
 // judge runs the filters that classes decide about, once a class; the answers are in verdicts until the next call.

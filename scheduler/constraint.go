@@ -66,7 +66,7 @@ func cutPrefixFold(s, prefix string) (string, bool) {
 	return s[len(prefix):], true
 }
 
-// Of is the attribute's value on a node, empty when it has none.
+// Of is the attribute's value on a node, as the cluster takes it to be; empty when it has none.
 func (a Attribute) Of(n *Node) string {
 	switch a.kind {
 	case nodeID:
@@ -94,6 +94,24 @@ func (a Attribute) Of(n *Node) string {
 		return n.EngineLabels[a.label]
 	}
 	return ""
+}
+
+// said is what the node itself says the value is, false where the cluster takes that.
+func (a Attribute) said(n *Node) (string, bool) {
+	if n.says == nil {
+		return "", false
+	}
+	switch a.kind {
+	case nodeHostname:
+		return n.says.hostname, true
+	case nodeOS:
+		return n.says.os, true
+	case nodeArch:
+		return architecture(n.says.arch), true
+	case engineLabel:
+		return n.says.labels[a.label], true
+	}
+	return "", false
 }
 
 // Constraint compares an attribute of a node with values; case is ignored. A node without the attribute has the empty
@@ -160,12 +178,21 @@ func parsePrefix(s string) (netip.Prefix, error) {
 	return netip.PrefixFrom(a, a.BitLen()), nil
 }
 
-// Match reports whether the node satisfies the constraint.
+// Match reports whether the node satisfies the constraint: by what the cluster takes it to be, and by what it says of
+// itself. So its own word can keep tasks away, and attracts none.
 func (c *Constraint) Match(n *Node) bool {
 	if c.attribute.kind == nodeIP {
 		return slices.ContainsFunc(c.prefixes, func(p netip.Prefix) bool { return p.Contains(n.Address) }) != c.not
 	}
-	value := c.attribute.Of(n)
+	if !c.holds(c.attribute.Of(n)) {
+		return false
+	}
+	said, differs := c.attribute.said(n)
+	return !differs || c.holds(said)
+}
+
+// holds compares a value.
+func (c *Constraint) holds(value string) bool {
 	switch c.op {
 	case swarmpb.ConstraintMatch, swarmpb.ConstraintNotMatch:
 		return c.regexp.MatchString(value) != c.not

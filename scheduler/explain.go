@@ -43,10 +43,7 @@ func (q *Requirements) detail(n *Node, f Filter, g *Group) string {
 	case Constrained:
 		for i := range q.Constraints {
 			if c := &q.Constraints[i]; !c.Match(n) {
-				if value := c.attribute.Of(n); value != "" {
-					return fmt.Sprintf("%s: the node has %q", c.text, value)
-				}
-				return c.text + ": the node has none"
+				return c.text + ": " + c.refusal(n)
 			}
 		}
 	case WrongPlatform:
@@ -86,6 +83,21 @@ func (q *Requirements) detail(n *Node, f Filter, g *Group) string {
 		return fmt.Sprintf("has %d tasks of the service, %d are allowed on a node", g.OnNode[n.ID], q.MaxPerNode)
 	}
 	return ""
+}
+
+// refusal says why a node that does not satisfy the constraint does not.
+func (c *Constraint) refusal(n *Node) string {
+	value := c.attribute.Of(n)
+	said, differs := c.attribute.said(n)
+	switch {
+	case differs && c.holds(value):
+		return fmt.Sprintf("the node says %q of itself", said)
+	case differs && c.holds(said):
+		return fmt.Sprintf("the node says %q of itself, which is not accepted (`swarmctl node update --accept`)", said)
+	case value != "":
+		return fmt.Sprintf("the node has %q", value)
+	}
+	return "the node has none"
 }
 
 func cpus(nano int64) string { return strconv.FormatFloat(float64(nano)/1e9, 'f', -1, 64) }

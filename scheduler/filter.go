@@ -75,7 +75,7 @@ func (q *Requirements) ofClass(n *Node) Filter {
 			return Constrained
 		}
 	}
-	if len(q.Platforms) > 0 && !slices.ContainsFunc(q.Platforms, func(p Platform) bool { return p.match(n) }) {
+	if !q.runsOn(n.OS, n.Arch) || n.says != nil && !q.runsOn(n.says.os, n.says.arch) {
 		return WrongPlatform
 	}
 	if q.Encrypted && !n.Encrypts {

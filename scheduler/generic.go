@@ -42,10 +42,12 @@ func (g *Generic) left() int64 {
 	return g.Count
 }
 
-func (n *Node) generic(kind string) *Generic {
-	for i := range n.Generic {
-		if n.Generic[i].Kind == kind {
-			return &n.Generic[i]
+func (n *Node) generic(kind string) *Generic { return find(n.Generic, kind) }
+
+func find(of []Generic, kind string) *Generic {
+	for i := range of {
+		if of[i].Kind == kind {
+			return &of[i]
 		}
 	}
 	return nil

@@ -18,8 +18,10 @@ type Node struct {
 	// Address is invalid when unknown.
 	Address  netip.Addr
 	OS, Arch string
-	// Labels are the operator's, EngineLabels the node's own.
+	// Labels are the operator's, EngineLabels the node's own, as far as the cluster has taken them.
 	Labels, EngineLabels map[string]string
+	// says is what the node says of itself where the cluster has not taken that; constraints must hold for both.
+	says *self
 	// Capacity is what the node has, Free what no task has reserved: less than 0 where too much was given away.
 	Capacity, Free Resources
 	// Tasks that claim something there.
@@ -34,24 +36,21 @@ type Node struct {
 	reserved uint32
 }
 
-// NewNode makes an empty node out of its rows; a node without a status has never connected.
+// NewNode makes an empty node out of its rows; a node without a status has never connected. What the node says of
+// itself counts as far as the cluster has taken it, see Taken.
 func NewNode(node *swarmpb.Node, status *swarmpb.NodeStatus) Node {
 	d := status.GetDescription()
-	has := Resources{NanoCPUs: d.GetResources().GetNanoCpus(), MemoryBytes: d.GetResources().GetMemoryBytes()}
 	address, _ := netip.ParseAddr(status.GetAddress())
-	return Node{
+	n := Node{
 		ID:       node.GetId(),
-		Hostname: d.GetHostname(),
 		Ready:    TakesTasks(node, status),
 		Role:     node.GetRole(),
 		Address:  address.Unmap(),
-		OS:       d.GetPlatform().GetOs(), Arch: d.GetPlatform().GetArchitecture(),
-		Labels:       node.GetSpec().GetLabels(),
-		EngineLabels: d.GetEngine().GetLabels(),
-		Capacity:     has, Free: has,
-		Generic:  newGeneric(d.GetResources().GetGeneric()),
+		Labels:   node.GetSpec().GetLabels(),
 		Encrypts: len(d.GetNetwork().GetWireguardKey()) > 0,
 	}
+	n.apply(taken(node, status), d)
+	return n
 }
 
 // TakesTasks reports whether a node is connected, available for new tasks, and able to take them by its own word.

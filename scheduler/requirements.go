@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
@@ -40,9 +41,11 @@ type Platform struct {
 	OS, Arch string
 }
 
-func (p Platform) match(n *Node) bool {
-	return (p.OS == "" || strings.EqualFold(p.OS, n.OS)) &&
-		(p.Arch == "" || strings.EqualFold(architecture(p.Arch), architecture(n.Arch)))
+// runsOn tells whether one of the platforms is that.
+func (q *Requirements) runsOn(os, arch string) bool {
+	return len(q.Platforms) == 0 || slices.ContainsFunc(q.Platforms, func(p Platform) bool {
+		return (p.OS == "" || strings.EqualFold(p.OS, os)) && (p.Arch == "" || strings.EqualFold(architecture(p.Arch), architecture(arch)))
+	})
 }
 
 // NewRequirements reads a template. The error names the constraint or preference that cannot be understood.
