@@ -7,7 +7,6 @@ import (
 	"io"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -143,16 +142,7 @@ func (a *app) prettyService(w io.Writer, s *swarmpb.ServiceInfo) {
 	if after := span(task.GetStopAfterDisconnect()); after != "" {
 		p.line("Disconnected", "a task stops "+after+" after its node lost all managers")
 	}
-	p.line("Constraints", strings.Join(task.GetPlacement().GetConstraints(), ", "))
-	for _, preference := range task.GetPlacement().GetPreferences() {
-		p.line("Preference", "spread="+preference.GetSpread().GetDescriptor_())
-	}
-	if n := task.GetPlacement().GetMaxReplicasPerNode(); n > 0 {
-		p.line("At most", count(n, "replica")+" a node")
-	}
-	if n := spec.GetPriority(); n != 0 {
-		p.line("Priority", strconv.Itoa(int(n)))
-	}
+	prettyPlacement(p, spec)
 	prettyUpdate(p, "Update", spec.GetUpdate())
 	prettyUpdate(p, "Rollback", spec.GetRollback())
 	prettyEndpoint(p, s)
@@ -254,6 +244,9 @@ func resourcesText(r *swarmpb.Resources, pids int64) string {
 	}
 	if r.GetMemoryBytes() != 0 {
 		parts = append(parts, memory(r.GetMemoryBytes())+" memory")
+	}
+	for _, g := range r.GetGeneric() {
+		parts = append(parts, genericText(g))
 	}
 	switch {
 	case pids < 0:

@@ -24,6 +24,13 @@ says how), tasks.web its replicas, web.1 one of them.
 --mode global keeps one task on each node that suits; replicated-job and global-job run tasks until they have completed, once,
 or at the times of --schedule. The command returns when a job's run has ended, with an error if it failed.
 
+Replicas go to nodes that have what they reserve (--reserve-cpu, --reserve-memory, --generic-resource), meet every --constraint and
+suit the image, the least loaded first, or with --placement-strategy binpack the most loaded; --placement-pref spreads
+them over zones and the like first. A constraint compares node.id, node.hostname, node.ip, node.role, node.platform.os,
+node.platform.arch, node.labels.NAME or engine.labels.NAME by ==, !=, "in (a, b)", "not in (a, b)", <, <=, >, >= (numbers),
+=~ and !~ (regular expressions). "service explain" shows what each node says to that. Where nothing else fits, replicas of
+services with a lower --priority give way. --max-unavailable is how many replicas a drain may take at a time.
+
 The command prints the service's ID. Without --detach it then shows each replica's progress and returns when all
 run, are ready, and have stayed up for the time of --update-monitor (5 s). It exits with an error, saying why, when they
 cannot; the service stays. --dry-run shows where the replicas would run, and whether they fit, and creates nothing.
@@ -50,6 +57,9 @@ where swarmd on the node is dead or frozen while the container lives, nobody sto
   swarmctl service create --name shop -p published=80,target=8080,affinity=client-ip --host db:192.168.1.5 shop:3
   swarmctl service create --name db --mount type=volume,source=data,target=/data --limit-memory 1g postgres:17
   swarmctl login registry.local:5000 && swarmctl service create --with-registry-auth registry.local:5000/team/app:1.4
+  swarmctl service create --name db --replicas 3 --constraint 'node.labels.zone in (a, b)' --placement-pref spread=node.labels.rack postgres:17
+  swarmctl service create --name train --generic-resource nvidia.com/gpu=2 --reserve-memory 32g --priority 100 train:1
+  swarmctl service create --name web --replicas 6 --max-unavailable 1 --placement-strategy binpack nginx:alpine
   swarmctl service create --name agent --mode global --constraint node.labels.disk==ssd agent:2
   swarmctl service create --name import --mode replicated-job --total 20 --max-concurrent 4 import:1
   swarmctl service create --name report --mode replicated-job --schedule "0 7 * * mon-fri" --timezone Asia/Seoul report:1`
@@ -85,6 +95,7 @@ func (a *app) serviceCreateCommand() *cobra.Command {
 	flags.socket = &a.host
 	flags.define(cmd, true)
 	_ = cmd.RegisterFlagCompletionFunc("network", a.complete(networkNames))
+	flags.completePlacement(a, cmd, true)
 	dry.define(cmd)
 	w.define(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

@@ -31,6 +31,7 @@ func (e *serviceEdit) define(a *app, cmd *cobra.Command) {
 	_ = cmd.RegisterFlagCompletionFunc("image", a.complete(imageNames))
 	_ = cmd.RegisterFlagCompletionFunc("network-add", a.complete(networkNames))
 	_ = cmd.RegisterFlagCompletionFunc("network-rm", a.complete(networkNames))
+	e.flags.completePlacement(a, cmd, false)
 }
 
 // apply changes the spec by the flags that were given.

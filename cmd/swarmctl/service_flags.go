@@ -16,18 +16,18 @@ import (
 
 // serviceFlags are the flags that create and update share. For update a list has an -add and an -rm flag.
 type serviceFlags struct {
-	replicas                               uint64
-	lists                                  map[string]*listFlag
-	envFiles, capAdd, capDrop              []string
-	entrypoint, workdir, user, hostname    string
-	limitCPU, reserveCPU                   cpuValue
-	limitMemory, reserveMemory             bytesValue
-	limitPids                              int64
-	restartCondition                       string
-	restartDelay, restartWindow            spanValue
-	restartMaxAttempts, replicasMaxPerNode uint64
-	priority                               int32
-	stopAfterDisconnect                    time.Duration
+	replicas                            uint64
+	lists                               map[string]*listFlag
+	envFiles, capAdd, capDrop           []string
+	entrypoint, workdir, user, hostname string
+	limitCPU, reserveCPU                cpuValue
+	limitMemory, reserveMemory          bytesValue
+	limitPids                           int64
+	restartCondition                    string
+	restartDelay, restartWindow         spanValue
+	restartMaxAttempts                  uint64
+	placement                           placementFlags
+	stopAfterDisconnect                 time.Duration
 	healthFlags
 	job                             jobFlags
 	stop                            stopFlags
@@ -64,8 +64,6 @@ func (s *serviceFlags) define(cmd *cobra.Command, create bool) {
 	s.list(f, create, "container-label", "", "label of the containers, `NAME=VALUE`", "label of the containers, by `NAME`")
 	s.defineNetwork(cmd, create)
 	s.list(f, create, "mount", "", "`mount`, type=bind|volume|tmpfs,source=...,target=...[,readonly]", "mount, by its `target`")
-	s.list(f, create, "constraint", "", "`constraint` on the nodes, such as node.labels.disk==ssd", "`constraint`, as it was given")
-	s.list(f, create, "placement-pref", "", "`preference`, such as spread=node.labels.zone", "`preference`, as it was given")
 	f.StringVar(&s.pull, "pull", "", "when a node asks the registry for the image: always, missing or never (default: missing for an image whose digest is known, else always)")
 	f.BoolVar(&s.withAuth, "with-registry-auth", false, "give the cluster your credentials for the image's registry, for the nodes that pull it; the service keeps them")
 	f.BoolVar(&s.noResolve, "no-resolve-image", false, "do not ask the registry for the digest of the image's tag: each node goes by the tag")
@@ -81,8 +79,7 @@ func (s *serviceFlags) define(cmd *cobra.Command, create bool) {
 	f.Int64Var(&s.limitPids, "limit-pids", 0, "`number` of processes that a replica may have at most; -1 for any (default 4096)")
 	f.Var(&s.reserveCPU, "reserve-cpu", "`CPUs` that a node must have free for a replica")
 	f.Var(&s.reserveMemory, "reserve-memory", "`memory` that a node must have free for a replica")
-	f.Uint64Var(&s.replicasMaxPerNode, "replicas-max-per-node", 0, "most `replicas` on one node (default: any number)")
-	f.Int32Var(&s.priority, "priority", 0, "`number` that orders services: where nothing else fits, replicas of those with a lower one give way (-1000000 to 1000000, default 0)")
+	s.definePlacement(cmd, create)
 	f.StringVar(&s.restartCondition, "restart-condition", "any", "when an ended replica is replaced: any, on-failure or none")
 	valueFlag(f, &s.restartDelay, "restart-delay", "", "pause before a replacement (default: none the first time, then 500ms doubling to 30s)")
 	f.Uint64Var(&s.restartMaxAttempts, "restart-max-attempts", 0, "most replacements of a replica (default: any `number`)")
@@ -155,9 +152,8 @@ func (s *serviceFlags) apply(f *pflag.FlagSet, spec *swarmpb.ServiceSpec) error 
 		}
 		orNew(&spec.Endpoint).Mode = mode
 	}
-	set(f, "priority", &spec.Priority, s.priority)
 	return errors.Join(
-		s.job.apply(f, spec), s.applyLists(spec), s.applyContainer(f, spec.Task.Container), s.applyTask(f, spec.Task),
+		s.placement.apply(f, spec), s.job.apply(f, spec), s.applyLists(spec), s.applyContainer(f, spec.Task.Container), s.applyTask(f, spec.Task),
 		s.update.apply(f, &spec.Update), s.rollback.apply(f, &spec.Rollback),
 	)
 }
@@ -217,9 +213,6 @@ func (s *serviceFlags) applyTask(f *pflag.FlagSet, t *swarmpb.TaskSpec) error {
 			t.StopAfterDisconnect = durationpb.New(s.stopAfterDisconnect)
 		}
 	}
-	if f.Changed("replicas-max-per-node") {
-		orNew(&t.Placement).MaxReplicasPerNode = s.replicasMaxPerNode
-	}
 	return nil
 }
 
@@ -241,12 +234,7 @@ func (s *serviceFlags) applyLists(spec *swarmpb.ServiceSpec) error {
 		editPairs("label", *s.lists["label"], &spec.Labels), editPairs("container-label", *s.lists["container-label"], &c.Labels),
 		editEnv(env, &c.Env), editPorts(s.adds("publish"), *s.lists["publish"], spec), editMounts(*s.lists["mount"], c),
 		editNetworks(s.adds("network"), *s.lists["network"], s.networkAliases, s.networkIDs, spec.Task), s.editResolver(c), editHosts(*s.lists["host"], c),
-	}
-	if l := s.lists["constraint"]; len(l.add)+len(l.rm) > 0 {
-		errs = append(errs, editWords("constraint", *l, &orNew(&spec.Task.Placement).Constraints))
-	}
-	if l := s.lists["placement-pref"]; len(l.add)+len(l.rm) > 0 {
-		errs = append(errs, editPreferences(*l, orNew(&spec.Task.Placement)))
+		s.applyPlacement(spec.Task),
 	}
 	return errors.Join(errs...)
 }

@@ -258,35 +258,6 @@ func editMounts(l listFlag, c *swarmpb.ContainerSpec) error {
 	return nil
 }
 
-func editPreferences(l listFlag, p *swarmpb.Placement) error {
-	descriptor := func(s string) (string, error) {
-		kind, d, ok := strings.Cut(s, "=")
-		if !ok || kind != "spread" || d == "" {
-			return "", fmt.Errorf("--placement-pref %q: want spread=node.labels.NAME", s)
-		}
-		return d, nil
-	}
-	for _, rm := range l.rm {
-		d, err := descriptor(rm)
-		if err != nil {
-			return err
-		}
-		before := len(p.Preferences)
-		p.Preferences = slices.DeleteFunc(p.Preferences, func(x *swarmpb.PlacementPreference) bool { return x.GetSpread().GetDescriptor_() == d })
-		if len(p.Preferences) == before {
-			return fmt.Errorf("--placement-pref-rm %s: the service has no such preference", rm)
-		}
-	}
-	for _, add := range l.add {
-		d, err := descriptor(add)
-		if err != nil {
-			return err
-		}
-		p.Preferences = append(p.Preferences, &swarmpb.PlacementPreference{Spread: &swarmpb.SpreadOver{Descriptor_: d}})
-	}
-	return nil
-}
-
 // editCapabilities moves capabilities to one list, out of the other: adding one that was dropped undoes that.
 func editCapabilities(names []string, to, from *[]string) {
 	for _, name := range names {

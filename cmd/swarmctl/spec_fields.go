@@ -54,7 +54,11 @@ func (w *fieldWalk) message(m protoreflect.Message, order, path string) {
 				w.add(at, name, elementText(f, v.List().Get(i)))
 			}
 		case isNested(f):
-			w.nested(f, v.Message(), at, name)
+			if text, ok := wordOf(v.Message().Interface()); ok {
+				w.add(at, name, text)
+			} else {
+				w.nested(f, v.Message(), at, name)
+			}
 		default:
 			w.add(at, name, scalarText(f, v))
 		}
@@ -120,14 +124,34 @@ func elementText(f protoreflect.FieldDescriptor, v protoreflect.Value) string {
 	if !isNested(f) {
 		return scalarText(f, v)
 	}
-	if step, ok := v.Message().Interface().(*swarmpb.CanaryStep); ok {
-		return canaryStepsText([]*swarmpb.CanaryStep{step})
+	if text, ok := wordOf(v.Message().Interface()); ok {
+		return text
 	}
 	var parts []string
 	for _, inner := range specFields(v.Message().Interface()) {
 		parts = append(parts, inner.name+"="+inner.value)
 	}
 	return strings.Join(parts, ",")
+}
+
+// wordOf is a message that a user writes in one word.
+func wordOf(m proto.Message) (text string, ok bool) {
+	switch m := m.(type) {
+	case *swarmpb.CanaryStep:
+		return canaryStepsText([]*swarmpb.CanaryStep{m}), true
+	case *swarmpb.GenericResource:
+		if len(m.GetInstances()) == 0 {
+			return genericText(m), true
+		}
+	case *swarmpb.PlacementPreference:
+		if m.GetSpread() != nil {
+			return preferenceText(m), true
+		}
+	case *swarmpb.DisruptionBudget:
+		text = budgetText(m)
+		return text, text != ""
+	}
+	return "", false
 }
 
 // scalarText is a value on one line, such that other values read otherwise.

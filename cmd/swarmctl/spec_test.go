@@ -45,6 +45,8 @@ func TestCreate_Flags_MakeTheSpec(t *testing.T) {
 		"--restart-condition on-failure --restart-delay 0s --restart-max-attempts 3 --restart-window 1h --stop-grace-period 1m --stop-signal SIGINT --read-only --init --no-new-privileges --hostname h --entrypoint 'sh -c \"a b\"' --cap-add NET_ADMIN --cap-drop ALL nginx",
 		"--update-parallelism 0 --update-delay 10s --update-monitor 1m --update-failure-action rollback --update-max-failure-ratio 0.2 --update-order start-first --rollback-parallelism 2 --rollback-order stop-first --rollback-failure-action continue nginx",
 		"--mode global nginx",
+		"--generic-resource gpu=1 --generic-resource nvidia.com/gpu=2 --generic-resource licence --placement-strategy binpack --max-unavailable 2 --no-rebalance --constraint 'node.labels.zone in (a, b)' --constraint node.labels.cores>=16 nginx",
+		"--max-unavailable 10% --placement-strategy spread nginx",
 	} {
 		args, err := splitWords(line)
 		if err != nil {
@@ -70,6 +72,8 @@ func TestUpdate_Flags_ChangeOnlyWhatTheySay(t *testing.T) {
 		"--label-rm tier --label-add team=ops", "--container-label-add x=y", "--publish-rm 80/tcp --publish-add mode=host,published=8081,target=80", "--publish-add mode=host,published=8080,target=81",
 		"--mount-rm /data", "--mount-add type=bind,source=/srv,target=/data", "--constraint-rm node.labels.disk==ssd --constraint-add node.role==worker",
 		"--placement-pref-add spread=node.labels.zone", "--cap-add chown", "--cap-drop CAP_NET_ADMIN --cap-drop KILL", "--limit-cpu 1", "--restart-condition any",
+		"--generic-resource-add gpu=1 --generic-resource-add nvidia.com/gpu=2", "--placement-strategy binpack", "--placement-strategy default",
+		"--constraint-rm 'Node.Labels.disk == ssd' --constraint-add 'node.hostname =~ ^n[12]$'", "--constraint-add 'node.labels.disk == ssd' --constraint-add node.role!=manager",
 		"--update-parallelism 1 --update-delay 0s", "--priority 10", "--user ''", "--init=false", "--entrypoint /bin/serve",
 	} {
 		args, err := splitWords(line)
@@ -126,6 +130,13 @@ func TestValues_AnyText_NeverPanics(t *testing.T) {
 			r.Errorf("mount %q: %v", text, m)
 		}
 		_, _ = parseScale(text)
+		if g, err := parseGeneric(text); err == nil && (g.Kind == "" || g.Count < 1) {
+			r.Errorf("generic resource %q: %v", text, g)
+		}
+		var budget budgetValue
+		if err := budget.Set(text); err == nil && text != byDefault && budget.Most == nil {
+			r.Errorf("budget %q: %v", text, budget)
+		}
 		_ = new(cpuValue).Set(text)
 		_ = new(bytesValue).Set(text)
 		_ = (&format{known: []string{formatTable}}).Set(text)

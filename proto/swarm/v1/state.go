@@ -115,6 +115,11 @@ func (x FailureAction) Name() string {
 	return nameOf(FailureAction_name, int32(x), "FAILURE_ACTION_")
 }
 
+// Name is the reason in the user's words: drain, constraint or rebalance.
+func (x MoveReason) Name() string {
+	return nameOf(MoveReason_name, int32(x), "MOVE_REASON_")
+}
+
 // Name is the state in the user's words, with underscores as Docker writes it: updating, rollback_started.
 func (x UpdateState) Name() string {
 	return strings.ReplaceAll(nameOf(UpdateState_name, int32(x), "UPDATE_STATE_"), "-", "_")
