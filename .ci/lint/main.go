@@ -34,10 +34,11 @@ var mayImport = []struct {
 	{"manager/replica", []string{"manager/store", "proto/wire"}},
 	{"manager/reconcile", []string{"manager/store"}},
 	{"manager/reconcile/...", []string{"manager/store", "manager/reconcile"}},
-	{"manager/orchestrator", []string{"manager/reconcile", "manager/store", "scheduler"}},
+	{"manager/claims", []string{"manager/store", "scheduler"}},
+	{"manager/orchestrator", []string{"manager/claims", "manager/reconcile", "manager/store", "scheduler"}},
 	{"manager/allocator", []string{"manager/reconcile", "manager/store"}},
-	{"manager/placement", []string{"manager/reconcile", "manager/store", "scheduler"}},
-	{"manager/plan", []string{"manager/allocator", "manager/orchestrator", "manager/placement", "manager/reconcile", "manager/store", "scheduler"}},
+	{"manager/placement", []string{"manager/claims", "manager/reconcile", "manager/store", "scheduler"}},
+	{"manager/plan", []string{"manager/allocator", "manager/claims", "manager/orchestrator", "manager/placement", "manager/reconcile", "manager/store", "scheduler"}},
 	{"manager/metrics", []string{"manager/store"}},
 	{"manager/control", []string{"manager/store", "proto/wire"}},
 	{"manager/dispatcher", []string{"manager/store", "proto/wire"}},
@@ -54,7 +55,7 @@ var mayImport = []struct {
 }
 
 // deterministic packages judge by their arguments alone.
-var deterministic = []string{"manager/store", "scheduler", "manager/orchestrator", "manager/allocator", "manager/placement", "manager/plan"}
+var deterministic = []string{"manager/store", "scheduler", "manager/claims", "manager/orchestrator", "manager/allocator", "manager/placement", "manager/plan"}
 
 // forbidden in them: packages, and functions of time that read the clock (a timer judges nothing).
 var (

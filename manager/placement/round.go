@@ -2,30 +2,29 @@ package placement
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
 	"time"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 
+	"github.com/swarmd/swarmd/manager/claims"
 	"github.com/swarmd/swarmd/manager/store"
 	"github.com/swarmd/swarmd/scheduler"
 )
 
 // round is one plan: the nodes with all claims of the view, of the overlay and of the round itself.
 type round struct {
-	planner   *planner
-	view      *store.View
-	now       time.Time
-	nodes     *scheduler.Nodes
-	ids       []string // of nodes
-	templates map[templateKey]template
+	planner *planner
+	view    *store.View
+	now     time.Time
+	read    *claims.Claims
+	nodes   *scheduler.Nodes // those of read
 	// extra are the claims that the view does not count, by service and node.
 	extra map[string]map[string]int
 	// heirs are the tasks of the overlay that share the claim of the task they replace, by the task replaced.
 	heirs map[string]string
 	// claims are those that this round's tasks may take over, by the task replaced.
-	claims    map[string]inheritance
+	inherited map[string]inheritance
 	decisions []*decision
 
 	// kept is the room that others make for waiting tasks, by task: the node.
@@ -36,39 +35,13 @@ type round struct {
 	priority   *[2]int32
 }
 
-type templateKey struct {
-	service string
-	version uint64
-}
-
-type template struct {
-	requirements *scheduler.Requirements
-	err          error
-}
-
 func newRound(p *planner, view *store.View, now time.Time) *round {
 	r := &round{
-		planner: p, view: view, now: now, templates: map[templateKey]template{},
-		extra: map[string]map[string]int{}, heirs: map[string]string{}, claims: map[string]inheritance{},
+		planner: p, view: view, now: now, read: claims.Of(view),
+		extra: map[string]map[string]int{}, heirs: map[string]string{}, inherited: map[string]inheritance{},
 		kept: map[string]string{}, asked: map[string]bool{},
 	}
-	nodes := make([]scheduler.Node, 0, view.NodeCount())
-	for row := range view.Nodes() {
-		node := scheduler.NewNode(row, view.NodeStatus(row.GetId()))
-		usage := view.Usage(row.GetId())
-		var ports []scheduler.Port
-		for protocol, number := range usage.Ports() {
-			ports = append(ports, scheduler.Port{Protocol: protocol, Number: number})
-		}
-		node.Claim(scheduler.Resources{NanoCPUs: usage.NanoCPUs, MemoryBytes: usage.MemoryBytes}, ports)
-		node.Tasks = usage.Tasks
-		if len(node.Generic) > 0 {
-			r.claimGeneric(&node)
-		}
-		nodes = append(nodes, node)
-		r.ids = append(r.ids, node.ID)
-	}
-	r.nodes = scheduler.NewNodes(nodes)
+	r.nodes = r.read.Nodes()
 	var successors []*entry
 	for _, e := range p.overlay {
 		if e.task.GetReplaces() != "" {
@@ -88,29 +61,6 @@ func newRound(p *planner, view *store.View, now time.Time) *round {
 	return r
 }
 
-// claimGeneric takes what the node's tasks hold out of its generic resources. A pair of which one follows the other
-// holds the larger of both.
-func (r *round) claimGeneric(node *scheduler.Node) {
-	for t := range r.view.TasksOn(node.ID) {
-		rows := r.view.TaskRows(t.GetId())
-		if got := rows.Placement.GetGeneric(); len(got) > 0 && !rows.Observed.Ended() {
-			node.ClaimGeneric(scheduler.Beyond(got, r.genericBefore(t, node.ID)))
-		}
-	}
-}
-
-// genericBefore is what the task's predecessor holds on the node, if the task takes that over.
-func (r *round) genericBefore(t *swarmpb.Task, node string) []*swarmpb.GenericResource {
-	if t.GetReplaces() == "" || t.GetBeside() {
-		return nil
-	}
-	old := r.view.TaskRows(t.GetReplaces())
-	if old.Placement.GetNodeId() != node || old.Observed.Ended() {
-		return nil
-	}
-	return old.Placement.GetGeneric()
-}
-
 // claim counts what the overlay has given away on a node and the view does not show.
 func (r *round) claim(e *entry) {
 	rows := r.view.TaskRows(e.task.GetId())
@@ -122,7 +72,7 @@ func (r *round) claim(e *entry) {
 	if err != nil {
 		return
 	}
-	node.ClaimGeneric(scheduler.Beyond(e.generic, r.genericBefore(e.task, e.node)))
+	node.ClaimGeneric(scheduler.Beyond(e.generic, r.read.GenericBefore(e.task, e.node)))
 	if held := r.held(e.task); held != nil && held.Node == e.node {
 		r.heirs[e.task.GetReplaces()] = e.task.GetId()
 		node.Extend(held.Resources, q.Reserve, q.Ports)
@@ -139,60 +89,8 @@ func (r *round) count(service, node string) {
 	r.extra[service][node]++
 }
 
-// requirements reads a template once a round.
 func (r *round) requirements(service string, version uint64) (*scheduler.Requirements, error) {
-	key := templateKey{service, version}
-	t, ok := r.templates[key]
-	if !ok {
-		if row := r.view.Template(service, version); row == nil {
-			t.err = fmt.Errorf("template %d of service %s is missing", version, service)
-		} else {
-			t.requirements, t.err = scheduler.NewRequirements(row)
-			if t.err == nil && r.encrypted(row) {
-				t.requirements.Encrypt()
-			}
-		}
-		r.templates[key] = t
-	}
-	return t.requirements, t.err
-}
-
-// encrypted tells whether a network of the template is.
-func (r *round) encrypted(t *swarmpb.Template) bool {
-	return slices.ContainsFunc(t.GetSpec().GetNetworks(), func(a *swarmpb.NetworkAttachment) bool {
-		return r.view.Network(a.GetNetwork()).GetSpec().GetEncrypted()
-	})
-}
-
-const (
-	// So many tasks of a service that ended in failure on a node within failureWindow make the node its last choice.
-	failuresToAvoid = 5
-	failureWindow   = 5 * time.Minute
-)
-
-// failing are the nodes that the service is better kept from for a while.
-func (r *round) failing(service string) map[string]bool {
-	count := func(s swarmpb.TaskState) int { return r.view.TaskCountIn(service, s) }
-	if count(swarmpb.TaskState_TASK_STATE_FAILED)+count(swarmpb.TaskState_TASK_STATE_REJECTED) < failuresToAvoid {
-		return nil
-	}
-	since, failures := r.now.Add(-failureWindow).UnixNano(), map[string]int{}
-	var out map[string]bool
-	for t := range r.view.TasksOf(service) {
-		rows := r.view.TaskRows(t.GetId())
-		if s := rows.Observed; s != swarmpb.TaskState_TASK_STATE_FAILED && s != swarmpb.TaskState_TASK_STATE_REJECTED || rows.Status.GetAt() < since {
-			continue
-		}
-		if node := rows.Placement.GetNodeId(); node != "" {
-			if failures[node]++; failures[node] == failuresToAvoid {
-				if out == nil {
-					out = map[string]bool{}
-				}
-				out[node] = true
-			}
-		}
-	}
-	return out
+	return r.read.Requirements(service, version)
 }
 
 // inheritance is what one successor may take over, nil = nothing: one that runs beside the task that it replaces, or
@@ -207,10 +105,10 @@ func (r *round) inherits(t *swarmpb.Task) *scheduler.Claim {
 	if t.GetReplaces() == "" {
 		return nil
 	}
-	i, known := r.claims[t.GetReplaces()]
+	i, known := r.inherited[t.GetReplaces()]
 	if !known {
 		i = inheritance{r.held(t), t.GetBeside()}
-		r.claims[t.GetReplaces()] = i
+		r.inherited[t.GetReplaces()] = i
 	}
 	if i.beside != t.GetBeside() {
 		return nil
@@ -283,7 +181,7 @@ func (r *round) placeGroup(service string, version uint64, tasks []*swarmpb.Task
 		}
 		return
 	}
-	group := &scheduler.Group{Service: service, Requirements: q, OnNode: onNode, Failing: r.failing(service), Tasks: make([]scheduler.Task, len(tasks))}
+	group := &scheduler.Group{Service: service, Requirements: q, OnNode: onNode, Failing: r.read.Failing(service, r.now), Tasks: make([]scheduler.Task, len(tasks))}
 	for i, t := range tasks {
 		r.openRoom(t.GetId(), q)
 		group.Tasks[i] = scheduler.Task{ID: t.GetId(), Node: cmp.Or(t.GetNodeId(), r.home(t)), Held: r.inherits(t)}
@@ -325,28 +223,9 @@ func (r *round) home(t *swarmpb.Task) string {
 	return node
 }
 
-// onNode counts the service's claims by node, with those that the view does not show. It reads whichever are
-// fewer, the service's tasks or the nodes.
+// onNode counts the service's claims by node, with those that the view does not show.
 func (r *round) onNode(service string) map[string]int {
-	counts := map[string]int{}
-	add := func(node string) {
-		if _, done := counts[node]; !done {
-			if n := r.view.TasksOnByService(node, service); n > 0 {
-				counts[node] = n
-			}
-		}
-	}
-	if r.view.TaskCountOf(service) < len(r.ids) {
-		for t := range r.view.TasksOf(service) {
-			if node := r.view.NodeID(t.GetId()); node != "" {
-				add(node)
-			}
-		}
-	} else {
-		for _, node := range r.ids {
-			add(node)
-		}
-	}
+	counts := r.read.OnNode(service)
 	for node, n := range r.extra[service] {
 		counts[node] += n
 	}

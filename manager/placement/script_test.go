@@ -25,6 +25,7 @@ var rewrite = flag.Bool("rewrite", false, "write what the scripts in testdata pr
 //	down n1   up n1   pause n1   active n1   label n1 zone=b   rmnode n1
 //	network front   service web cpu=1 networks=front,back   addresses web.1 front back
 //	end web.1   stop web.1   remove web.1 (a successor is called web.1.ATTEMPT)
+//	explain web: each node's verdict on one more task
 //	place: plans and writes until nothing is left, then prints the proposals' number and each waiting or placed task
 func TestScripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
@@ -64,6 +65,12 @@ func runScript(t *testing.T, text string) string {
 		}
 		if words[0] == "place" {
 			for _, l := range append([]string{fmt.Sprintf("proposals: %d", w.place())}, w.table()...) {
+				fmt.Fprintln(&out, "    "+l)
+			}
+			continue
+		}
+		if words[0] == "explain" {
+			for _, l := range w.explain(words[1]) {
 				fmt.Fprintln(&out, "    "+l)
 			}
 			continue
@@ -168,6 +175,20 @@ func (w *world) table() (lines []string) {
 			}
 			lines = append(lines, strings.TrimSpace(line))
 		}
+	}
+	return lines
+}
+
+// explain lists what each node is to a service.
+func (w *world) explain(service string) (lines []string) {
+	w.tb.Helper()
+	found, err := Explain(w.store.View(), service, w.now)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	lines = append(lines, fmt.Sprintf("for template %d", found.TemplateVersion))
+	for _, n := range found.Nodes {
+		lines = append(lines, fmt.Sprintf("%-4s %d of %d tasks: %s", n.Node, n.ServiceTasks, n.Tasks, n.Detail))
 	}
 	return lines
 }
