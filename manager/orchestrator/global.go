@@ -5,6 +5,8 @@ import (
 	"slices"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/scheduler"
 
@@ -73,13 +75,13 @@ func nodeMatters(change store.Change) bool {
 		after, _ := change.New.(*swarmpb.Node)
 		return before == nil || after == nil || before.Role != after.Role ||
 			before.GetSpec().GetAvailability() != after.GetSpec().GetAvailability() ||
-			!maps.Equal(before.GetSpec().GetLabels(), after.GetSpec().GetLabels())
+			!maps.Equal(before.GetSpec().GetLabels(), after.GetSpec().GetLabels()) ||
+			!proto.Equal(before.GetSpec().GetAccepted(), after.GetSpec().GetAccepted())
 	default:
 		before, _ := change.Old.(*swarmpb.NodeStatus)
 		after, _ := change.New.(*swarmpb.NodeStatus)
 		was, is := scheduler.NewNode(nil, before), scheduler.NewNode(nil, after)
-		return before.GetState() != after.GetState() || was.Ready != is.Ready || was.Hostname != is.Hostname ||
-			was.Address != is.Address || was.OS != is.OS || was.Arch != is.Arch || !maps.Equal(was.EngineLabels, is.EngineLabels)
+		return before.GetState() != after.GetState() || !was.Same(&is)
 	}
 }
 
