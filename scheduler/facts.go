@@ -28,17 +28,7 @@ func taken(node *swarmpb.Node, status *swarmpb.NodeStatus) *swarmpb.NodeFacts {
 }
 
 // Said is what a node says of itself now, in a copy: what accepting it comes to.
-func Said(status *swarmpb.NodeStatus) *swarmpb.NodeFacts {
-	d := status.GetDescription()
-	facts := &swarmpb.NodeFacts{Hostname: d.GetHostname(), EngineLabels: maps.Clone(d.GetEngine().GetLabels())}
-	if d.GetPlatform() != nil {
-		facts.Platform = swarmpb.Clone(d.GetPlatform())
-	}
-	if d.GetResources() != nil {
-		facts.Resources = swarmpb.Clone(d.GetResources())
-	}
-	return facts
-}
+func Said(status *swarmpb.NodeStatus) *swarmpb.NodeFacts { return status.GetDescription().Facts() }
 
 // self is what a node says of itself where that is not what the cluster takes it to be.
 type self struct {

@@ -34,22 +34,27 @@ func Of(view *store.View) *Claims {
 	c := &Claims{view: view, Templates: TemplatesOf(view), ids: make([]string, 0, view.NodeCount())}
 	nodes := make([]scheduler.Node, 0, view.NodeCount())
 	for row := range view.Nodes() {
-		node := scheduler.NewNode(row, view.NodeStatus(row.GetId()))
-		usage := view.Usage(row.GetId())
-		var ports []scheduler.Port
-		for protocol, number := range usage.Ports() {
-			ports = append(ports, scheduler.Port{Protocol: protocol, Number: number})
-		}
-		node.Claim(scheduler.Resources{NanoCPUs: usage.NanoCPUs, MemoryBytes: usage.MemoryBytes}, ports)
-		node.Tasks = usage.Tasks
-		if len(node.Generic) > 0 {
-			c.claimGeneric(&node)
-		}
-		nodes = append(nodes, node)
-		c.ids = append(c.ids, node.ID)
+		nodes = append(nodes, NodeOf(view, row))
+		c.ids = append(c.ids, row.GetId())
 	}
 	c.nodes = scheduler.NewNodes(nodes)
 	return c
+}
+
+// NodeOf reads one node with what is claimed there. It walks the node's tasks only where it has generic resources.
+func NodeOf(view *store.View, row *swarmpb.Node) scheduler.Node {
+	node := scheduler.NewNode(row, view.NodeStatus(row.GetId()))
+	usage := view.Usage(row.GetId())
+	var ports []scheduler.Port
+	for protocol, number := range usage.Ports() {
+		ports = append(ports, scheduler.Port{Protocol: protocol, Number: number})
+	}
+	node.Claim(scheduler.Resources{NanoCPUs: usage.NanoCPUs, MemoryBytes: usage.MemoryBytes}, ports)
+	node.Tasks = usage.Tasks
+	if len(node.Generic) > 0 {
+		claimGeneric(view, &node)
+	}
+	return node
 }
 
 // Nodes are the nodes with what is left on them. What is claimed there counts from then on.
@@ -57,21 +62,25 @@ func (c *Claims) Nodes() *scheduler.Nodes { return c.nodes }
 
 // claimGeneric takes what the node's tasks hold out of its generic resources. A pair of which one follows the other
 // holds the larger of both.
-func (c *Claims) claimGeneric(node *scheduler.Node) {
-	for t := range c.view.TasksOn(node.ID) {
-		rows := c.view.TaskRows(t.GetId())
+func claimGeneric(view *store.View, node *scheduler.Node) {
+	for t := range view.TasksOn(node.ID) {
+		rows := view.TaskRows(t.GetId())
 		if got := rows.Placement.GetGeneric(); len(got) > 0 && !rows.Observed.Ended() {
-			node.ClaimGeneric(scheduler.Beyond(got, c.GenericBefore(t, node.ID)))
+			node.ClaimGeneric(scheduler.Beyond(got, genericBefore(view, t, node.ID)))
 		}
 	}
 }
 
 // GenericBefore is what the task's predecessor holds on the node, if the task takes that over there.
 func (c *Claims) GenericBefore(t *swarmpb.Task, node string) []*swarmpb.GenericResource {
+	return genericBefore(c.view, t, node)
+}
+
+func genericBefore(view *store.View, t *swarmpb.Task, node string) []*swarmpb.GenericResource {
 	if t.GetReplaces() == "" || t.GetBeside() {
 		return nil
 	}
-	old := c.view.TaskRows(t.GetReplaces())
+	old := view.TaskRows(t.GetReplaces())
 	if old.Placement.GetNodeId() != node || old.Observed.Ended() {
 		return nil
 	}
