@@ -116,6 +116,16 @@ func (t *leaseTable) beat(now time.Time, keeper string, b *Beat) (refused string
 		t.nodes[b.NodeID] = l
 	}
 	seen := now.Add(-max(b.Age, 0))
+	if seen.Before(t.start) && l.session != b.SessionID {
+		// What nobody has heard since this term began may be a session that the node has left for a keeper which was lost with
+		// the leader before: that one would have called it down after a lease.
+		if t.start.Sub(seen) >= t.limits.Lease {
+			return ""
+		}
+	}
+	if b.Ended && seen.Before(t.start) {
+		seen = t.start // the node may be looking for another manager since then
+	}
 	if l.keeper != "" && l.keeper != keeper {
 		if !seen.After(l.seen) || b.Ended {
 			return "" // An old session, left behind when the node moved to another manager.
@@ -130,7 +140,7 @@ func (t *leaseTable) beat(now time.Time, keeper string, b *Beat) (refused string
 		l.claim = ""
 	}
 	l.keeper, l.session, l.boot, l.ended = keeper, b.SessionID, b.BootID, b.Ended
-	l.seen, l.heard, l.age, l.applied = seen, now, max(b.Age, 0), b.Applied
+	l.seen, l.heard, l.age, l.applied = seen, now, now.Sub(seen), b.Applied
 	if l.age < t.limits.Lease {
 		l.unreachable = time.Time{}
 	}

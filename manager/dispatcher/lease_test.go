@@ -142,8 +142,36 @@ func TestLease_NewLeader_TakesAgesFromLivingKeepers(t *testing.T) {
 	w.silence("a")
 	w.advance(2 * time.Second)
 	w.elect()
+	w.advance(2 * time.Second)
+	w.expect(t, ready, "a") // it may have been with the leader that is lost
 	w.advance(time.Second)
 	w.expect(t, down, "a")
+}
+
+// The leader is lost together with the session that a node has with it, while another manager remembers one that the node
+// had there before.
+func TestLease_LeaderLostWithASession_AnEarlierOneElsewhereSaysNothing(t *testing.T) {
+	for _, ago := range []time.Duration{500 * time.Millisecond, 2 * time.Second, 4 * time.Second, 10 * time.Second} {
+		t.Run(ago.String(), func(t *testing.T) {
+			w := newLeaseWorld(ready, "a", "b", "c", "d")
+			w.connect("m", "a", "b", "c", "d")
+			w.advance(5 * time.Second)
+			w.connect("leader", "a")
+			w.advance(ago)
+			w.lost["leader"] = true
+			w.silence("a")
+			w.advance(750 * time.Millisecond)
+			w.elect()
+			w.advance(2500 * time.Millisecond)
+			w.expect(t, ready, "b", "c", "d")
+			if w.states["a"] == down {
+				t.Error("a node that looks for another manager is called down")
+			}
+			w.connect("n", "a")
+			w.advance(time.Second)
+			w.expect(t, ready, "a", "b", "c", "d")
+		})
+	}
 }
 
 func TestLease_KeeperLost_NodesMoveWithoutGoingDown(t *testing.T) {
