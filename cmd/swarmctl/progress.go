@@ -109,7 +109,7 @@ func (a *app) watchService(ctx context.Context, c *client, service string) (<-ch
 	messages, ended := make(chan watched), make(chan error, 1)
 	go func() {
 		begun := false
-		for lost := (time.Time{}); ; {
+		for lost := time.Now(); ; {
 			heard := false
 			err := follow(ctx, c, service, func(m *swarmpb.WatchServiceResponse, first bool) error {
 				select {
@@ -123,7 +123,7 @@ func (a *app) watchService(ctx context.Context, c *client, service string) (<-ch
 			if heard {
 				lost = time.Now()
 			}
-			if !errors.Is(err, wire.ErrUnavailable) || !begun || !sleep(ctx, a.patience-time.Since(lost)) {
+			if !errors.Is(err, wire.ErrUnavailable) || !sleep(ctx, a.patience-time.Since(lost)) {
 				ended <- err
 				return
 			}
