@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/proto/wire"
@@ -17,12 +15,10 @@ const advertiseHelp = "`address` or interface, with a port if it is not 2377, un
 
 func (a *app) initCommand() *cobra.Command {
 	var (
-		advertise, pool      string
-		blockLength, history uint32
-		certExpiry           time.Duration
-		pools                []string
-		maskLength, dataPort uint32
-		quiet                bool
+		advertise, pool       string
+		blockLength, dataPort uint32
+		settings              clusterFlags
+		quiet                 bool
 	)
 	cmd := &cobra.Command{
 		Use:   "init",
@@ -41,21 +37,13 @@ on when one is lost, five when two are.`,
 	f.StringVar(&advertise, "advertise-addr", "", advertiseHelp)
 	f.StringVar(&pool, "fabric-pool", "", "`network` that the nodes' blocks of container addresses come from (default "+swarmpb.DefaultFabricPool+")")
 	f.Uint32Var(&blockLength, "fabric-block-length", 0, fmt.Sprintf("prefix `length` of one node's block (default %d: 253 containers a node)", swarmpb.DefaultFabricBlockLength))
-	f.StringArrayVar(&pools, "default-addr-pool", nil, "`network` that the subnets of \"network create\" are chosen from; may be repeated (default "+swarmpb.DefaultAddrPool+")")
-	f.Uint32Var(&maskLength, "default-addr-pool-mask-length", 0, fmt.Sprintf("prefix `length` of a subnet that is chosen (default %d)", swarmpb.DefaultAddrPoolMaskLength))
 	f.Uint32Var(&dataPort, "data-path-port", 0, fmt.Sprintf("UDP `port` of the traffic between the hosts' containers, VXLAN (default %d)", swarmpb.DefaultDataPathPort))
-	f.DurationVar(&certExpiry, "cert-expiry", 0, fmt.Sprintf("life of the nodes' certificates (default %.0fh, at least 1h)", swarmpb.DefaultNodeCertExpiry.Hours()))
-	f.Uint32Var(&history, "task-history-limit", 0, fmt.Sprintf("ended tasks kept a replica (default %d)", swarmpb.DefaultTaskHistoryLimit))
+	settings.define(f, true)
 	f.BoolVarP(&quiet, "quiet", "q", false, "print only the node's ID")
 	cmd.RunE = a.call(func(ctx context.Context, c *client, _ []string) error {
-		spec := &swarmpb.ClusterSpec{
-			FabricPool: pool, FabricBlockLength: blockLength, DefaultAddrPools: pools, DefaultAddrPoolMaskLength: maskLength, DataPathPort: dataPort,
-		}
-		if f.Changed("cert-expiry") {
-			spec.NodeCertExpiry = durationpb.New(certExpiry)
-		}
-		if f.Changed("task-history-limit") {
-			spec.TaskHistoryLimit = &history
+		spec := &swarmpb.ClusterSpec{FabricPool: pool, FabricBlockLength: blockLength, DataPathPort: dataPort}
+		if err := settings.apply(f, spec); err != nil {
+			return fmt.Errorf("init: %w", err)
 		}
 		r, err := c.local.Init(ctx, &swarmpb.InitRequest{AdvertiseAddress: advertise, Spec: spec})
 		if err != nil {

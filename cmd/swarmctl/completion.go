@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -72,6 +73,23 @@ func nodeNames(ctx context.Context, c *client) ([]cobra.Completion, error) {
 	for _, n := range r.GetNodes() {
 		if h := n.GetStatus().GetDescription().GetHostname(); h != "" {
 			out = append(out, cobra.CompletionWithDesc(h, n.GetNode().GetId()))
+		}
+	}
+	return out, err
+}
+
+// labelNames are the labels of nodes, labelWords what they are set to.
+func labelNames(ctx context.Context, c *client) ([]cobra.Completion, error) {
+	labels, _, err := nodeLabels(ctx, c)
+	return slices.Sorted(maps.Keys(labels)), err
+}
+
+func labelWords(ctx context.Context, c *client) ([]cobra.Completion, error) {
+	labels, _, err := nodeLabels(ctx, c)
+	var out []cobra.Completion
+	for _, name := range slices.Sorted(maps.Keys(labels)) {
+		for _, value := range slices.Sorted(slices.Values(labels[name])) {
+			out = append(out, name+"="+value)
 		}
 	}
 	return out, err

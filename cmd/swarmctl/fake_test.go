@@ -228,6 +228,7 @@ type fakeControl struct {
 	network   []func(c *fakeControl)
 	made      *swarmpb.NetworkSpec
 	connected *swarmpb.ConnectNetworkRequest
+	placing
 }
 
 // answer is what every call begins with.
@@ -277,6 +278,9 @@ func (c *fakeControl) UpdateNode(ctx context.Context, req *swarmpb.UpdateNodeReq
 	for _, n := range c.nodes {
 		if n.Node.Id == req.Node {
 			n.Node.Spec = req.Spec
+			if d := n.Status.GetDescription(); req.Accept {
+				n.Node.Spec.Accepted, n.NotAccepted = d.Facts(), nil
+			}
 			c.changes = append(c.changes, req.Spec)
 			return &swarmpb.UpdateNodeResponse{Node: n}, nil
 		}

@@ -20,6 +20,8 @@ func TestWrongInput_AnyKind_OneLineAndExit1(t *testing.T) {
 		{"service", "create"}, {"service", "create", ""}, {"service", "update"}, {"service", "update", "web", "api"}, {"service", "rm"}, {"service", "ps"}, {"service", "inspect"}, {"service", "scale"},
 		{"node", "inspect"}, {"node", "rm"}, {"node", "promote"}, {"node", "demote"}, {"node", "update"}, {"node", "update", "n2"}, {"node", "update", "--availability", "active", "n1", "n2"},
 		{"node", "update", "--availability", "gone", "n2"}, {"node", "update", "--label-add", "=x", "n2"}, {"node", "update", "--label-rm", "nope", "n2"}, {"node", "update", "--availability", "drain", "nope"},
+		{"node", "update", "--label-add", "a=b", "--timeout", "1m", "n2"}, {"node", "update", "--availability", "pause", "-d", "n2"}, {"node", "update", "--availability", "drain", "--timeout", "-1s", "n2"},
+		{"cluster", "rebalanse"}, {"cluster", "update"}, {"init", "--gossip-key-rotation", "1m"},
 		{"node", "promote", "nope"}, {"node", "demote", "--timeout", "0s", "n1"}, {"node", "promote", "--stale", "n2"}, {"service", "rm", "--stale", "web"}, {"image", "ls", "--stale"},
 		{"service", "create", "--stop-after-disconnect", "30", "nginx"}, {"service", "create", "--stop-after-disconnect", "-1s", "nginx"}, {"service", "create", "--stop-after-disconnect", "1ms", "nginx"},
 		{"task", "inspect"}, {"image", "load"}, {"image", "load", "a", "b"}, {"image", "rm"}, {"image", "load", "/nonexistent.tar"},
@@ -64,7 +66,7 @@ func TestWrongInput_AnyKind_OneLineAndExit1(t *testing.T) {
 func TestManagersCommand_OnAWorker_SaysWhereToRunIt(t *testing.T) {
 	f := start(t, true)
 	var lines []string
-	for _, line := range []string{"service ls", "service create nginx", "service rm web", "service scale web=2", "node ls", "node promote n2", "node update --availability drain n2", "node ps", "task ls", "join-token worker"} {
+	for _, line := range []string{"service ls", "service create nginx", "service rm web", "service scale web=2", "node ls", "node promote n2", "node update --availability drain n2", "cluster rebalance", "service explain web", "node ps", "task ls", "join-token worker"} {
 		lines = append(lines, line)
 		if o := f.run(strings.Fields(line)...); o.code != exitFailed {
 			t.Errorf("%s: exit %d", line, o.code)
@@ -124,6 +126,11 @@ func TestCompletion_ShellsAndNames_AreOffered(t *testing.T) {
 		"node demote n1 ":                           "",
 		"node update ":                              "self\tthis manager|n2\t" + n2ID + "|n1\t" + n1ID,
 		"node update --availability ":               "active|pause|drain",
+		"node update --label-add ":                  "disk=ssd",
+		"node update --label-rm ":                   "disk",
+		"service explain ":                          "web\twhoami:v1|api\tapi:2",
+		"service explain web ":                      "",
+		"cluster ":                                  "inspect\tShow the cluster's settings, and how much there is in it|rebalance\tMove tasks so that the load is more even, a few at a time|update\tChange the cluster's settings",
 		"join-token ":                               "worker|manager",
 		"service create --restart-condition ":       "any|on-failure|none",
 		"service create --update-order ":            "stop-first|start-first",

@@ -122,9 +122,9 @@ const defaultHost = "unix:///run/swarmd/swarmd.sock"
 func (a *app) command() *cobra.Command {
 	cmd := group("swarmctl", "Run containers on a cluster of your own hosts",
 		a.initCommand(), a.joinCommand(), a.joinTokenCommand(), a.leaveCommand(), a.infoCommand(), a.versionCommand(),
-		a.nodeCommand(), a.serviceCommand(), a.networkCommand(), a.taskCommand(), a.imageCommand(), a.loginCommand(), a.logoutCommand())
-	cmd.Long = `swarmctl talks to the swarmd of this host over its local socket. Commands about services, networks,
-tasks and nodes need a manager; init, join, leave, info, image and "node doctor" are about this host.`
+		a.clusterCommand(), a.nodeCommand(), a.serviceCommand(), a.networkCommand(), a.taskCommand(), a.imageCommand(), a.loginCommand(), a.logoutCommand())
+	cmd.Long = `swarmctl talks to the swarmd of this host over its local socket. Commands about the cluster, services,
+networks, tasks and nodes need a manager; init, join, leave, info, image and "node doctor" are about this host.`
 	cmd.Example = `  swarmctl init --advertise-addr 192.168.1.10
   swarmctl join --token SWMTKN-1-... 192.168.1.10:2377
   swarmctl node promote node-2 node-3

@@ -194,7 +194,7 @@ func TestStale_Answer_WarnsOnceOnStandardError(t *testing.T) {
 }
 
 func TestStale_Flag_IsSentByEveryReadingCommand(t *testing.T) {
-	for _, line := range []string{"node ls", "node inspect n1", "node ps n1", "service ls", "service ps web", "service inspect web", "task ls", "info"} {
+	for _, line := range []string{"node ls", "node inspect n1", "node ps n1", "service ls", "service ps web", "service inspect web", "task ls", "info", "cluster inspect", "service explain web"} {
 		f := start(t, false)
 		if o := f.run(append(strings.Fields(line), "--stale")...); o.code != 0 || f.control.wished == 0 {
 			t.Errorf("%s: %d wishes, %+v", line, f.control.wished, o)

@@ -29,7 +29,14 @@ type nodeRow struct {
 	ManagerStatus string `json:"managerStatus"`
 	Address       string `json:"address"`
 	Tasks         uint32 `json:"tasks"`
-	Version       string `json:"version"`
+	// Draining: the node is drained and has tasks still, DrainLeft of them; DrainMoving have a successor on its way.
+	Draining    bool     `json:"draining"`
+	DrainLeft   uint32   `json:"drainLeft"`
+	DrainMoving uint32   `json:"drainMoving"`
+	DrainWaits  []string `json:"drainWaits"` // why others wait
+	// NotAccepted is what the node says of itself beyond what the cluster takes.
+	NotAccepted []string `json:"notAccepted"`
+	Version     string   `json:"version"`
 }
 
 func (a *app) nodeCommand() *cobra.Command {
@@ -109,6 +116,8 @@ func newNodeRow(n *swarmpb.NodeInfo, self string) nodeRow {
 		State: nodeState(n), Message: nodeMessage(n), Availability: availability(n), Role: n.GetNode().GetRole().Name(),
 		DesiredRole: desiredRole(n).Name(), ManagerStatus: managerStatus(n),
 		Leader: n.GetLeader(), Address: status.GetAddress(), Tasks: n.GetTasks(), Version: status.GetDescription().GetEngine().GetVersion(),
+		Draining: n.GetDrain().GetLeft() > 0, DrainLeft: n.GetDrain().GetLeft(), DrainMoving: n.GetDrain().GetMoving(),
+		DrainWaits: append([]string{}, n.GetDrain().GetWaits()...), NotAccepted: append([]string{}, n.GetNotAccepted()...),
 	}
 }
 
@@ -122,6 +131,34 @@ func forgetReach(rows []nodeRow) {
 	}
 }
 
+// shownAvailability has how far a drain is.
+func (r nodeRow) shownAvailability() string {
+	if r.Draining {
+		return fmt.Sprintf("%s, %d left", r.Availability, r.DrainLeft)
+	}
+	return r.Availability
+}
+
+// attention is what an operator is to know of the node, or to do about it.
+func (r nodeRow) attention() string {
+	parts := slices.DeleteFunc([]string{r.Message}, func(s string) bool { return s == "" })
+	if r.Draining && len(r.DrainWaits) > 0 {
+		parts = append(parts, "drain waits: "+someOf(r.DrainWaits))
+	}
+	if len(r.NotAccepted) > 0 {
+		parts = append(parts, "not accepted: "+someOf(r.NotAccepted))
+	}
+	return strings.Join(parts, "; ")
+}
+
+// someOf is the first of a few things, and how many there are besides.
+func someOf(words []string) string {
+	if len(words) > 1 {
+		return fmt.Sprintf("%s, and %d more", words[0], len(words)-1)
+	}
+	return words[0]
+}
+
 func nodeListCommand(a *app) *cobra.Command {
 	nodes := table[nodeRow]{func(r nodeRow) string { return r.ID }, []column[nodeRow]{
 		{"ID", func(r nodeRow) string {
@@ -132,12 +169,12 @@ func nodeListCommand(a *app) *cobra.Command {
 		}, false},
 		{"HOSTNAME", func(r nodeRow) string { return r.Hostname }, true},
 		{"STATE", func(r nodeRow) string { return r.State }, false},
-		{"AVAILABILITY", func(r nodeRow) string { return r.Availability }, false},
+		{"AVAILABILITY", nodeRow.shownAvailability, false},
 		{"ROLE", func(r nodeRow) string { return roleText(r.Role, r.DesiredRole) }, false},
 		{"MANAGER STATUS", func(r nodeRow) string { return capital(r.ManagerStatus) }, false},
 		{"TASKS", func(r nodeRow) string { return fmt.Sprint(r.Tasks) }, false},
 		{"ADDRESS", func(r nodeRow) string { return r.Address }, false},
-		{"MESSAGE", func(r nodeRow) string { return r.Message }, true},
+		{"MESSAGE", nodeRow.attention, true},
 	}}
 	list := listCommand(a, "List the nodes", "  swarmctl node ls\n  swarmctl node ls --format '{{.Hostname}} {{.State}}'", nodes,
 		func(ctx context.Context, c *client) ([]nodeRow, error) {
@@ -164,69 +201,21 @@ func nodeListCommand(a *app) *cobra.Command {
   Reachable     it has a vote, and its node is ready
   Unreachable   it has a vote, and its node is not ready: with most of them like this, nothing can be changed
   Joining       it has no vote yet and catches up
-  Unknown       no leader answers, which alone knows whom it reaches`
+  Unknown       no leader answers, which alone knows whom it reaches
+
+AVAILABILITY says how many tasks a drain has left. MESSAGE has what needs attention: why a node is down or takes no tasks, what
+a drain waits for, and what a node says of itself that counts for nothing until "swarmctl node update --accept NODE".`
 	a.reading(list)
 	return list
 }
 
 func (a *app) nodeInspectCommand() *cobra.Command {
 	return a.inspectCommand("node", `Show all about nodes, named by ID, hostname or prefix of the ID; "self" is this manager.`,
-		"  swarmctl node inspect --pretty self\n  swarmctl node inspect -f '{{.Status.Address}}' n1", nodeNames,
+		"  swarmctl node inspect --pretty self\n  swarmctl node inspect -f '{{.Free.NanoCPUs}} {{.Drain.Left}}' n1\n  swarmctl node inspect -f '{{.Status.Address}}' n1", nodeNames,
 		func(ctx context.Context, c *client, arg string) (inspected, error) {
 			r, err := c.GetNode(ctx, &swarmpb.GetNodeRequest{Node: arg})
 			return inspected{r.GetNode(), []string{"node"}, func(w io.Writer) { a.prettyNode(w, r.GetNode()) }}, err
 		})
-}
-
-func (a *app) prettyNode(w io.Writer, n *swarmpb.NodeInfo) {
-	node, status := n.GetNode(), n.GetStatus()
-	d := status.GetDescription()
-	p := printer{w: w, width: len("Uplink block:")}
-	p.line("ID", node.GetId())
-	p.line("Hostname", d.GetHostname())
-	p.line("Role", roleText(node.GetRole().Name(), desiredRole(n).Name()))
-	if m := n.GetManager(); m != nil {
-		p.line("Manager", strings.TrimSuffix(capital(managerStatus(n))+", "+m.GetAddress(), ", "))
-	}
-	p.line("Availability", availability(n))
-	p.line("State", strings.TrimSpace(nodeState(n)+" "+a.ago(status.GetSince())))
-	p.line("Message", nodeMessage(n))
-	p.line("Labels", pairs(node.GetSpec().GetLabels()))
-	p.line("Joined", a.ago(node.GetMeta().GetCreatedAt()))
-	p.line("Address", status.GetAddress())
-	p.line("Uplink block", n.GetUplinkBlock())
-	p.line("Platform", strings.Trim(d.GetPlatform().GetOs()+"/"+d.GetPlatform().GetArchitecture(), "/"))
-	p.line("Version", d.GetEngine().GetVersion())
-	p.line("containerd", d.GetEngine().GetContainerdVersion())
-	p.line("OCI runtime", d.GetEngine().GetOciRuntime())
-	p.line("Encrypts in", encrypter(d.GetNetwork()))
-	p.line("Tasks", fmt.Sprint(n.GetTasks()))
-	if has := d.GetResources(); has != nil {
-		taken := n.GetReserved()
-		p.line("CPUs", share(has.GetNanoCpus(), taken.GetNanoCpus(), cpus))
-		p.line("Memory", share(has.GetMemoryBytes(), taken.GetMemoryBytes(), memory))
-	}
-	p.line("Certificate", a.until(node.GetCertificateExpiresAt()))
-	p.lines("PROBLEM", d.GetNetwork().GetProblems())
-	for _, c := range d.GetNetwork().GetConflicts() {
-		p.line("CONFLICT", conflictText(&swarmpb.NodePortConflict{NodeId: node.GetId(), Hostname: d.GetHostname(), Conflict: c}))
-	}
-}
-
-// encrypter is what encrypts networks on a node; empty where nothing can.
-func encrypter(n *swarmpb.NodeNetwork) string {
-	switch n.GetWireguard() {
-	case "kernel":
-		return "the kernel"
-	case "userspace":
-		return "a process"
-	}
-	return n.GetWireguard()
-}
-
-// share says how much of something is taken; a node may have shrunk below what is.
-func share(has, taken int64, text func(int64) string) string {
-	return fmt.Sprintf("%s, %s reserved, %s free", text(has), text(taken), text(max(has-taken, 0)))
 }
 
 func (a *app) nodeRemoveCommand() *cobra.Command {

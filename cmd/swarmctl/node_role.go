@@ -78,7 +78,7 @@ func (a *app) roleCommand(role swarmpb.NodeRole, cmd *cobra.Command) *cobra.Comm
 	cmd.RunE = a.call(func(ctx context.Context, c *client, args []string) error {
 		effective := false
 		err := each(args, func(name string) error {
-			n, changed, err := a.changeNode(ctx, c, name, func(spec *swarmpb.NodeSpec) error { spec.DesiredRole = role; return nil })
+			n, changed, err := a.changeNode(ctx, c, name, false, func(spec *swarmpb.NodeSpec) error { spec.DesiredRole = role; return nil })
 			if err != nil {
 				return err
 			}

@@ -97,9 +97,9 @@ func nodeLabels(ctx context.Context, c *client) (map[string][]string, []*swarmpb
 func constraintWords(ctx context.Context, c *client) ([]cobra.Completion, error) {
 	labels, nodes, err := nodeLabels(ctx, c)
 	out := []cobra.Completion{"node.role==worker", "node.role==manager"}
-	for _, k := range slices.Sorted(maps.Keys(labels)) {
-		for _, v := range slices.Sorted(slices.Values(labels[k])) {
-			out = append(out, "node.labels."+k+"=="+v)
+	for _, name := range slices.Sorted(maps.Keys(labels)) {
+		for _, value := range slices.Sorted(slices.Values(labels[name])) {
+			out = append(out, "node.labels."+name+"=="+value)
 		}
 	}
 	for _, n := range nodes {

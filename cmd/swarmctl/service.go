@@ -50,7 +50,7 @@ func modeWord(m *swarmpb.ServiceMode) string {
 
 func (a *app) serviceCommand() *cobra.Command {
 	return group("service", "Create, change and see services",
-		a.serviceCreateCommand(), serviceListCommand(a), a.servicePsCommand(), a.serviceInspectCommand(), a.serviceLogsCommand(),
+		a.serviceCreateCommand(), serviceListCommand(a), a.servicePsCommand(), a.serviceExplainCommand(), a.serviceInspectCommand(), a.serviceLogsCommand(),
 		a.serviceScaleCommand(), a.serviceUpdateCommand(), a.serviceRemoveCommand(),
 		a.servicePlanCommand(), a.servicePauseCommand(), a.serviceResumeCommand(), a.servicePromoteCommand(), a.serviceAbortCommand(),
 		a.serviceRollbackCommand(), a.serviceHistoryCommand(), a.serviceDiffCommand())

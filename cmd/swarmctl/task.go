@@ -30,9 +30,11 @@ type taskRow struct {
 	Since        string `json:"since"`
 	Error        string `json:"error"`
 	Message      string `json:"message"`
-	ExitCode     *int32 `json:"exitCode"` // null until the container has ended
-	Address      string `json:"address"`
-	Ports        string `json:"ports"`
+	// Move is why the task that it replaces is to be elsewhere: drain, constraint or rebalance; empty for most.
+	Move     string `json:"move"`
+	ExitCode *int32 `json:"exitCode"` // null until the container has ended
+	Address  string `json:"address"`
+	Ports    string `json:"ports"`
 	// Health is starting, healthy, unhealthy or not ready; empty where nothing asks. Failing and NotReadyFailing count
 	// failures in a row, HealthOutput is what the probe said that changed it last, at HealthAt.
 	Health          string `json:"health"`
@@ -55,6 +57,9 @@ func newTaskRow(t *swarmpb.TaskInfo) taskRow {
 		Node: cmp.Or(t.GetNodeHostname(), t.GetNodeId()), NodeID: t.GetNodeId(),
 		DesiredState: task.GetDesiredState().Name(), State: t.GetState().Name(), Since: stamp(t.GetSince()), since: t.GetSince(),
 		Error: t.GetError(), Message: t.GetMessage(), Address: status.GetAddress(), Ports: portsText(status.GetHostPorts(), true),
+	}
+	if why := task.GetMove(); why != swarmpb.MoveReason_MOVE_REASON_UNSPECIFIED {
+		r.Move = why.Name()
 	}
 	if c := status.GetContainer(); c.GetFinishedAt() != 0 {
 		r.ExitCode = &c.ExitCode
@@ -202,13 +207,25 @@ func (a *app) printTasks(l taskListing, rows []taskRow) error {
 		{"DESIRED", func(r taskRow) string { return r.DesiredState }, false},
 		{"STATE", func(r taskRow) string { return strings.TrimSpace(r.State + " " + a.ago(r.since)) }, false},
 		{"PORTS", func(r taskRow) string { return r.Ports }, true},
-		{"ERROR", func(r taskRow) string {
-			if r.Error == "" && (r.State == "pending" || r.State == "preparing") {
-				return r.Message // what it waits for
-			}
-			return r.Error
-		}, true},
+		{"ERROR", taskRow.trouble, true},
 	}})
+}
+
+// trouble is why a task ended or what it waits for, and where it has gone to.
+func (r taskRow) trouble() string {
+	switch {
+	case r.Error != "":
+		return r.Error
+	case r.State == "pending", r.State == "preparing":
+		return r.Message
+	}
+	for _, gone := range []string{"moves to ", "moved to ", "gave way to "} {
+		if strings.HasPrefix(r.Message, gone) {
+			text, _, _ := strings.Cut(r.Message, "; ")
+			return text
+		}
+	}
+	return ""
 }
 
 func (r taskRow) shownID(whole bool) string {
@@ -240,7 +257,7 @@ func (a *app) taskListCommand() *cobra.Command {
 func (a *app) nodePsCommand() *cobra.Command {
 	return a.tasksCommand(&cobra.Command{
 		Use: "ps [NODE...]", Short: "List the tasks of nodes (default: of this one)", ValidArgsFunction: a.complete(nodeNames),
-		Example: "  swarmctl node ps\n  swarmctl node ps --current n1 n2",
+		Example: "  swarmctl node ps\n  swarmctl node ps --current n1 n2\n  swarmctl node ps --filter desired-state=running node-2     # what a drain has not moved yet",
 	}, func(args []string) []*swarmpb.ListTasksRequest {
 		if len(args) == 0 {
 			args = []string{"self"}
@@ -259,7 +276,8 @@ func (a *app) servicePsCommand() *cobra.Command {
 		Args: someArgs("service"), ValidArgsFunction: a.complete(serviceNames),
 		Long: `List the tasks of services: for each replica the attempt that is to run, and below it the former ones, as many as
 the cluster keeps (--task-history-limit at init). STATE says what a task came to and since when, ERROR why it ended or what
-it waits for: an exit code, a signal, "out of memory", an image that cannot be pulled, a network without a free address.
+it waits for: an exit code, a signal, "out of memory", an image that cannot be pulled, a network without a free address, no node
+that suits ("swarmctl service explain" tells that node by node), or where it has moved to and why.
 PREPARING shows how far its image is. --health shows instead what probes say: starting until the first one succeeds, then
 healthy, unhealthy or not ready, with the failures in a row, and the output of the probe that changed it last.
 
