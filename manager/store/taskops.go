@@ -46,7 +46,7 @@ func (t *tx) putTask(row *swarmpb.Task) *refusal {
 func sameTask(a, b *swarmpb.Task) bool {
 	return a.ServiceId == b.ServiceId && a.Slot == b.Slot && a.NodeId == b.NodeId && a.TemplateVersion == b.TemplateVersion &&
 		a.Replaces == b.Replaces && a.Attempt == b.Attempt && a.StartNotBefore == b.StartNotBefore &&
-		a.Beside == b.Beside && a.SameNode == b.SameNode && a.Run == b.Run
+		a.Beside == b.Beside && a.SameNode == b.SameNode && a.Run == b.Run && a.Move == b.Move
 }
 
 // changeTask writes the only fields of a task that change.
@@ -75,7 +75,7 @@ func compactTask(task *swarmpb.Task) *swarmpb.Task {
 	row, meta := &both.task, &both.meta
 	row.Id, row.ServiceId, row.Slot, row.NodeId = task.Id, task.ServiceId, task.Slot, task.NodeId
 	row.TemplateVersion, row.Replaces, row.Attempt = task.TemplateVersion, task.Replaces, task.Attempt
-	row.StartNotBefore, row.Beside, row.SameNode, row.Run = task.StartNotBefore, task.Beside, task.SameNode, task.Run
+	row.StartNotBefore, row.Beside, row.SameNode, row.Run, row.Move = task.StartNotBefore, task.Beside, task.SameNode, task.Run, task.Move
 	row.DesiredState, row.Draining = task.DesiredState, task.Draining
 	keepUnknown(row, task)
 	if task.Meta != nil {
