@@ -78,12 +78,7 @@ func (x *ServiceSpec) Validate() error {
 	if x.Rollback.GetFailureAction() == FailureAction_FAILURE_ACTION_ROLLBACK {
 		p.add("rollback failure action", "a rollback cannot be rolled back", "use pause or continue")
 	}
-	if x.GetMaxUnavailable() != nil {
-		p.add("max unavailable", "drains keep no budget in this version", "leave it out")
-	}
-	if x.GetNoRebalance() {
-		p.add("no rebalance", "tasks are never moved for balance in this version", "leave it out")
-	}
+	p.moves(x)
 	p.trial(x)
 	p.ports("publish", x.GetEndpoint().GetPorts())
 	known(&p, "endpoint mode", x.GetEndpoint().GetMode(), EndpointMode_name)
@@ -92,6 +87,32 @@ func (x *ServiceSpec) Validate() error {
 			"the spec has %d bytes", size)
 	}
 	return p.err()
+}
+
+// moves checks how many tasks may be down while others are moved, and whether they are moved for balance.
+func (p *problems) moves(x *ServiceSpec) {
+	other := x.GetMode() != nil && x.GetMode().GetReplicated() == nil
+	if budget := x.GetMaxUnavailable(); budget != nil {
+		const fix = "give a number of tasks, such as 1, or a share, such as 25%"
+		switch most := budget.GetMost().(type) {
+		case *DisruptionBudget_Count:
+			if most.Count == 0 {
+				p.add("max unavailable", "with 0 a drain would never end", "give at least 1")
+			}
+		case *DisruptionBudget_Percent:
+			if most.Percent < 1 || most.Percent > 100 {
+				p.addf("max unavailable", fix, "%d%% is not from 1%% to 100%%", most.Percent)
+			}
+		default:
+			p.add("max unavailable", "it says neither how many nor which share", fix)
+		}
+		if other {
+			p.addf("max unavailable", "leave it out", "only replicated services have a budget, this one is %s", x.GetMode().Name())
+		}
+	}
+	if x.GetNoRebalance() && other {
+		p.addf("no rebalance", "leave it out", "only tasks of replicated services are moved for balance, this one is %s", x.GetMode().Name())
+	}
 }
 
 // labels checks labels that users set. Those of the system say what a container is, and cannot be overridden.

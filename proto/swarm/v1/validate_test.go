@@ -32,7 +32,8 @@ func validSpec() *ServiceSpec {
 			Restart:   &RestartPolicy{Condition: RestartCondition_RESTART_CONDITION_ON_FAILURE, Delay: durationpb.New(0)},
 			Placement: &Placement{Constraints: []string{"node.role==worker", "Node.Labels.Zone != a"}},
 		},
-		Mode:     &ServiceMode{Mode: &ServiceMode_Replicated{Replicated: &ReplicatedMode{Replicas: 3}}},
+		Mode:           &ServiceMode{Mode: &ServiceMode_Replicated{Replicated: &ReplicatedMode{Replicas: 3}}},
+		MaxUnavailable: &DisruptionBudget{Most: &DisruptionBudget_Percent{Percent: 100}}, NoRebalance: true,
 		Endpoint: &EndpointSpec{Ports: []*PortConfig{{TargetPort: 80, PublishedPort: 8080, Mode: PublishMode_PUBLISH_MODE_HOST}}},
 	}
 }
@@ -58,6 +59,7 @@ func TestServiceSpecValidate_FieldsOfTheTask_AreAllowedWhereTheNodeExpandsThem(t
 
 func TestServiceSpecValidate_OneThingWrong_NamesFieldAndWhatToDo(t *testing.T) {
 	host := PublishMode_PUBLISH_MODE_HOST
+	global := func(s *ServiceSpec) { s.Mode = &ServiceMode{Mode: &ServiceMode_Global{Global: &GlobalMode{}}} }
 	for name, test := range map[string]struct {
 		change func(*ServiceSpec)
 		want   string
@@ -117,8 +119,17 @@ func TestServiceSpecValidate_OneThingWrong_NamesFieldAndWhatToDo(t *testing.T) {
 		"constraint":       {func(s *ServiceSpec) { s.Task.Placement.Constraints = []string{"node.rule==worker"} }, `constraint "node.rule==worker": the key "node.rule" is not known; use node.id`},
 		"priority":         {func(s *ServiceSpec) { s.Priority = MaxPriority + 1 }, `priority: 1000001 is out of range; use -1000000 to 1000000`},
 		"priority too low": {func(s *ServiceSpec) { s.Priority = -MaxPriority - 1 }, `priority: -1000001 is out of range; use -1000000 to 1000000`},
-		"budget":           {func(s *ServiceSpec) { s.MaxUnavailable = &DisruptionBudget{} }, "max unavailable: drains keep no budget in this version"},
-		"no rebalance":     {func(s *ServiceSpec) { s.NoRebalance = true }, "no rebalance: tasks are never moved for balance in this version"},
+		"budget":           {func(s *ServiceSpec) { s.MaxUnavailable = &DisruptionBudget{} }, "max unavailable: it says neither how many nor which share; give a number of tasks, such as 1, or a share, such as 25%"},
+		"budget 0":         {func(s *ServiceSpec) { s.MaxUnavailable = &DisruptionBudget{Most: &DisruptionBudget_Count{}} }, "max unavailable: with 0 a drain would never end; give at least 1"},
+		"budget 0%":        {func(s *ServiceSpec) { s.MaxUnavailable = &DisruptionBudget{Most: &DisruptionBudget_Percent{}} }, "max unavailable: 0% is not from 1% to 100%"},
+		"budget 101%": {func(s *ServiceSpec) {
+			s.MaxUnavailable = &DisruptionBudget{Most: &DisruptionBudget_Percent{Percent: 101}}
+		}, "max unavailable: 101% is not from 1% to 100%"},
+		"budget of global": {func(s *ServiceSpec) {
+			global(s)
+			s.MaxUnavailable = &DisruptionBudget{Most: &DisruptionBudget_Count{Count: 1}}
+		}, "max unavailable: only replicated services have a budget, this one is global; leave it out"},
+		"global rebalance": {func(s *ServiceSpec) { global(s); s.NoRebalance = true }, "no rebalance: only tasks of replicated services are moved for balance, this one is global; leave it out"},
 		"constraint value": {func(s *ServiceSpec) { s.Task.Placement.Constraints = []string{"node.ip==here"} }, "neither an address nor a network"},
 		"preference":       {func(s *ServiceSpec) { s.Task.Placement.Preferences = []*PlacementPreference{{}} }, "it cannot be spread over"},
 		"ratio":            {func(s *ServiceSpec) { s.Update = &UpdateConfig{MaxFailureRatio: math.NaN()} }, "update max failure ratio: NaN is not a share; use 0 to 1"},
