@@ -51,6 +51,8 @@ type Config struct {
 	NewJoinToken func(root []byte) (string, error)
 	// Planner answers dry runs. Optional: without it there are none.
 	Planner Planner
+	// Placing explains where tasks go and what they take of nodes. Optional: without it nodes show CPUs and memory alone.
+	Placing Placing
 	// Resolver finds the digests of images. Optional: without it the nodes go by tags.
 	Resolver Resolver
 	// CloseNode ends the connections of a removed node. Optional.
@@ -95,7 +97,7 @@ type Server struct {
 
 	cfg Config
 	log *slog.Logger
-	// plans holds a token for each plan that is worked out.
+	// plans holds a token for each plan or other answer that takes long to work out.
 	plans chan struct{}
 }
 

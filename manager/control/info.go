@@ -43,14 +43,14 @@ func taskInfo(view *store.View, task *swarmpb.Task) *swarmpb.TaskInfo {
 	default:
 		info.Since = task.GetMeta().GetCreatedAt()
 		if wanted(task) {
-			info.Error = cmp.Or(rows.Placement.GetMessage(), rows.Addresses.GetMessage())
-			if way := gaveWay(view, task); way != "" {
-				info.Error = strings.TrimSuffix(way+"; "+info.Error, "; ")
-			}
+			info.Error = waiting(view, task, &rows)
 		}
 	}
 	if nodeID != "" && !info.State.Ended() && info.Error == "" {
 		info.Error = cmp.Or(lostNode(view, nodeID, node), unreachable(view, task, info.State, node))
+	}
+	if text := history(view, task); text != "" {
+		info.Message = strings.TrimSuffix(text+"; "+info.Message, "; ")
 	}
 	return info
 }
@@ -96,29 +96,6 @@ func serviceInfo(view *store.View, service *swarmpb.Service) *swarmpb.ServiceInf
 		count.add(look(view, task), +1)
 	}
 	return count.info(view, service)
-}
-
-// nodeInfo puts the rows of a node together with what its tasks take of it and its part among the managers.
-func nodeInfo(view *store.View, node *swarmpb.Node, m managers) *swarmpb.NodeInfo {
-	usage := view.Usage(node.GetId())
-	info := &swarmpb.NodeInfo{
-		Node:     node,
-		Status:   view.NodeStatus(node.GetId()),
-		Leader:   node.GetId() == m.leader,
-		Reserved: &swarmpb.Resources{NanoCpus: usage.NanoCPUs, MemoryBytes: usage.MemoryBytes},
-		Tasks:    uint32(max(usage.Tasks, 0)),
-		Manager:  m.status(view, node.GetId()),
-	}
-	if info.Status == nil {
-		info.Status = &swarmpb.NodeStatus{NodeId: node.GetId(), State: swarmpb.NodeState_NODE_STATE_UNKNOWN, Message: "joined, not connected yet"}
-	}
-	for a := range view.AllocationsOf(node.GetId()) {
-		if a.GetPool() == poolUplink {
-			info.UplinkBlock = a.GetAddress()
-			break
-		}
-	}
-	return info
 }
 
 // managers are Raft's configuration and leader as they were at one moment.

@@ -16,9 +16,9 @@ func (s *Server) ListNodes(ctx context.Context, _ *swarmpb.ListNodesRequest) (*s
 		return nil, err
 	}
 	response := &swarmpb.ListNodesResponse{}
-	m := s.managers()
+	nodes := s.nodes(view)
 	for node := range view.Nodes() {
-		response.Nodes = append(response.Nodes, nodeInfo(view, node, m))
+		response.Nodes = append(response.Nodes, nodes.info(node))
 	}
 	return response, nil
 }
@@ -33,7 +33,7 @@ func (s *Server) GetNode(ctx context.Context, req *swarmpb.GetNodeRequest) (*swa
 	if err != nil {
 		return nil, err
 	}
-	return &swarmpb.GetNodeResponse{Node: nodeInfo(view, node, s.managers())}, nil
+	return &swarmpb.GetNodeResponse{Node: s.nodes(view).info(node)}, nil
 }
 
 // RemoveNode takes a node out of the cluster and ends its connections. Its tasks are replaced elsewhere. Of a node that

@@ -18,7 +18,8 @@ type Planner interface {
 }
 
 const (
-	// maxPlans is how many plans are worked out at the same time: each takes a processor of a manager that others need.
+	// maxPlans is how many plans, explanations and searches for balance are worked out at the same time: each takes a
+	// processor of a manager that others need.
 	maxPlans = 2
 	// planTimeout bounds a plan of a caller without a deadline.
 	planTimeout = 30 * time.Second
@@ -74,12 +75,11 @@ func (s *Server) foretell(ctx context.Context, view *store.View, c *change) (*sw
 	if s.cfg.Planner == nil {
 		return nil, wire.Errorf(wire.CodeUnimplemented, "plan: this manager cannot plan")
 	}
-	select {
-	case s.plans <- struct{}{}:
-		defer func() { <-s.plans }()
-	case <-ctx.Done():
-		return nil, wire.Errorf(wire.CodeResourceExhausted, "plan: this manager works out %d others, and none has ended in time; try again in a moment", maxPlans)
+	done, err := s.work(ctx, "plan")
+	if err != nil {
+		return nil, err
 	}
+	defer done()
 	proposal := swarmpb.Clone(c.proposal)
 	proposal.Now = time.Now().UnixNano()
 	return s.cfg.Planner.Plan(ctx, view, []*swarmpb.Proposal{proposal}, c.id)

@@ -422,7 +422,7 @@ func TestPlan_TooManyAtOnce_TheNextIsTold(t *testing.T) {
 	gone, cancel := context.WithCancel(ctx)
 	cancel()
 	_, err := w.server.foretell(gone, w.view(), &change0)
-	expectError(t, err, wire.CodeResourceExhausted, "works out 2 others")
+	expectError(t, err, wire.CodeResourceExhausted, "plan: ", "works out 2 other answers")
 	release()
 	for range maxPlans {
 		if err := <-done; !errors.Is(err, context.Canceled) {

@@ -39,7 +39,7 @@ func TestGetTask_ErrorMessageSince(t *testing.T) {
 		state                           swarmpb.TaskState
 		since                           int64
 	}{
-		{pending, "web.1", "no suitable node (insufficient resources on 2 nodes)", "", "", swarmpb.TaskState_TASK_STATE_PENDING, 1},
+		{pending, "web.1", "no suitable node (insufficient resources on 2 nodes); `swarmctl service explain web` tells it node by node", "", "", swarmpb.TaskState_TASK_STATE_PENDING, 1},
 		{waiting, "web.2", "", "", "", swarmpb.TaskState_TASK_STATE_PENDING, 1},
 		{assigned, "web.3", "", "", "a", swarmpb.TaskState_TASK_STATE_ASSIGNED, 7},
 		{runs, "web.4", "", "started", "a", stRunning, 42},

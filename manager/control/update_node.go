@@ -1,10 +1,12 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -13,8 +15,8 @@ import (
 	"github.com/swarmd/swarmd/proto/wire"
 )
 
-// UpdateNode replaces the spec. A role that is not set stays as it is, an availability that is not set is active. A
-// spec that says the same changes nothing.
+// UpdateNode replaces the spec. A role that is not set stays as it is, and so does what is accepted of the node, unless
+// all that it says now is; an availability that is not set is active. A spec that says the same changes nothing.
 func (s *Server) UpdateNode(ctx context.Context, req *swarmpb.UpdateNodeRequest) (*swarmpb.UpdateNodeResponse, error) {
 	ctx, cancel := writing(ctx)
 	defer cancel()
@@ -34,7 +36,7 @@ func (s *Server) UpdateNode(ctx context.Context, req *swarmpb.UpdateNodeRequest)
 		if err != nil {
 			return nil, err
 		}
-		spec, err := nodeSpec(view, node, req.GetSpec())
+		spec, err := nodeSpec(view, node, req)
 		if err != nil {
 			return nil, err
 		}
@@ -55,7 +57,7 @@ func (s *Server) UpdateNode(ctx context.Context, req *swarmpb.UpdateNodeRequest)
 				node = swarmpb.Clone(node)
 				node.Spec = spec
 			}
-			return &swarmpb.UpdateNodeResponse{Node: nodeInfo(view, node, s.managers())}, nil
+			return &swarmpb.UpdateNodeResponse{Node: s.nodes(view).info(node)}, nil
 		}
 		// A change of another row is no concern of the user's, unless it leads to another decision.
 		var conflict *store.ConflictError
@@ -67,8 +69,8 @@ func (s *Server) UpdateNode(ctx context.Context, req *swarmpb.UpdateNodeRequest)
 }
 
 // nodeSpec is the spec that was asked for, made whole and checked.
-func nodeSpec(view *store.View, node *swarmpb.Node, asked *swarmpb.NodeSpec) (*swarmpb.NodeSpec, error) {
-	spec := swarmpb.Clone(asked)
+func nodeSpec(view *store.View, node *swarmpb.Node, req *swarmpb.UpdateNodeRequest) (*swarmpb.NodeSpec, error) {
+	spec, name := swarmpb.Clone(req.GetSpec()), view.NodeName(node.GetId())
 	if spec.GetDesiredRole() == swarmpb.NodeRole_NODE_ROLE_UNSPECIFIED {
 		spec.DesiredRole = desiredRole(node)
 	}
@@ -76,7 +78,19 @@ func nodeSpec(view *store.View, node *swarmpb.Node, asked *swarmpb.NodeSpec) (*s
 		spec.Availability = swarmpb.NodeAvailability_NODE_AVAILABILITY_ACTIVE
 	}
 	if err := spec.Validate(); err != nil {
-		return nil, wire.Errorf(wire.CodeInvalid, "node %s: %w", view.NodeName(node.GetId()), err)
+		return nil, wire.Errorf(wire.CodeInvalid, "node %s: %w", name, err)
+	}
+	was := node.GetSpec().GetAccepted()
+	switch status := view.NodeStatus(node.GetId()); {
+	case req.GetAccept() && status.GetDescription() == nil:
+		return nil, wire.Errorf(wire.CodeFailedPrecondition, "node %s: it has never connected, so that there is nothing of it to accept; "+
+			"try again once `swarmctl node ls` shows it ready", name)
+	case req.GetAccept():
+		spec.Accepted = status.GetDescription().Facts()
+	case spec.GetAccepted() == nil || proto.Equal(spec.GetAccepted(), was):
+		spec.Accepted = was
+	default:
+		return nil, wire.Errorf(wire.CodeInvalid, "node %s: only what it says of itself can be accepted, and all of it; `swarmctl node update --accept %s` does that", name, name)
 	}
 	return spec, nil
 }
@@ -108,13 +122,21 @@ func (s *Server) changeNode(ctx context.Context, view *store.View, node *swarmpb
 	}
 	next := swarmpb.Clone(node)
 	next.Spec = spec
+	if availability(node) != spec.GetAvailability() {
+		next.AvailabilityChangedAt = time.Now().UnixNano()
+	}
 	proposal.Writes = []*swarmpb.Write{put(&swarmpb.Row{Row: &swarmpb.Row_Node{Node: next}})}
 	if err := s.write(ctx, request, proposal); err != nil {
 		return err
 	}
 	s.log.Info("node updated", "node", node.GetId(), "hostname", view.NodeName(node.GetId()),
-		"role", wants.Name(), "availability", spec.GetAvailability().Name())
+		"role", wants.Name(), "availability", spec.GetAvailability().Name(), "accepted", !proto.Equal(node.GetSpec().GetAccepted(), spec.GetAccepted()))
 	return nil
+}
+
+// availability is what the node's spec says, or leaves to the default.
+func availability(node *swarmpb.Node) swarmpb.NodeAvailability {
+	return cmp.Or(node.GetSpec().GetAvailability(), swarmpb.NodeAvailability_NODE_AVAILABILITY_ACTIVE)
 }
 
 // concerns tells whether the node is, should be or until lately was a manager.

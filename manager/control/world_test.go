@@ -40,6 +40,8 @@ type world struct {
 	members []Member
 	leader  atomic.Value // string
 	contact time.Duration
+	// placing is what the server asks about placement.
+	placing *fakePlacing
 	// before runs once before the next proposal: what somebody else does at the same time.
 	before func()
 }
@@ -75,6 +77,7 @@ func newWorld(t failer) *world {
 	st := store.New()
 	w := &world{t: t, store: st, local: store.NewLocalProposer(st), members: []Member{{ID: self, Address: "10.0.0.1:2377", Voter: true}}}
 	w.leader.Store(self)
+	w.placing = &fakePlacing{}
 	tokens := 0
 	server, err := New(Config{
 		NodeID: self, Store: func() *store.Store { return st }, Proposer: w,
@@ -87,6 +90,7 @@ func newWorld(t failer) *world {
 			tokens++
 			return fmt.Sprintf("token-%s-%d", root, tokens), nil
 		},
+		Placing:   w.placing,
 		CloseNode: func(id string) { w.closed = append(w.closed, id) },
 		Logger:    slog.New(slog.DiscardHandler),
 	})
