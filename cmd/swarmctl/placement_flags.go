@@ -32,8 +32,8 @@ func (s *serviceFlags) definePlacement(cmd *cobra.Command, create bool) {
 	f.StringVar(&p.strategy, "placement-strategy", "spread", "spread: the least loaded node first; binpack: the most loaded one that has room")
 	f.Uint64Var(&p.maxPerNode, "replicas-max-per-node", 0, "most `replicas` on one node (default: any number)")
 	f.Int32Var(&p.priority, "priority", 0, "`number` that orders services: where nothing else fits, replicas of those with a lower one give way (-1000000 to 1000000, default 0)")
-	valueFlag(f, &p.budget, "max-unavailable", "", "most `replicas` that drains, rebalances and constraints that a node no longer meets may have down or under way, a number or 10% (default: 25%, at least one)")
-	f.BoolVar(&p.noRebalance, "no-rebalance", false, "do not move replicas only because another node has less to do")
+	valueFlag(f, &p.budget, "max-unavailable", "", "most `replicas` that may be down or on their way at a time while nodes are drained, their labels change or the load is evened out: a number, or such as 10% (default: 25%, at least one)")
+	f.BoolVar(&p.noRebalance, "no-rebalance", false, "never move replicas only because another node has less to do")
 	completeWords(cmd, "placement-strategy", "spread", "binpack")
 	completeWords(cmd, "max-unavailable", "1", "10%", "25%", "50%")
 	if !create {

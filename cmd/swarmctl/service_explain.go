@@ -114,8 +114,9 @@ func (a *app) serviceExplainCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "explain SERVICE", Short: "Show for each node whether it would take one more task of a service, and why not",
 		Long: `Show for each node whether it would take one more task of a service, and if not, which filter refused it and what was
-asked of it; below that, which tasks wait for a node. A node counts for the first filter that refuses it. The managers
-answer with the code that places tasks, for the template that the service has now.
+asked of it; below that, which tasks wait for a node. A node counts for the first filter that refuses it: availability,
+constraint, platform, encryption, resources, generic-resource, host-port, max-replicas-per-node. The managers answer with the
+code that places tasks, for the template that the service has now.
 
 A task that waits is tried again as soon as something that could help has changed: a node that joins, returns, changes its
 labels or becomes active, a task that ends. Nothing has to be done for that.`,
@@ -129,7 +130,8 @@ labels or becomes active, a task that ends. Nothing has to be done for that.`,
 	f.define(cmd, "text", formatJSON)
 	cmd.Flags().BoolVar(&refused, "refused", false, "only nodes that would not take one")
 	cmd.Flags().Var(only, "filter", "only nodes with `key=value`: node, filter (by which they were refused) or accepted; may be repeated")
-	completeWords(cmd, "filter", "accepted=true", "accepted=false", "filter=", "node=")
+	completeWords(cmd, "filter", "accepted=true", "accepted=false", "node=", "filter=availability", "filter=constraint", "filter=platform", "filter=encryption",
+		"filter=resources", "filter=generic-resource", "filter=host-port", "filter=max-replicas-per-node")
 	a.reading(cmd)
 	cmd.RunE = a.call(func(ctx context.Context, c *client, names []string) error {
 		r, err := c.ExplainService(ctx, &swarmpb.ExplainServiceRequest{Service: names[0]})

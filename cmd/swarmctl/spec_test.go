@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -72,7 +73,7 @@ func TestUpdate_Flags_ChangeOnlyWhatTheySay(t *testing.T) {
 		"--label-rm tier --label-add team=ops", "--container-label-add x=y", "--publish-rm 80/tcp --publish-add mode=host,published=8081,target=80", "--publish-add mode=host,published=8080,target=81",
 		"--mount-rm /data", "--mount-add type=bind,source=/srv,target=/data", "--constraint-rm node.labels.disk==ssd --constraint-add node.role==worker",
 		"--placement-pref-add spread=node.labels.zone", "--cap-add chown", "--cap-drop CAP_NET_ADMIN --cap-drop KILL", "--limit-cpu 1", "--restart-condition any",
-		"--generic-resource-add gpu=1 --generic-resource-add nvidia.com/gpu=2", "--placement-strategy binpack", "--placement-strategy default",
+		"--generic-resource-add gpu=1 --generic-resource-add nvidia.com/gpu=2", "--placement-strategy binpack", "--placement-strategy default", "--max-unavailable 25%", "--max-unavailable 3 --no-rebalance",
 		"--constraint-rm 'Node.Labels.disk == ssd' --constraint-add 'node.hostname =~ ^n[12]$'", "--constraint-add 'node.labels.disk == ssd' --constraint-add node.role!=manager",
 		"--update-parallelism 1 --update-delay 0s", "--priority 10", "--user ''", "--init=false", "--entrypoint /bin/serve",
 	} {
@@ -168,4 +169,57 @@ func TestTasks_AnyOrder_SortBySlotNewestFirst(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestUpdate_GenericResources_ChangeAndGoByKind(t *testing.T) {
+	f := start(t, false)
+	spec := f.control.services[0].Service.Spec
+	spec.Task.Resources.Reservations.Generic = []*swarmpb.GenericResource{{Kind: "gpu", Count: 1}, {Kind: "licence", Count: 3}}
+	spec.MaxUnavailable, spec.NoRebalance = &swarmpb.DisruptionBudget{Most: &swarmpb.DisruptionBudget_Count{Count: 2}}, true
+	spec.Task.Placement.Strategy = swarmpb.PlacementStrategy_PLACEMENT_STRATEGY_BINPACK
+	spec.Task.Placement.Preferences = []*swarmpb.PlacementPreference{{Spread: &swarmpb.SpreadOver{Descriptor_: "node.labels.zone"}}}
+	f.control.services[0].Progress.Update.State = swarmpb.UpdateState_UPDATE_STATE_COMPLETED
+	golden(t, "placement_update", f.play(
+		"service inspect --pretty web",
+		"service update -d --generic-resource-add gpu=2 --generic-resource-rm licence web", "service update --generic-resource-rm fpga web",
+		"service update --generic-resource-add gpu=1 web", "service update --max-unavailable 2 --no-rebalance web", "service update -d --max-unavailable default --rebalance web",
+		"service update --rebalance --no-rebalance web",
+	))
+	if len(f.control.updated) != 2 {
+		t.Fatalf("%d updates", len(f.control.updated))
+	}
+	if got := specFields(f.control.updated[0].Task.Resources.Reservations); len(got) != 2 || got[1].line() != "generic: gpu=2" {
+		t.Errorf("reserved %v", got)
+	}
+	if last := f.control.updated[1]; last.MaxUnavailable != nil || last.NoRebalance {
+		t.Errorf("%v", last)
+	}
+}
+
+func TestDiff_Placement_ReadsAsAUserWritesIt(t *testing.T) {
+	f := start(t, false)
+	after := f.control.services[0].Service.Spec
+	before := swarmpb.Clone(after)
+	before.Task.Placement.Preferences = []*swarmpb.PlacementPreference{{Spread: &swarmpb.SpreadOver{Descriptor_: "node.labels.zone"}}}
+	before.MaxUnavailable = &swarmpb.DisruptionBudget{Most: &swarmpb.DisruptionBudget_Count{Count: 1}}
+	after.MaxUnavailable = &swarmpb.DisruptionBudget{Most: &swarmpb.DisruptionBudget_Percent{Percent: 25}}
+	after.NoRebalance = true
+	after.Task.Placement.Strategy = swarmpb.PlacementStrategy_PLACEMENT_STRATEGY_BINPACK
+	after.Task.Placement.Constraints = append(after.Task.Placement.Constraints, "node.labels.zone in (a, b)")
+	after.Task.Resources.Reservations.Generic = []*swarmpb.GenericResource{{Kind: "gpu", Count: 2}}
+	var got []string
+	for _, c := range diffFields(specFields(before), specFields(after)) {
+		got = append(got, strings.Join([]string{c.Change, c.Field, c.Before, c.After}, "|"))
+	}
+	want := []string{
+		"added|task.resources.reservations.generic||gpu=2",
+		"added|task.placement.constraints||node.labels.zone in (a, b)",
+		"removed|task.placement.preferences|spread=node.labels.zone|",
+		"added|task.placement.strategy||binpack",
+		"changed|maxUnavailable|1|25%",
+		"added|noRebalance||true",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%s", strings.Join(got, "\n"))
+	}
 }
