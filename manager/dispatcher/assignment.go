@@ -219,6 +219,7 @@ func taskChange(view *store.View, task *swarmpb.Task, mark taskMark) message {
 		Drained:         mark.drained,
 		TakesVolumes:    mark.takes,
 		Global:          task.GetNodeId() != "",
+		Generic:         view.Placement(task.GetId()).GetGeneric(),
 	}}}
 }
 

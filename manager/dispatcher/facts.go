@@ -65,7 +65,7 @@ func cleanDescription(d *swarmpb.NodeDescription) (*swarmpb.NodeDescription, err
 			Os:           cleanText(d.GetPlatform().GetOs(), maxNameBytes),
 			Architecture: cleanText(d.GetPlatform().GetArchitecture(), maxNameBytes),
 		},
-		Resources: &swarmpb.Resources{NanoCpus: r.GetNanoCpus(), MemoryBytes: r.GetMemoryBytes()},
+		Resources: &swarmpb.Resources{NanoCpus: r.GetNanoCpus(), MemoryBytes: r.GetMemoryBytes(), Generic: cleanGeneric(r.GetGeneric())},
 		Engine: &swarmpb.EngineDescription{
 			Version:           cleanText(d.GetEngine().GetVersion(), maxNameBytes),
 			ContainerdVersion: cleanText(d.GetEngine().GetContainerdVersion(), maxNameBytes),
@@ -75,6 +75,44 @@ func cleanDescription(d *swarmpb.NodeDescription) (*swarmpb.NodeDescription, err
 		TakesNoTasks: cleanText(d.GetTakesNoTasks(), maxNameBytes),
 		Network:      cleanNetwork(d.GetNetwork()),
 	}, nil
+}
+
+// firstFacts is what the cluster takes of a node that it sees for the first time. Engine labels are left for a user to accept.
+func firstFacts(d *swarmpb.NodeDescription) *swarmpb.NodeFacts {
+	return &swarmpb.NodeFacts{Hostname: d.GetHostname(), Platform: swarmpb.Clone(d.GetPlatform()), Resources: swarmpb.Clone(d.GetResources())}
+}
+
+// cleanGeneric copies generic resources within bounds, each kind and name once, by kind. What cannot be one, or is too
+// much, is left out: the node has the rest nevertheless.
+func cleanGeneric(in []*swarmpb.GenericResource) []*swarmpb.GenericResource {
+	var out []*swarmpb.GenericResource
+	left := swarmpb.MaxGenericInstances
+	seen := make(map[string]bool)
+	for _, g := range in[:min(len(in), 4*swarmpb.MaxGenericKinds)] {
+		if len(out) == swarmpb.MaxGenericKinds || seen[g.GetKind()] || !swarmpb.ValidGenericKind(g.GetKind()) {
+			continue
+		}
+		seen[g.GetKind()] = true
+		clean := &swarmpb.GenericResource{Kind: g.GetKind()}
+		if len(g.GetInstances()) == 0 {
+			clean.Count = min(max(g.GetCount(), 0), swarmpb.MaxGenericCount)
+			out = append(out, clean)
+			continue
+		}
+		names := slices.Clone(g.GetInstances()[:min(len(g.GetInstances()), 4*swarmpb.MaxGenericInstances)])
+		slices.Sort(names)
+		for _, name := range slices.Compact(names) {
+			if left > 0 && swarmpb.ValidGenericInstance(name) {
+				clean.Instances = append(clean.Instances, name)
+				left--
+			}
+		}
+		if len(clean.Instances) > 0 {
+			out = append(out, clean)
+		}
+	}
+	slices.SortFunc(out, func(a, b *swarmpb.GenericResource) int { return strings.Compare(a.GetKind(), b.GetKind()) })
+	return out
 }
 
 // cleanNetwork copies what a node says of its network: what makes sense of it, within bounds, in canonical form. A node

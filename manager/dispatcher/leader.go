@@ -292,6 +292,9 @@ func (l *leaderPart) decideNode(view *store.View, now time.Time, m member, judge
 		lease.facts = nil // its keeper tells them again when they are not what the row says
 	case changed || now.Sub(l.described[m.id]) >= describeInterval:
 		next.Description = withoutOthersKey(view, m.id, lease.facts.Description)
+		if next.First == nil {
+			next.First = firstFacts(next.Description)
+		}
 		next.Address = lease.facts.Address
 		next.ManagerAddress = lease.facts.managerAddress(node.GetRole())
 	}

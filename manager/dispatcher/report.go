@@ -253,9 +253,9 @@ func (t *told) recorded(facts *Facts, view *store.View, nodeID string) bool {
 	return t.equal
 }
 
-// recorded tells whether the row says what the facts say.
+// recorded tells whether the row says what the facts say, and what the node said first.
 func (f *Facts) recorded(row *swarmpb.NodeStatus, role swarmpb.NodeRole) bool {
-	return row != nil && row.GetAddress() == f.Address && row.GetManagerAddress() == f.managerAddress(role) &&
+	return row != nil && row.GetFirst() != nil && row.GetAddress() == f.Address && row.GetManagerAddress() == f.managerAddress(role) &&
 		proto.Equal(row.GetDescription(), f.Description)
 }
 
