@@ -16,18 +16,25 @@ type Running struct {
 }
 
 // Preempt finds the node on which the fewest tasks must end for one task of the group to fit, all of a priority below
-// its own: among as few, those whose highest priority is lowest, then the node that Place would prefer. on lists what
-// runs on a node. It changes nothing; false: no node can be made to suit.
+// its own: among as few, those whose highest priority is lowest, then the node that Place would prefer. A group of one task
+// that is for a node looks there alone. on lists what runs on a node. It changes nothing; false: no node can be made to suit.
 //
 // Generic resources are not freed by preemption: a node that lacks them is passed over.
 func (n *Nodes) Preempt(g *Group, priority int32, on func(node string) []Running) (node string, victims []string, ok bool) {
 	q := g.Requirements
 	n.judge(q)
 	seed := hashString(g.Service)
+	only := ""
+	if len(g.Tasks) == 1 {
+		only = g.Tasks[0].Node
+	}
 	var best []Running
 	bestAt := int32(-1)
 	for i := range n.nodes {
 		at := int32(i)
+		if only != "" && n.nodes[at].ID != only {
+			continue
+		}
 		if n.fixed(q, at) != Accepted || len(q.Generic) > 0 && !n.nodes[at].hasGeneric(q.Generic, nil) {
 			continue
 		}

@@ -281,6 +281,9 @@ func (p *planner) keepsRun(run uint64) bool {
 func (p *planner) keepsRuns() func(r *replica, inUse bool) bool {
 	seen := map[uint64]bool{}
 	return func(r *replica, _ bool) bool {
+		if r.node == "" && !r.state.Ended() {
+			return false // nothing ever came of it
+		}
 		first := !seen[r.task.Run]
 		seen[r.task.Run] = true
 		return p.keepsRun(r.task.Run) && (first || r.state == stateComplete)

@@ -62,11 +62,13 @@ func (r *round) preempt(t *swarmpb.Task, group *scheduler.Group, message string)
 		r.nodes.Node(node).Claim(group.Requirements.Reserve, nil) // it is still its own
 		return true
 	}
-	if low, _ := r.priorities(); t.GetNodeId() != "" || mine <= low || r.preemptors == maxPreemptors {
+	if low, _ := r.priorities(); mine <= low || r.preemptors == maxPreemptors {
 		return false
 	}
 	r.preemptors++
-	node, victims, ok := r.nodes.Preempt(group, mine, func(node string) []scheduler.Running { return r.running(node, group.Service) })
+	one := *group
+	one.Tasks = slices.DeleteFunc(slices.Clone(group.Tasks), func(other scheduler.Task) bool { return other.ID != t.GetId() })
+	node, victims, ok := r.nodes.Preempt(&one, mine, func(node string) []scheduler.Running { return r.running(node, group.Service) })
 	if !ok || len(victims) == 0 || len(victims) > maxVictims {
 		return false
 	}
