@@ -30,14 +30,15 @@ type link struct {
 
 // Invoke is a call with one answer.
 func (l *link) Invoke(ctx context.Context, method string, req, reply any, opts ...grpc.CallOption) error {
-	begun, reached := time.Now(), false
+	var lost time.Time // when the first try failed: what it had done until then, such as to ask a registry, is no waiting
+	reached := false
 	var refused error
 	for {
 		var header metadata.MD
 		var from peer.Peer
 		try, cancel := ctx, context.CancelFunc(func() {})
 		if refused != nil { // the first has the server's own time
-			try, cancel = context.WithTimeout(ctx, max(l.app.patience-time.Since(begun), leastTry))
+			try, cancel = context.WithTimeout(ctx, max(l.app.patience-time.Since(lost), leastTry))
 		}
 		err := l.conn.Invoke(l.wish(try), method, req, reply, append(opts[:len(opts):len(opts)], grpc.Header(&header), grpc.Peer(&from))...)
 		cancel()
@@ -45,12 +46,15 @@ func (l *link) Invoke(ctx context.Context, method string, req, reply any, opts .
 			l.app.noteStale(header)
 			return nil
 		}
+		if lost.IsZero() {
+			lost = time.Now()
+		}
 		reached = reached || from.Addr != nil
 		if refused != nil && ctx.Err() == nil && errors.Is(err, wire.ErrDeadline) {
 			return refused // which says more than that the time is over
 		}
 		// Where no swarmd answered from the start, none runs here, and waiting for one would be in vain.
-		if !errors.Is(err, wire.ErrUnavailable) && !errors.Is(err, wire.ErrNotLeader) || !reached || !sleep(ctx, l.app.patience-time.Since(begun)) {
+		if !errors.Is(err, wire.ErrUnavailable) && !errors.Is(err, wire.ErrNotLeader) || !reached || !sleep(ctx, l.app.patience-time.Since(lost)) {
 			return err
 		}
 		refused = err

@@ -274,6 +274,7 @@ type dying struct {
 	swarmpb.UnimplementedControlServer
 	requests chan string
 	die      chan struct{}
+	works    time.Duration // before it stops
 	again    bool
 }
 
@@ -282,14 +283,28 @@ func (d *dying) RemoveService(ctx context.Context, req *swarmpb.RemoveServiceReq
 	if d.again {
 		return &swarmpb.RemoveServiceResponse{Id: webID}, nil
 	}
+	select {
+	case <-time.After(d.works):
+	case <-ctx.Done():
+	}
 	close(d.die)
 	<-ctx.Done()
 	return nil, ctx.Err()
 }
 
 func TestSwarmdRestarts_CallUnderWay_IsTriedAgain(t *testing.T) {
+	callUnderWay(t, 30*time.Second, 0)
+}
+
+// What a call did before its manager stopped, such as to ask a registry, takes nothing of the time for which it is tried again.
+func TestSwarmdRestarts_CallHadWorkedLong_IsTriedAgain(t *testing.T) {
+	callUnderWay(t, 3*time.Second, 4*time.Second)
+}
+
+func callUnderWay(t *testing.T, patience, works time.Duration) {
+	t.Helper()
 	f := start(t, false)
-	f.patience, f.socket = 30*time.Second, filepath.Join(t.TempDir(), "s")
+	f.patience, f.socket = patience, filepath.Join(t.TempDir(), "s")
 	requests := make(chan string, 2)
 	serve := func(d *dying) (*grpc.Server, <-chan error) {
 		listener, err := wire.ListenLocal(f.socket)
@@ -301,7 +316,7 @@ func TestSwarmdRestarts_CallUnderWay_IsTriedAgain(t *testing.T) {
 		go func() { done <- server.Serve(listener) }()
 		return server, done
 	}
-	first := &dying{requests: requests, die: make(chan struct{})}
+	first := &dying{requests: requests, die: make(chan struct{}), works: works}
 	server, stopped := serve(first)
 	ended := make(chan outcome, 1)
 	go func() { ended <- f.run("service", "rm", "-d", "web") }()
