@@ -308,7 +308,7 @@ func (p *picture) settling(now time.Time) verdict {
 		case live && trouble == nil:
 			trouble = fmt.Errorf("%s: %s; the cluster goes on trying, see `swarmctl service ps %s`", attempts.newest.GetName(), hopeless, name)
 		case !live && v.err == nil:
-			v.err = fmt.Errorf("%s: %s; see `swarmctl service ps %s`", attempts.newest.GetName(), hopeless, name)
+			v.err = fmt.Errorf("%s: %s; see `swarmctl service %s %s`", attempts.newest.GetName(), hopeless, whereToLook(attempts.newest), name)
 		}
 	}
 	v.summary = fmt.Sprintf("%d of %s running", settled, count(s.GetDesired(), "replica"))
@@ -425,7 +425,7 @@ func (p *picture) attempt(r attempts, now time.Time) (ok bool, hopelessness stri
 	if n := p.failures[name]; n >= hopeless {
 		return false, fmt.Sprintf("failed %s: %s", count(n, "time"), r.reason()), false
 	}
-	unplaceable := t.GetState() == swarmpb.TaskState_TASK_STATE_PENDING && t.GetPlacement().GetMessage() != ""
+	unplaceable := homeless(t)
 	live = !t.GetState().Ended() && !unplaceable
 	patience := idle
 	if live {
@@ -471,7 +471,7 @@ func (p *picture) describe(of attempts, ok bool) replica {
 		r.trouble = r.text
 		return r
 	}
-	why := cmp.Or(t.GetError(), t.GetPlacement().GetMessage())
+	why := waitingWhy(t)
 	n := p.failures[t.GetName()]
 	switch {
 	case why != "":

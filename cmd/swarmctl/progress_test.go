@@ -83,6 +83,13 @@ func TestProgress_NoNodeSuits_WaitsAWhileThenSaysWhy(t *testing.T) {
 	if v := p.judge(noon.Add(idle + 2*time.Second)); v.err == nil || !strings.Contains(v.err.Error(), "insufficient resources on 3 nodes") {
 		t.Errorf("%+v", v)
 	}
+	// The managers name the command that says more, and so does the end of the wait: once is enough.
+	a.Error = "the one before gave way to db.1 of higher priority; " + a.Placement.Message + "; `swarmctl service explain web` tells it node by node"
+	p.take(tell(web(1), a))
+	want := "pending: the one before gave way to db.1 of higher priority; no suitable node (insufficient resources on 3 nodes)"
+	if v := p.judge(noon); len(v.replicas) != 1 || v.replicas[0].text != want {
+		t.Errorf("%+v", v)
+	}
 }
 
 func TestProgress_AttemptCarriesAnError_WaitsAWhileThenEndsWithIt(t *testing.T) {

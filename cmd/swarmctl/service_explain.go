@@ -55,9 +55,23 @@ type waitingTask struct {
 	since int64
 }
 
-// waitingWhy is what a task waits for.
+// homeless tells whether no node suits a task.
+func homeless(t *swarmpb.TaskInfo) bool {
+	return t.GetState() == swarmpb.TaskState_TASK_STATE_PENDING && t.GetPlacement().GetMessage() != ""
+}
+
+// whereToLook is the command that says more of a task which does not come up.
+func whereToLook(t *swarmpb.TaskInfo) string {
+	if homeless(t) {
+		return "explain"
+	}
+	return "ps"
+}
+
+// waitingWhy is what is wrong with a task, or why it has no node; the command that says more is left to who shows it.
 func waitingWhy(t *swarmpb.TaskInfo) string {
-	return cmp.Or(t.GetPlacement().GetMessage(), t.GetError(), t.GetMessage(), "no node has been looked for yet")
+	text, _, _ := strings.Cut(cmp.Or(t.GetError(), t.GetPlacement().GetMessage()), "; `swarmctl service explain ")
+	return text
 }
 
 func newExplanation(r *swarmpb.ExplainServiceResponse, drops func(nodeVerdict) bool) *explanation {
@@ -81,7 +95,7 @@ func newExplanation(r *swarmpb.ExplainServiceResponse, drops func(nodeVerdict) b
 	}
 	for _, t := range r.GetPending() {
 		e.Pending = append(e.Pending, waitingTask{
-			ID: t.GetTask().GetId(), Name: t.GetName(), Since: stamp(t.GetSince()), Message: waitingWhy(t), since: t.GetSince(),
+			ID: t.GetTask().GetId(), Name: t.GetName(), Since: stamp(t.GetSince()), Message: cmp.Or(waitingWhy(t), t.GetMessage(), "no node has been looked for yet"), since: t.GetSince(),
 		})
 	}
 	return e

@@ -39,6 +39,7 @@ func (j *jobFlags) define(cmd *cobra.Command, create bool) {
 	f.StringVar(&j.missed, "missed", "once", "job: when nobody led the cluster at a run's time: once makes up for it, however many there were, skip does not")
 	f.Uint32Var(&j.history, "schedule-history", swarmpb.DefaultScheduleHistory, "job: `number` of runs whose tasks are kept")
 	f.BoolVar(&j.suspend, "suspend", false, "job: the schedule begins no runs")
+	completeWords(cmd, "schedule", "@hourly", "@daily", "@weekly", "@monthly", "@yearly")
 	completeWords(cmd, "overlap", "forbid", "replace", "allow")
 	completeWords(cmd, "missed", "once", "skip")
 }
@@ -190,7 +191,7 @@ func (p *picture) job(now time.Time) verdict {
 		v.replicas = append(v.replicas, p.describe(attempts, up))
 		final := t.GetState().Ended() && p.failures[t.GetName()] < 3 // the run goes on with the others
 		if hopeless != "" && !final && v.err == nil {
-			v.err = fmt.Errorf("%s: %s; the cluster goes on trying, see `swarmctl service ps %s`", t.GetName(), hopeless, name)
+			v.err = fmt.Errorf("%s: %s; the cluster goes on trying, see `swarmctl service %s %s`", t.GetName(), hopeless, whereToLook(t), name)
 		}
 	}
 	return v
