@@ -228,16 +228,13 @@ func (p *picture) cause(u *swarmpb.UpdateStatus) string {
 	return cmp.Or(u.GetMessage(), "no reason is known")
 }
 
-// strategyText is the strategy, of a canary with its step: canary, step 1 of 3.
+// strategyText is the strategy, of a canary with its step: canary, step 1 of 3. The last one is that with all.
 func strategyText(u *swarmpb.UpdateStatus, c *swarmpb.UpdateConfig) string {
 	if u.GetStrategy() != swarmpb.UpdateStrategy_UPDATE_STRATEGY_CANARY || u.GetPhase() == swarmpb.RolloutPhase_ROLLOUT_PHASE_RETURNING {
 		return u.GetStrategy().Name()
 	}
-	steps := uint32(len(c.CanaryStepsOr()))
-	if u.GetStep() >= steps {
-		return "canary, after its last step"
-	}
-	return fmt.Sprintf("canary, step %d of %d", u.GetStep()+1, steps)
+	last := uint32(len(c.CanaryStepsOr()))
+	return fmt.Sprintf("canary, step %d of %d", min(u.GetStep(), last)+1, last+1)
 }
 
 // stage is the phase in words, and how long it lasts; 0 = as long as it takes.
