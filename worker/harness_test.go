@@ -360,7 +360,9 @@ type host struct {
 
 	managers []*swarmpb.ManagerPeer // given; nil = one
 	disk     func(string) (Disk, error)
-	pull     puller // nil = the runtime's own
+	generic  []*swarmpb.GenericResource
+	devices  Devices // nil = none
+	pull     puller  // nil = the runtime's own
 	// stalled: at some time the disk took no writes; wasCut: there were no managers.
 	stalled, wasCut bool
 	role            []swarmpb.NodeRole // as told
@@ -442,7 +444,7 @@ func (h *host) start() {
 	}
 	agent, err := New(Config{
 		NodeID: "node-1", Hostname: h.hostname, ListenAddress: "192.0.2.1:2377", Dir: h.dir, Runtime: pullingRuntime{h.runtime, pull}, Network: h.net, Dial: h.dial,
-		Managers: managers, Limits: h.limits, Disk: h.disk,
+		Managers: managers, Limits: h.limits, Disk: h.disk, Generic: h.generic, Devices: h.devices,
 		Role:    func(r swarmpb.NodeRole) { h.role = append(h.role, r) },
 		Gossip:  func(g GossipConfig) { h.gossip = append(h.gossip, g) },
 		Hints:   h.hints,

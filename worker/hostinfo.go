@@ -23,7 +23,7 @@ func describe(ctx context.Context, cfg Config) *swarmpb.NodeDescription {
 	return &swarmpb.NodeDescription{
 		Hostname:  cfg.Hostname,
 		Platform:  platform(),
-		Resources: &swarmpb.Resources{NanoCpus: int64(goruntime.NumCPU()) * 1_000_000_000, MemoryBytes: memoryBytes("/proc/meminfo")},
+		Resources: &swarmpb.Resources{NanoCpus: int64(goruntime.NumCPU()) * 1_000_000_000, MemoryBytes: memoryBytes("/proc/meminfo"), Generic: genericOf(cfg)},
 		Engine:    engine,
 		Network:   cfg.Network.Status(),
 	}

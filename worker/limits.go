@@ -19,6 +19,8 @@ const (
 	statusCall = 15 * time.Second
 	// describeEvery is how often the host is looked at for a changed description.
 	describeEvery = time.Minute
+	// devicesEvery is how often the host's devices are looked at.
+	devicesEvery = 5 * time.Second
 	// defaultGrace is the grace period of a stop when the spec has none.
 	defaultGrace = 10 * time.Second
 	// refusedPause is the pause after a manager refused the node for good.

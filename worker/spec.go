@@ -27,6 +27,7 @@ func (f *fleet) specOf(assigned *swarmpb.AssignedTask, template *swarmpb.Assigne
 	spec := runtime.Spec{
 		ID: assigned.GetId(), Image: container.GetImage(), Digest: container.GetImageDigest(),
 		Container: container, Resources: task.GetResources(), Labels: f.labelsOf(assigned),
+		Env: genericEnv(assigned.GetGeneric()), Devices: devicesOf(assigned.GetGeneric()),
 		Hostname: hostname, Namespace: at.Namespace, ResolvConf: at.ResolvConf, Inherits: assigned.GetTakesVolumes() && assigned.GetReplaces() != "",
 	}
 	if at.Address.IsValid() {

@@ -29,6 +29,7 @@ import (
 	"google.golang.org/grpc"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/worker/devices"
 	"github.com/swarmd/swarmd/worker/network"
 	"github.com/swarmd/swarmd/worker/runtime"
 )
@@ -69,6 +70,17 @@ type Network interface {
 
 var _ Network = (*network.Network)(nil)
 
+// Devices are what the agent needs of *devices.Set.
+type Devices interface {
+	// Look looks for changes, and tells whether there are some of what follows.
+	Look() bool
+	// Resources are not to be changed.
+	Resources() []*swarmpb.GenericResource
+	Problems() []string
+}
+
+var _ Devices = (*devices.Set)(nil)
+
 // Conn is a connection to a manager; *grpc.ClientConn is one.
 type Conn interface {
 	grpc.ClientConnInterface
@@ -107,6 +119,10 @@ type Config struct {
 	Version string
 	// Labels of the engine, told to the managers.
 	Labels map[string]string
+	// Generic resources of the host beside Devices, told to the managers.
+	Generic []*swarmpb.GenericResource
+	// Devices of the host, told to the managers as generic resources. May be nil.
+	Devices Devices
 	// Refused is told once that the managers refuse this node for good, with the reason, and with nil once one takes
 	// it again. The agent leaves the containers alone and goes on trying. May be nil.
 	Refused func(error)
@@ -190,6 +206,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.fleet.reach.run(ctx) })
 	group.Go(func() error { return newHints(a.fleet).run(ctx) })
 	group.Go(func() error { a.watchNetwork(ctx); return nil })
+	group.Go(func() error { a.watchDevices(ctx); return nil })
 	group.Go(func() error { return a.fleet.boundLogs(ctx) })
 	group.Go(func() error { return a.fleet.boundImages(ctx, a.space) })
 	return group.Wait()
@@ -235,9 +252,9 @@ func (a *Agent) ConnectedTo() string { return a.session.connectedTo() }
 // RunningContainers is the number of tasks whose container runs.
 func (a *Agent) RunningContainers() int { return a.fleet.running() }
 
-// Problems says what does not work on this host, one line each: the agent's, sorted, and then the network's.
+// Problems says what does not work on this host, one line each: the agent's, sorted, the network's, and the devices'.
 func (a *Agent) Problems() []string {
-	return slices.Concat(a.issues.list(), networkProblems(a.cfg.Network.Status()))
+	return slices.Concat(a.issues.list(), networkProblems(a.cfg.Network.Status()), deviceProblems(a.cfg.Devices))
 }
 
 // Clock compares this host's clock with that of the manager which the session is with: how far it is ahead (negative:

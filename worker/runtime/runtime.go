@@ -81,6 +81,8 @@ type Spec struct {
 	Hostname string
 	// Namespace is the path of the network namespace; empty = an own, empty one.
 	Namespace string
+	// Devices of the host, in full: example.com/gpu=0.
+	Devices []string
 	// Inherits: its anonymous volumes are those that TakeVolumes gave to ID, as far as there are such for its targets.
 	Inherits bool
 	// ResolvConf, Hosts: contents of /etc/resolv.conf and /etc/hosts; empty = the runtime's defaults.

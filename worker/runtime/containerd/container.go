@@ -180,10 +180,28 @@ func (r *Runtime) spec(ctx context.Context, spec runtime.Spec, info *imageInfo, 
 		}
 	}
 	made, err := buildSpec(in)
+	if err == nil {
+		err = r.addDevices(made, spec.Devices)
+	}
 	if err == nil && r.SharedShim {
 		setGroup(made, r.groups.assign(spec.ID))
 	}
 	return made, err
+}
+
+// addDevices comes after everything else in the spec: what a device needs of environment and mounts takes the place of what
+// was there.
+func (r *Runtime) addDevices(made *specs.Spec, names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	if r.Devices == nil {
+		return invalid("device %s: this host hands out none", names[0])
+	}
+	if err := r.Devices.Inject(made, names); err != nil {
+		return invalid("%s", oneLine(err.Error()))
+	}
+	return nil
 }
 
 // user of the container: the spec's or the image's. What a name means is remembered with the image.

@@ -20,6 +20,7 @@ import (
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
@@ -73,9 +74,18 @@ type Config struct {
 	// LogSize bytes a file and LogFiles files a container.
 	LogSize  int64
 	LogFiles int
+	// Devices makes the host's devices available in containers that ask for some; nil = there are none.
+	Devices Devices
 	// Silence of a registry before a local image is good enough.
 	Silence time.Duration
 	Logger  *slog.Logger
+}
+
+// Devices of the host, as package devices has them.
+type Devices interface {
+	// Inject edits the spec of a container so that it has the devices, which are named in full. What goes wrong no other
+	// try can mend.
+	Inject(spec *specs.Spec, names []string) error
 }
 
 // Runtime runs containers. See runtime.Runtime for its methods.
