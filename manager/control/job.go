@@ -79,7 +79,7 @@ func commandSchedule(r *rollout, req *swarmpb.CommandRolloutRequest) (*swarmpb.P
 	}
 	message := fmt.Sprintf("the schedule of %s goes on", r.name())
 	if times, err := spec.Schedule.Timetable(); err == nil {
-		message += "; the next run is at " + times.Next(time.Now()).Format(time.RFC3339)
+		message += "; the next run is at " + times.Next(time.Now()).In(times.Zone()).Format(time.RFC3339)
 	}
 	return c.proposal, message, nil
 }

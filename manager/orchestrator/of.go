@@ -9,3 +9,13 @@ import (
 func (Replicated) Of(view *store.View, serviceID string) []reconcile.ID {
 	return restless([]reconcile.ID{{Object: serviceID}}, view, serviceID)
 }
+
+// Of is All for the tasks of one service.
+func (Preemption) Of(view *store.View, serviceID string) (ids []reconcile.ID) {
+	for task := range view.UnplacedOf(serviceID) {
+		if asks(view.Placement(task.Id)) {
+			ids = append(ids, reconcile.ID{Object: task.Id})
+		}
+	}
+	return ids
+}

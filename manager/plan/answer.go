@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -19,12 +20,12 @@ func (r *run) answer() *swarmpb.PlanServiceResponse {
 	if a.Strategy == swarmpb.UpdateStrategy_UPDATE_STRATEGY_UNSPECIFIED {
 		a.Strategy = view.Service(r.service).GetSpec().GetUpdate().StrategyOr()
 	}
-	moved := len(r.steps.steps) > 0
+	moved, job := len(r.steps.steps) > 0, r.job(view)
 	problems := append(r.pending[:len(r.pending):len(r.pending)], unreached(view, r.service)...)
 	switch r.end {
 	case settled:
-		if moved {
-			r.steps.put(&swarmpb.PlanStep{Action: swarmpb.PlanAction_PLAN_ACTION_DONE, Message: r.done(update)}, now)
+		if moved || job != "" {
+			r.steps.put(&swarmpb.PlanStep{Action: swarmpb.PlanAction_PLAN_ACTION_DONE, Message: cmp.Or(job, r.done(update))}, now)
 		}
 	case waits:
 		r.steps.put(&swarmpb.PlanStep{Action: swarmpb.PlanAction_PLAN_ACTION_WAIT, TemplateVersion: update.GetTemplateVersion(),
@@ -46,7 +47,14 @@ func (r *run) answer() *swarmpb.PlanServiceResponse {
 	a.Problems = bounded(problems)
 	a.Steps, a.Truncated = r.steps.steps, r.steps.more || r.end == cut
 	a.Starts, a.Stops, a.AtLeast = r.steps.starts, r.steps.stops, r.steps.last
-	a.NoChange = !moved && r.end == settled
+	a.NoChange = len(r.steps.steps) == 0 && r.end == settled
+	if n := len(r.steps.gaveWay); n > 0 {
+		who := strings.Join(r.steps.gaveWay[:min(n, named)], ", ")
+		if n > named {
+			who += fmt.Sprintf(" and %d more", n-named)
+		}
+		a.Warnings = append(a.Warnings, fmt.Sprintf("of services with a lower priority, %s would have to give way and wait for room", who))
+	}
 	return a
 }
 
@@ -114,6 +122,9 @@ func (r *run) estimate(view *store.View) {
 	goal := service.GetTemplateVersion()
 	if update.Underway() {
 		goal = update.GetTemplateVersion()
+	}
+	if run := newest(view.ServiceProgress(r.service).GetJob()); run.GetEndedAt() == 0 {
+		r.steps.starts += run.GetTotal() - min(run.GetTotal(), run.GetCompleted())
 	}
 	replicated := service.GetSpec().GetMode().GetReplicated()
 	if replicated == nil {

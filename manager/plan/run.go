@@ -63,7 +63,8 @@ func newRun(view *store.View, serviceID string, now time.Time, work int) (*run, 
 	return r, err
 }
 
-// focused is a reconciler of the orchestrator that sees to the one service alone.
+// focused is a reconciler of the orchestrator that sees to the one service alone: its units of work are the service, its
+// slots, or its tasks.
 type focused struct {
 	reconcile.Reconciler
 	run *run
@@ -75,7 +76,7 @@ const surveyed = 50
 func (f focused) Affects(view *store.View, change store.Change) []reconcile.ID {
 	var ids []reconcile.ID
 	for _, id := range f.Reconciler.Affects(view, change) {
-		if id.Object == f.run.service {
+		if id.Object == f.run.service || view.Task(id.Object).GetServiceId() == f.run.service {
 			ids = append(ids, id)
 		}
 	}
@@ -159,7 +160,7 @@ func (r *run) play(ctx context.Context) error {
 		}
 		next, ok := r.engine.Next()
 		switch {
-		case !ok:
+		case !ok, r.nextRun(next):
 			r.end = stuck
 			return nil
 		case next.Sub(r.start) > MaxTime:
@@ -168,6 +169,12 @@ func (r *run) play(ctx context.Context) error {
 		}
 		r.engine.Pass(next)
 	}
+}
+
+// nextRun tells whether the next run of a schedule is what a time is waited for: it changes nothing for those before it.
+func (r *run) nextRun(at time.Time) bool {
+	next := r.store.View().ServiceProgress(r.service).GetJob().GetNextAt()
+	return next != 0 && at.UnixNano() >= next
 }
 
 // record takes in the changes that a step has made.

@@ -19,6 +19,8 @@ type recorder struct {
 	// more: there were steps beyond the most.
 	more          bool
 	starts, stops uint64
+	// gaveWay are tasks of other services that are stopped for this one's.
+	gaveWay []string
 	// last is when the last step was taken.
 	last int64
 }
@@ -29,7 +31,11 @@ func (r *recorder) add(view *store.View, change store.Change, now time.Time) {
 	case swarmpb.Table_TABLE_TASK_STATUS:
 		status, ok := change.New.(*swarmpb.TaskStatus)
 		task := view.Task(change.Key.ID)
-		if !ok || task.GetServiceId() != r.service {
+		if !ok {
+			return
+		}
+		if task.GetServiceId() != r.service {
+			r.other(view, task, status, now)
 			return
 		}
 		old, _ := change.Old.(*swarmpb.TaskStatus)
@@ -60,6 +66,8 @@ func (r *recorder) task(view *store.View, task *swarmpb.Task, old, state swarmpb
 		step.Action = swarmpb.PlanAction_PLAN_ACTION_START
 		step.Replaces = replaced(view, task)
 		r.starts++
+	case state == stateComplete: // how long a job's task takes nobody knows
+		return
 	case state.Ended():
 		step.Action = swarmpb.PlanAction_PLAN_ACTION_STOP
 		if old < swarmpb.TaskState_TASK_STATE_STARTING {
@@ -70,6 +78,23 @@ func (r *recorder) task(view *store.View, task *swarmpb.Task, old, state swarmpb
 	default:
 		return
 	}
+	r.put(step, now)
+}
+
+// other makes a step of the end of another service's task, which is that it gave way.
+func (r *recorder) other(view *store.View, task *swarmpb.Task, status *swarmpb.TaskStatus, now time.Time) {
+	if task == nil || !status.State.Ended() {
+		return
+	}
+	step := &swarmpb.PlanStep{Action: swarmpb.PlanAction_PLAN_ACTION_STOP, TaskName: nameOf(view, task), Slot: task.Slot,
+		TemplateVersion: task.TemplateVersion, NodeId: view.NodeID(task.Id), Message: "gives way to a task of higher priority"}
+	if step.NodeId != "" {
+		step.NodeHostname = view.NodeName(step.NodeId)
+	}
+	if to := view.Task(view.SlotProgress(task.ServiceId, task.Slot).GetGaveWayTo()); to != nil {
+		step.Message = "gives way to " + nameOf(view, to)
+	}
+	r.gaveWay = append(r.gaveWay, step.TaskName)
 	r.put(step, now)
 }
 

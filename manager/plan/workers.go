@@ -15,6 +15,7 @@ import (
 const (
 	stateReady    = swarmpb.TaskState_TASK_STATE_READY
 	stateRunning  = swarmpb.TaskState_TASK_STATE_RUNNING
+	stateComplete = swarmpb.TaskState_TASK_STATE_COMPLETE
 	stateShutdown = swarmpb.TaskState_TASK_STATE_SHUTDOWN
 )
 
@@ -22,7 +23,8 @@ const (
 const workersID = "workers"
 
 // workers are the nodes' agents, and the dispatcher, for the tasks of one service, as a reconciler that goes last: a task on
-// a READY node is prepared, started and stopped at once. On other nodes nothing happens.
+// a READY node is prepared, started and stopped at once, and a job's task completes at once. On other nodes nothing happens. Of
+// other services they stop what has been told to give way.
 type workers struct {
 	service string
 	// waiting are the tasks to look at.
@@ -41,7 +43,8 @@ func (w *workers) Name() string { return "workers" }
 func (w *workers) Affects(view *store.View, change store.Change) []reconcile.ID {
 	switch change.Table {
 	case swarmpb.Table_TABLE_TASK, swarmpb.Table_TABLE_TASK_PLACEMENT, swarmpb.Table_TABLE_TASK_STATUS:
-		if change.New == nil || view.Task(change.Key.ID).GetServiceId() != w.service {
+		task := view.Task(change.Key.ID)
+		if change.New == nil || task.GetServiceId() != w.service && (task == nil || task.GetDesiredState().Wanted()) {
 			return nil
 		}
 		w.add(change.Key.ID)
@@ -111,8 +114,8 @@ func starts(rows store.TaskRows) bool {
 	return rows.Observed == stateReady && rows.Task.DesiredState.Starts()
 }
 
-// step is what a worker reports next of a task: the end, that it is ready, that it runs; nothing when it is where it should
-// be. One that runs is drained from all nodes by then.
+// step is what a worker reports next of a task: the end, that it is ready, that it runs, that it has completed; nothing when it
+// is where it should be. One that runs is drained from all nodes by then.
 func step(rows store.TaskRows, now time.Time) []*swarmpb.Write {
 	status := &swarmpb.TaskStatus{TaskId: rows.Task.Id, At: now.UnixNano()}
 	report := func() *swarmpb.Write {
@@ -136,6 +139,10 @@ func step(rows store.TaskRows, now time.Time) []*swarmpb.Write {
 	case rows.Observed < stateRunning && rows.Task.DesiredState.Starts():
 		status.State = stateRunning
 		status.Container = &swarmpb.ContainerStatus{StartedAt: status.At}
+	case rows.Observed == stateRunning && rows.Task.DesiredState == stateComplete:
+		status.State = stateComplete
+		status.Container = swarmpb.Clone(cmp.Or(rows.Status.GetContainer(), &swarmpb.ContainerStatus{}))
+		status.Container.FinishedAt = status.At
 	default:
 		return nil
 	}

@@ -197,8 +197,8 @@ func (w *world) reality(d time.Duration) []string {
 			default:
 				continue
 			}
-			events = append(events, event{c.Index, task, fmt.Sprintf("%s %s web.%d of %d on %s",
-				time.Duration(status.At-start.UnixNano()), verb, task.Slot, task.TemplateVersion, cmp.Or(batch.View.NodeID(task.Id), nodes[task.Id]))})
+			events = append(events, event{c.Index, task, fmt.Sprintf("%s %s %s of %d on %s",
+				time.Duration(status.At-start.UnixNano()), verb, swarmpb.TaskName("web", task.Slot, task.NodeId), task.TemplateVersion, cmp.Or(batch.View.NodeID(task.Id), nodes[task.Id]))})
 		}
 	}
 	slices.SortStableFunc(events, func(a, b event) int { // workers act at the same time

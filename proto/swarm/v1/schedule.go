@@ -31,6 +31,9 @@ type Timetable struct {
 	elapsed bool
 }
 
+// Zone is the time zone that the schedule's times are meant in.
+func (t *Timetable) Zone() *time.Location { return t.zone }
+
 // Timetable reads the schedule's five fields, or @hourly, @every 90s and the like, and its time zone.
 func (x *Schedule) Timetable() (*Timetable, error) {
 	text := strings.TrimSpace(x.GetCron())
