@@ -16,13 +16,13 @@ import (
 const (
 	// patience is how long a call is tried again while the managers have no leader: longer than an election takes.
 	patience = 5 * time.Second
-	// retryPause is between two tries, and leastTry what a try has at least.
+	// retryPause is between two tries.
 	retryPause = 200 * time.Millisecond
-	leastTry   = 500 * time.Millisecond
 )
 
 // link carries calls to the manager on this host. It tries one again that met a change of leaders, which is safe: each
-// write has a request ID, under which it takes effect once. It tells the user of answers that may be out of date.
+// write has a request ID, under which it takes effect once. How long one try may take is for the manager to say. It tells
+// the user of answers that may be out of date.
 type link struct {
 	conn grpc.ClientConnInterface
 	app  *app
@@ -32,16 +32,10 @@ type link struct {
 func (l *link) Invoke(ctx context.Context, method string, req, reply any, opts ...grpc.CallOption) error {
 	var lost time.Time // when the first try failed: what it had done until then, such as to ask a registry, is no waiting
 	reached := false
-	var refused error
 	for {
 		var header metadata.MD
 		var from peer.Peer
-		try, cancel := ctx, context.CancelFunc(func() {})
-		if refused != nil { // the first has the server's own time
-			try, cancel = context.WithTimeout(ctx, max(l.app.patience-time.Since(lost), leastTry))
-		}
-		err := l.conn.Invoke(l.wish(try), method, req, reply, append(opts[:len(opts):len(opts)], grpc.Header(&header), grpc.Peer(&from))...)
-		cancel()
+		err := l.conn.Invoke(l.wish(ctx), method, req, reply, append(opts[:len(opts):len(opts)], grpc.Header(&header), grpc.Peer(&from))...)
 		if err == nil {
 			l.app.noteStale(header)
 			return nil
@@ -50,14 +44,10 @@ func (l *link) Invoke(ctx context.Context, method string, req, reply any, opts .
 			lost = time.Now()
 		}
 		reached = reached || from.Addr != nil
-		if refused != nil && ctx.Err() == nil && errors.Is(err, wire.ErrDeadline) {
-			return refused // which says more than that the time is over
-		}
 		// Where no swarmd answered from the start, none runs here, and waiting for one would be in vain.
 		if !errors.Is(err, wire.ErrUnavailable) && !errors.Is(err, wire.ErrNotLeader) || !reached || !sleep(ctx, l.app.patience-time.Since(lost)) {
 			return err
 		}
-		refused = err
 	}
 }
 
