@@ -198,7 +198,7 @@ func (r *rollout) promoted(fully bool) string {
 	steps, next := r.service.GetSpec().GetUpdate().CanaryStepsOr(), int(r.update.GetStep())+1
 	switch {
 	case r.update.GetStrategy() == swarmpb.UpdateStrategy_UPDATE_STRATEGY_CANARY && next < len(steps) && !fully:
-		return fmt.Sprintf("%s goes on to step %d of %d: %s of new connections", r.name(), next+1, len(steps), swarmpb.SharePercent(steps[next].GetShare()))
+		return fmt.Sprintf("%s goes on to step %d of %d: %s of new connections", r.name(), next+1, len(steps)+1, swarmpb.SharePercent(steps[next].GetShare()))
 	case r.update.GetReplicaShare() < swarmpb.WholeShare:
 		return fmt.Sprintf("%s goes on to the end: the rest of the new tasks start, and get all new connections once they are up", r.name())
 	}
@@ -255,10 +255,9 @@ func (r *rollout) last() string {
 func (r *rollout) state() string {
 	text := r.update.GetStrategy().Name() + ", " + r.update.GetPhase().Name()
 	if r.update.GetStrategy() == swarmpb.UpdateStrategy_UPDATE_STRATEGY_CANARY && !r.backwards() {
-		steps := len(r.service.GetSpec().GetUpdate().CanaryStepsOr())
-		if step := int(r.update.GetStep()) + 1; step <= steps {
-			text += fmt.Sprintf(", step %d of %d", step, steps)
-		}
+		// The last step is the one with all connections.
+		steps := len(r.service.GetSpec().GetUpdate().CanaryStepsOr()) + 1
+		text += fmt.Sprintf(", step %d of %d", min(int(r.update.GetStep())+1, steps), steps)
 	}
 	if r.update.Sets() {
 		text += fmt.Sprintf(", %s of new connections", swarmpb.SharePercent(r.update.GetShare()))

@@ -87,7 +87,7 @@ func TestCommandRollout_States_AreObeyedOrSaidWhyNot(t *testing.T) {
 		"pause a recreate":      {with(state(updating, recreate), func(x *swarmpb.UpdateStatus) { x.Phase = phaseEnding }), 0, actPause, "!recreate is stopping the old tasks"},
 		"resume":                {state(updatePaused, rolling), 0, actResume, "the update of web goes on"},
 		"resume a rollback":     {state(backPaused, rolling), 0, actResume, "the rollback of web goes on"},
-		"resume what goes":      {canaryOne, 1, actResume, "!its update is not paused: canary, watching, step 1 of 2, 10% of new connections; there is nothing to resume"},
+		"resume what goes":      {canaryOne, 1, actResume, "!its update is not paused: canary, watching, step 1 of 3, 10% of new connections; there is nothing to resume"},
 		"resume nothing":        {state(updated, rolling), 0, actResume, "!no update is under way, as the last one has completed; there is nothing to resume"},
 		"promote rolling":       {state(updating, rolling), 0, actPromote, "!its update is of strategy rolling, which goes on by itself: rolling, replacing; nothing waits for a promotion"},
 		"promote ended":         {state(updated, blueGreen), 3, actFully, "!no update is under way, as the last one has completed; there is nothing to promote"},
@@ -99,9 +99,9 @@ func TestCommandRollout_States_AreObeyedOrSaidWhyNot(t *testing.T) {
 		"promote in grace":      {with(blueReady, func(x *swarmpb.UpdateStatus) { x.Phase = phaseGrace }), 3, actPromote, "the old tasks of web stop now"},
 		"promote promoted":      {with(blueReady, func(x *swarmpb.UpdateStatus) { x.Phase, x.Share = phaseEnding, 10000 }), 3, actPromote, "!it has been promoted: blue-green, ending, 100% of new connections"},
 		"promote a way back":    {with(blueReady, func(x *swarmpb.UpdateStatus) { x.State, x.Phase = goingBack, phaseReturning }), 3, actPromote, "!it is going back, which nothing has to be promoted for"},
-		"promote a canary":      {canaryOne, 1, actPromote, "web goes on to step 2 of 2: 50% of new connections"},
+		"promote a canary":      {canaryOne, 1, actPromote, "web goes on to step 2 of 3: 50% of new connections"},
 		"promote the last step": {with(canaryOne, func(x *swarmpb.UpdateStatus) { x.Step, x.Share, x.ReplicaShare = 1, 5000, 5000 }), 2, actPromote, "web goes on to the end: the rest of the new tasks start"},
-		"canary not up":         {canaryOne, 0, actPromote, "!the new tasks are not all up (0/1): canary, watching, step 1 of 2"},
+		"canary not up":         {canaryOne, 0, actPromote, "!the new tasks are not all up (0/1): canary, watching, step 1 of 3"},
 		"canary fully":          {canaryOne, 0, actFully, "web goes on to the end: the rest of the new tasks start"},
 	} {
 		t.Run(name, func(t *testing.T) {
