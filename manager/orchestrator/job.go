@@ -99,7 +99,7 @@ func (Job) Reconcile(view *store.View, id reconcile.ID, now time.Time) (reconcil
 	if service == nil || service.Removing || !service.GetSpec().IsJob() {
 		return reconcile.Plan{}, nil
 	}
-	j := &job{planner: newPlanner(view, service, now), state: &swarmpb.JobProgress{}}
+	j := &job{planner: newPlanner(view, service, now), state: &swarmpb.JobProgress{}, filled: map[uint64]bool{}}
 	if old := j.progress.GetJob(); old != nil {
 		j.state = swarmpb.Clone(old)
 	}
@@ -116,6 +116,8 @@ type job struct {
 	*planner
 	// state is what the job's progress is to be after this plan.
 	state *swarmpb.JobProgress
+	// filled are the slots that get a task in this plan: several runs may lack one on the same node.
+	filled map[uint64]bool
 }
 
 // advance ends the runs that have come to their end, begins those whose time has come, and fills slots.

@@ -127,7 +127,9 @@ func (j *job) lookAtNodes(run *swarmpb.JobRun) *findings {
 		if have[node] || !nodes[node] {
 			continue
 		}
-		number := slotOfNode(node, func(number uint64) bool { return !taken[number] || j.ownSlot(number, node, run) })
+		number := slotOfNode(node, func(number uint64) bool {
+			return !j.filled[number] && (!taken[number] || j.ownSlot(number, node, run))
+		})
 		taken[number] = true
 		f.lacking = append(f.lacking, place{number, node})
 	}
@@ -195,6 +197,7 @@ func (j *job) fill(run *swarmpb.JobRun, found *findings) {
 			return
 		}
 		task := &swarmpb.Task{Slot: at.slot, NodeId: at.node, Run: run.Run, TemplateVersion: template, DesiredState: stateComplete}
+		j.filled[at.slot] = true
 		s := readSlot(j.view, j.service, at.slot, j.now)
 		n := len(s.replicas)
 		if n == 0 {
