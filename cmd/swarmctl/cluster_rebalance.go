@@ -55,9 +55,10 @@ func (a *app) clusterRebalanceCommand() *cobra.Command {
 all tasks a node. It prints the moves, in brackets the service's tasks on the node before each, and why services are left
 alone. The command does not wait for them.
 
-A move starts the new task first, and stops the old one when that is up: at most one of a service at a time, and five in the
-cluster, within each service's --max-unavailable. A service is left alone while something of it is not up or under way, if
-it packs tasks, if its tasks must not run twice (--update-strategy recreate and in-place), and with --no-rebalance.
+A move starts the new task first, and stops the old one when that is up: one of a service at a time, and five in the cluster.
+A service is left alone while something of it is not up or under way, with --no-rebalance and --placement-strategy binpack,
+if it may have data on its nodes (volumes, directories that it writes to), and if its tasks must not run twice
+(--update-strategy recreate and in-place, --stop-after-disconnect).
 
 The cluster does the same by itself 10 s after a node has joined or returned, unless "cluster update --no-rebalance" says
 that it is not to.`,

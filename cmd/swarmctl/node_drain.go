@@ -43,7 +43,11 @@ func (w drainWait) judge(n *swarmpb.NodeInfo) verdict {
 	}
 	v := verdict{summary: w.name + ": " + drainText(drain)}
 	for _, line := range drain.GetWaits() {
-		v.replicas = append(v.replicas, replica{name: "waits", text: line, trouble: line})
+		service, text, ok := strings.Cut(line, ": ")
+		if !ok {
+			service, text = "", line
+		}
+		v.replicas = append(v.replicas, replica{name: service, text: text, trouble: text})
 	}
 	switch {
 	case n.GetNode().GetSpec().GetAvailability() != drained:
@@ -54,6 +58,17 @@ func (w drainWait) judge(n *swarmpb.NodeInfo) verdict {
 		v.done, v.note = true, "it is down: its tasks start elsewhere, and what it may run still ends when it is back"
 	}
 	return v
+}
+
+// thin leaves out what a service waits for where that was told a moment ago: the numbers in it change all the time.
+func thin(waits []replica, told map[string]time.Time, now time.Time) {
+	for i, r := range waits {
+		if at, ok := told[r.name]; ok && now.Sub(at) < sayEvery {
+			waits[i].trouble = ""
+		} else {
+			told[r.name] = now
+		}
+	}
 }
 
 // awaitDrain shows progress until nothing is left on the node, or says why it cannot be waited for.
@@ -67,9 +82,13 @@ func (a *app) awaitDrain(ctx context.Context, c *client, w drainWait, n *swarmpb
 	tick, stop := a.ticks(drainLook)
 	defer stop()
 	s := &screen{out: a.out, terminal: a.terminal, width: a.width, height: a.height, quiet: w.quiet}
+	told := map[string]time.Time{}
 	for blind := (time.Time{}); ; {
 		now := a.now()
 		v := w.judge(n)
+		if !a.terminal {
+			thin(v.replicas, told, now)
+		}
 		s.draw(v, now)
 		if v.done && v.note != "" {
 			return a.say("%s: %s", w.name, v.note)
@@ -110,7 +129,7 @@ func (w drainWait) interrupted(ctx context.Context, v verdict) error {
 	}
 	text := fmt.Sprintf("node %s is not drained within %s: %s", w.name, w.timeout, strings.TrimPrefix(v.summary, w.name+": "))
 	for _, r := range v.replicas {
-		text += "\n  " + r.text
+		text += "\n  " + strings.TrimPrefix(r.name+": "+r.text, ": ")
 	}
 	return timedOut(errors.New(text + "\n" + hint))
 }

@@ -128,8 +128,8 @@ func leaving(left, moving uint32, waits ...string) stage {
 func TestDrain_EveryCourse_ReadsAsBefore(t *testing.T) {
 	const line = "node update --availability drain " + n2ID
 	still := func(*swarmpb.NodeInfo) error { return nil } // as it is read before the change
-	held := "web: its budget of 1 is used by web.3, which is not up"
-	whole := []stage{still, leaving(5, 0), leaving(5, 2, held), leaving(3, 1, held), func(*swarmpb.NodeInfo) error { return wire.Errorf(wire.CodeUnavailable, "no leader") }, leaving(1, 1), leaving(0, 0)}
+	held := "web: 3 tasks wait: 1 may be down or on the way (max unavailable), and 1 is: web.3 is starting"
+	whole := []stage{still, leaving(5, 0), leaving(5, 2, held), leaving(3, 1, strings.Replace(held, "3 tasks", "2 tasks", 1), "and 4 more services"), func(*swarmpb.NodeInfo) error { return wire.Errorf(wire.CodeUnavailable, "no leader") }, leaving(1, 1), leaving(0, 0)}
 	var got strings.Builder
 	for _, scene := range []struct {
 		title, line string
