@@ -189,3 +189,24 @@ func TestPlace_NodesThatSayDifferentThings_AreToldApart(t *testing.T) {
 		}
 	}
 }
+
+func TestSuits_PlatformsOfTheImage_AreThoseThatTheNodeRuns(t *testing.T) {
+	for _, c := range []struct {
+		image []Platform
+		arch  string
+		want  bool
+	}{
+		{nil, "riscv64", true},
+		{[]Platform{{OS: "linux", Arch: "arm64"}, {OS: "linux", Arch: "amd64"}}, "x86_64", true},
+		{[]Platform{{OS: "linux", Arch: "arm64"}}, "amd64", false},
+		{[]Platform{{OS: "windows", Arch: "amd64"}}, "amd64", false},
+		{[]Platform{{OS: "linux", Arch: "386"}}, "amd64", true},
+		{[]Platform{{OS: "linux", Arch: "arm"}}, "aarch64", true},
+		{[]Platform{{OS: "linux", Arch: "amd64"}}, "386", false},
+	} {
+		q := &Requirements{Platforms: c.image}
+		if got := q.Suits(&Node{OS: "linux", Arch: c.arch}) == Accepted; got != c.want {
+			t.Errorf("an image for %v on %s: %t", c.image, c.arch, got)
+		}
+	}
+}

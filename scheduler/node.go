@@ -120,6 +120,9 @@ type Nodes struct {
 	// the first of them was made.
 	shapes  map[string]*shape
 	journal []int32
+	// fewest is the least number of tasks on a node that takes some, for Better, if counted.
+	fewest  int
+	counted bool
 	// Space that rounds use one after another.
 	scratch []candidate
 	order   []int32

@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"cmp"
+	"math"
 	"slices"
 )
 
@@ -13,6 +14,17 @@ type Balance struct {
 	OnNode map[string]int
 	// Movable are the nodes from which a task may be moved now, with one such task of each.
 	Movable map[string]string
+	// Avoid are the nodes that none is to be moved to.
+	Avoid []map[string]bool
+}
+
+func (s *Balance) avoids(node string) bool {
+	for _, nodes := range s.Avoid {
+		if nodes[node] {
+			return true
+		}
+	}
+	return false
 }
 
 // Move is a task that would be better off elsewhere.
@@ -47,18 +59,50 @@ func (n *Nodes) Rebalance(services []Balance, most int) []Move {
 			break
 		}
 		s := &services[i]
-		if s.Requirements.Binpack || len(s.Movable) == 0 {
-			continue
-		}
-		from, to, ok := n.move(s)
+		move, ok := n.Better(s)
 		if !ok {
 			continue
 		}
-		out = append(out, Move{Service: s.Service, Task: s.Movable[n.nodes[from].ID], From: n.nodes[from].ID, To: n.nodes[to].ID})
-		delete(s.Movable, n.nodes[from].ID)
-		n.shift(s, from, to)
+		out = append(out, move)
+		delete(s.Movable, move.From)
+		n.shift(s, n.index[move.From], n.index[move.To])
 	}
 	return out
+}
+
+// Better is the move of one service that makes the placement most even, if any does. It counts nothing as done.
+func (n *Nodes) Better(s *Balance) (Move, bool) {
+	if s.Requirements.Binpack || len(s.Movable) == 0 || n.cannotBeEvener(s) {
+		return Move{}, false
+	}
+	from, to, ok := n.move(s)
+	if !ok {
+		return Move{}, false
+	}
+	return Move{Service: s.Service, Task: s.Movable[n.nodes[from].ID], From: n.nodes[from].ID, To: n.nodes[to].ID}, true
+}
+
+// cannotBeEvener tells cheaply that no node is better: where there is nothing to spread over, that no node has two of the
+// service's tasks, or two tasks more than any other.
+func (n *Nodes) cannotBeEvener(s *Balance) bool {
+	if len(s.Requirements.Spread) > 0 {
+		return false
+	}
+	if !n.counted {
+		n.counted, n.fewest = true, math.MaxInt
+		for i := range n.nodes {
+			if node := &n.nodes[i]; node.Ready {
+				n.fewest = min(n.fewest, node.Tasks)
+			}
+		}
+	}
+	for id := range s.Movable {
+		at, known := n.index[id]
+		if known && (s.OnNode[id] > 1 || n.nodes[at].Tasks-n.fewest > 1) {
+			return false
+		}
+	}
+	return true
 }
 
 // shift counts a move as done.
@@ -107,7 +151,7 @@ func (n *Nodes) move(s *Balance) (from, to int32, ok bool) {
 			}
 			seen = true
 		}
-		if n.fixed(q, at) == Accepted && q.variable(node, s.OnNode[node.ID]) == Accepted {
+		if n.fixed(q, at) == Accepted && !s.avoids(node.ID) && q.variable(node, s.OnNode[node.ID]) == Accepted {
 			best, known := emptiest[leaf]
 			if !known || n.compare(s, at, best) < 0 {
 				emptiest[leaf] = at

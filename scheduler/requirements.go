@@ -41,10 +41,14 @@ type Platform struct {
 	OS, Arch string
 }
 
-// runsOn tells whether one of the platforms is that.
+// runsOn tells whether one of the platforms is that, or the same of 32 bits, whose images its nodes run too.
 func (q *Requirements) runsOn(os, arch string) bool {
 	return len(q.Platforms) == 0 || slices.ContainsFunc(q.Platforms, func(p Platform) bool {
-		return (p.OS == "" || strings.EqualFold(p.OS, os)) && (p.Arch == "" || strings.EqualFold(architecture(p.Arch), architecture(arch)))
+		if p.OS != "" && !strings.EqualFold(p.OS, os) {
+			return false
+		}
+		wants, has := strings.ToLower(architecture(p.Arch)), strings.ToLower(architecture(arch))
+		return wants == "" || wants == has || wants == "386" && has == "amd64" || wants == "arm" && has == "arm64"
 	})
 }
 

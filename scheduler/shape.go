@@ -90,6 +90,7 @@ func (n *Nodes) shapeOf(g *Group) *shape {
 
 // changed notes that what is free on a node has changed.
 func (n *Nodes) changed(at int32) {
+	n.counted = false
 	if len(n.shapes) == 0 {
 		return
 	}

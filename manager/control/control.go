@@ -63,10 +63,10 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Resolver finds the digest (sha256:...) that an image's reference stands for. It answers within a bounded time of a few
-// seconds; its error is one line for a user.
+// Resolver finds the digest (sha256:...) that an image's reference stands for, and the platforms that it is there for (none:
+// not known). It answers within a bounded time of a few seconds; its error is one line for a user.
 type Resolver interface {
-	Resolve(ctx context.Context, image string, auth *swarmpb.RegistryAuth) (digest string, err error)
+	Resolve(ctx context.Context, image string, auth *swarmpb.RegistryAuth) (digest string, platforms []*swarmpb.Platform, err error)
 }
 
 // Bounds on requests and answers.

@@ -77,8 +77,25 @@ func imageOf(spec *swarmpb.ServiceSpec) string { return spec.GetTask().GetContai
 // pin gives a checked spec the digest that its image stands for; before is the service's spec until now, nil for a new
 // service. The registry is asked when the image is another one, or when the caller has taken the digest out; so a
 // change of anything else neither waits for it nor replaces a task for a tag that has moved. A digest that the caller
-// chose stays. What the user should know is returned: that a registry does not answer is no refusal.
+// chose stays. What the user should know is returned: that a registry does not answer is no refusal. The platforms of the
+// placement go with the digest that they were found for.
 func (s *Server) pin(ctx context.Context, spec, before *swarmpb.ServiceSpec, auth *swarmpb.RegistryAuth, resolve bool) (warnings []string) {
+	platforms, warnings := s.pinDigest(ctx, spec, before, auth, resolve)
+	is, was := spec.GetTask().GetContainer(), before.GetTask().GetContainer()
+	if platforms == nil && is.GetImageDigest() != "" && is.GetImageDigest() == was.GetImageDigest() && is.GetImage() == was.GetImage() {
+		platforms = before.GetTask().GetPlacement().GetPlatforms()
+	}
+	if len(platforms) > 0 && spec.GetTask().GetPlacement() == nil {
+		spec.Task.Placement = &swarmpb.Placement{}
+	}
+	if spec.GetTask().GetPlacement() != nil {
+		spec.Task.Placement.Platforms = platforms
+	}
+	return warnings
+}
+
+// pinDigest also returns the platforms where a registry was asked, and knows.
+func (s *Server) pinDigest(ctx context.Context, spec, before *swarmpb.ServiceSpec, auth *swarmpb.RegistryAuth, resolve bool) (platforms []*swarmpb.Platform, warnings []string) {
 	container, was := spec.GetTask().GetContainer(), before.GetTask().GetContainer()
 	image := container.GetImage()
 	sameImage := before != nil && was.GetImage() == image
@@ -89,21 +106,21 @@ func (s *Server) pin(ctx context.Context, spec, before *swarmpb.ServiceSpec, aut
 		if strings.HasPrefix(digest, "sha256:") {
 			container.ImageDigest = digest
 		}
-		return nil
+		return nil, nil
 	}
 	forced := spec.GetTask().GetForceUpdate() != before.GetTask().GetForceUpdate()
 	settled := sameImage && was.GetImageDigest() == container.GetImageDigest() && !(forced && was.GetImageDigest() == "")
 	if container.GetImageDigest() != "" || settled || !resolve || s.cfg.Resolver == nil {
-		return nil
+		return nil, nil
 	}
-	digest, err := s.cfg.Resolver.Resolve(ctx, image, auth)
+	digest, platforms, err := s.cfg.Resolver.Resolve(ctx, image, auth)
 	if err == nil {
 		container.ImageDigest = digest
-		return nil
+		return platforms, nil
 	}
 	if sameImage && was.GetImageDigest() != "" {
 		container.ImageDigest = was.GetImageDigest()
-		return []string{fmt.Sprintf("image %q: its digest could not be asked for anew, so that the one from before stays: %s", image, err)}
+		return nil, []string{fmt.Sprintf("image %q: its digest could not be asked for anew, so that the one from before stays: %s", image, err)}
 	}
-	return []string{fmt.Sprintf("image %q: its digest could not be found, so that each node goes by the tag, which may be another image on each: %s", image, err)}
+	return nil, []string{fmt.Sprintf("image %q: its digest could not be found, so that each node goes by the tag, which may be another image on each: %s", image, err)}
 }

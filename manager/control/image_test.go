@@ -19,20 +19,27 @@ import (
 // fakeRegistry answers with what its tags stand for.
 type fakeRegistry struct {
 	digests map[string]string
-	err     error
-	takes   time.Duration
-	asked   []string
-	auth    *swarmpb.RegistryAuth
+	// platforms by image, OS/ARCH each.
+	platforms map[string][]string
+	err       error
+	takes     time.Duration
+	asked     []string
+	auth      *swarmpb.RegistryAuth
 }
 
-func (f *fakeRegistry) Resolve(ctx context.Context, image string, auth *swarmpb.RegistryAuth) (string, error) {
+func (f *fakeRegistry) Resolve(ctx context.Context, image string, auth *swarmpb.RegistryAuth) (string, []*swarmpb.Platform, error) {
 	f.asked, f.auth = append(f.asked, image), auth
 	select {
 	case <-time.After(f.takes):
 	case <-ctx.Done():
-		return "", ctx.Err()
+		return "", nil, ctx.Err()
 	}
-	return f.digests[image], f.err
+	var platforms []*swarmpb.Platform
+	for _, text := range f.platforms[image] {
+		os, arch, _ := strings.Cut(text, "/")
+		platforms = append(platforms, &swarmpb.Platform{Os: os, Architecture: arch})
+	}
+	return f.digests[image], platforms, f.err
 }
 
 // seenBy is a watcher that goes after the first message.

@@ -1,4 +1,5 @@
-// Package registry asks image registries which digest a tag stands for, so that all nodes run the same image.
+// Package registry asks image registries which digest a tag stands for, so that all nodes run the same image, and what
+// platforms the image is there for, so that no other node is given it.
 //
 // It promises an answer or an error within a bounded time, whatever the registry does, and that one which was silent
 // is not waited for again for a while. It keeps no credentials.
@@ -68,48 +69,49 @@ func New(cfg Config) *Resolver {
 	return &Resolver{cfg: cfg, places: make(chan struct{}, maxAtOnce), silent: map[string]silence{}}
 }
 
-// Resolve returns the digest (sha256:...) of the manifest or index that the image's reference stands for now. A
-// reference with a digest is that digest; nobody is asked. The error says in one line what the user can do.
-func (r *Resolver) Resolve(ctx context.Context, image string, auth *swarmpb.RegistryAuth) (string, error) {
+// Resolve returns the digest (sha256:...) of the manifest or index that the image's reference stands for now, and the
+// platforms that it is there for; none where that cannot be found out. A reference with a digest is that digest; nobody is
+// asked. The error says in one line what the user can do.
+func (r *Resolver) Resolve(ctx context.Context, image string, auth *swarmpb.RegistryAuth) (string, []*swarmpb.Platform, error) {
 	ref, err := reference.ParseDockerRef(image)
 	if err != nil {
-		return "", fmt.Errorf("image %q is no reference: %w", image, err)
+		return "", nil, fmt.Errorf("image %q is no reference: %w", image, err)
 	}
 	if digested, ok := ref.(reference.Digested); ok {
-		return digested.Digest().String(), nil
+		return digested.Digest().String(), nil, nil
 	}
 	host := reference.Domain(ref)
 	if r.isSilent(host) {
-		return "", fmt.Errorf("registry %s did not answer a moment ago", host)
+		return "", nil, fmt.Errorf("registry %s did not answer a moment ago", host)
 	}
 	asked, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
 	defer cancel()
-	digest, err := r.ask(asked, ref.String(), auth)
+	digest, platforms, err := r.ask(asked, ref.String(), auth)
 	switch {
 	case errors.Is(err, errBusy) && ctx.Err() == nil:
-		return "", err
+		return "", nil, err
 	case err == nil:
 		r.setHeard(host)
-		return digest, nil
+		return digest, platforms, nil
 	case ctx.Err() != nil:
-		return "", ctx.Err()
+		return "", nil, ctx.Err()
 	case asked.Err() != nil:
 		r.setSilent(host)
-		return "", fmt.Errorf("registry %s has not answered within %s", host, r.cfg.Timeout)
+		return "", nil, fmt.Errorf("registry %s has not answered within %s", host, r.cfg.Timeout)
 	}
 	r.setHeard(host)
-	return "", registries.Explain(host, registries.User(auth, host), err)
+	return "", nil, registries.Explain(host, registries.User(auth, host), err)
 }
 
 // errBusy is about this manager, not about the registry.
 var errBusy = errors.New("this manager asks registries for too many other images at the moment; try again")
 
-func (r *Resolver) ask(ctx context.Context, ref string, auth *swarmpb.RegistryAuth) (string, error) {
+func (r *Resolver) ask(ctx context.Context, ref string, auth *swarmpb.RegistryAuth) (string, []*swarmpb.Platform, error) {
 	select {
 	case r.places <- struct{}{}:
 		defer func() { <-r.places }()
 	case <-ctx.Done():
-		return "", errBusy
+		return "", nil, errBusy
 	}
 	options := config.HostOptions{Credentials: func(host string) (string, string, error) {
 		user, secret := registries.Secret(auth, host)
@@ -119,14 +121,23 @@ func (r *Resolver) ask(ctx context.Context, ref string, auth *swarmpb.RegistryAu
 		options.HostDir = config.HostDirFromRoot(r.cfg.HostDir)
 	}
 	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: config.ConfigureHosts(ctx, options)})
-	_, found, err := resolver.Resolve(ctx, ref)
+	name, found, err := resolver.Resolve(ctx, ref)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	if err := found.Digest.Validate(); err != nil {
-		return "", errors.New("it names no valid digest")
+		return "", nil, errors.New("it names no valid digest")
 	}
-	return found.Digest.String(), nil
+	// The digest is good without: then a node of another platform says so when it has pulled the image.
+	fetcher, err := resolver.Fetcher(ctx, name)
+	if err != nil {
+		return found.Digest.String(), nil, nil
+	}
+	platforms, err := platformsOf(ctx, fetcher, found)
+	if err != nil {
+		return found.Digest.String(), nil, nil
+	}
+	return found.Digest.String(), platforms, nil
 }
 
 func (r *Resolver) isSilent(host string) bool {

@@ -95,16 +95,16 @@ func TestResolve_ATag_IsItsDigestAndFollowsIt(t *testing.T) {
 	r := resolver(t, server, fmt.Sprintf("[[registry]]\nhost = %q\nca = \"ca.pem\"\n", host))
 	for range 2 {
 		want := push(t, server, "v1", authn.Anonymous)
-		got, err := r.Resolve(context.Background(), host+"/team/app:v1", nil)
+		got, _, err := r.Resolve(context.Background(), host+"/team/app:v1", nil)
 		if err != nil || got != want {
 			t.Errorf("digest %s, %v, want %s", got, err, want)
 		}
 	}
-	if _, err := r.Resolve(context.Background(), host+"/team/app:v2", nil); !errors.Is(err, registries.ErrMissing) {
+	if _, _, err := r.Resolve(context.Background(), host+"/team/app:v2", nil); !errors.Is(err, registries.ErrMissing) {
 		t.Errorf("a missing tag: %v", err)
 	}
 	pinned := "sha256:" + strings.Repeat("1", 64)
-	if got, err := r.Resolve(context.Background(), "nobody.invalid/app@"+pinned, nil); err != nil || got != pinned {
+	if got, _, err := r.Resolve(context.Background(), "nobody.invalid/app@"+pinned, nil); err != nil || got != pinned {
 		t.Errorf("a reference with a digest: %s, %v", got, err)
 	}
 }
@@ -117,7 +117,7 @@ func TestResolve_ARegistryWithCredentials_WantsTheRightOnes(t *testing.T) {
 	want := push(t, server, "v1", &authn.Basic{Username: "ann", Password: "secret"})
 	r := resolver(t, server, fmt.Sprintf("[[registry]]\nhost = %q\nplain_http = true\n", host))
 	auth := &swarmpb.RegistryAuth{Server: host, Username: "ann", Password: "secret"}
-	if got, err := r.Resolve(context.Background(), host+"/team/app:v1", auth); err != nil || got != want {
+	if got, _, err := r.Resolve(context.Background(), host+"/team/app:v1", auth); err != nil || got != want {
 		t.Errorf("digest %s, %v, want %s", got, err, want)
 	}
 	for what, test := range map[string]struct {
@@ -127,14 +127,14 @@ func TestResolve_ARegistryWithCredentials_WantsTheRightOnes(t *testing.T) {
 		"none":           {nil, "needs credentials"},
 		"wrong password": {&swarmpb.RegistryAuth{Server: host, Username: "ann", Password: "guess"}, `refuses it to user "ann"`},
 	} {
-		_, err := r.Resolve(context.Background(), host+"/team/app:v1", test.auth)
+		_, _, err := r.Resolve(context.Background(), host+"/team/app:v1", test.auth)
 		if !errors.Is(err, registries.ErrDenied) || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
 	shown = nil
 	elsewhere := &swarmpb.RegistryAuth{Server: "other.local", Username: "ann", Password: "secret"}
-	if _, err := r.Resolve(context.Background(), host+"/team/app:v1", elsewhere); !errors.Is(err, registries.ErrDenied) || len(shown) > 0 {
+	if _, _, err := r.Resolve(context.Background(), host+"/team/app:v1", elsewhere); !errors.Is(err, registries.ErrDenied) || len(shown) > 0 {
 		t.Errorf("another registry's credentials: %v; shown: %v", err, shown)
 	}
 }
@@ -154,7 +154,7 @@ func TestResolve_AMirror_IsAskedFirstAndShownNoCredentials(t *testing.T) {
 	host := server.Listener.Addr().String()
 	want := push(t, server, "v1", &authn.Basic{Username: "ann", Password: "secret"})
 	r := resolver(t, server, fmt.Sprintf("[[registry]]\nhost = %q\nplain_http = true\nmirrors = [%q]\n", host, mirror.URL))
-	got, err := r.Resolve(context.Background(), host+"/team/app:v1", &swarmpb.RegistryAuth{Server: host, Username: "ann", Password: "secret"})
+	got, _, err := r.Resolve(context.Background(), host+"/team/app:v1", &swarmpb.RegistryAuth{Server: host, Username: "ann", Password: "secret"})
 	if err != nil || got != want || len(shown) > 0 {
 		t.Errorf("digest %s, %v, want %s; the mirror was shown %v", got, err, want, shown)
 	}
@@ -170,7 +170,7 @@ func TestResolve_ASilentRegistry_IsWaitedForOnce(t *testing.T) {
 	r := resolver(t, server, fmt.Sprintf("[[registry]]\nhost = %q\nplain_http = true\n", host))
 	r.cfg.Timeout = 50 * time.Millisecond
 	for i, want := range []string{"has not answered within 50ms", "did not answer a moment ago"} {
-		if _, err := r.Resolve(context.Background(), host+"/team/app:v1", nil); err == nil || !strings.Contains(err.Error(), want) {
+		if _, _, err := r.Resolve(context.Background(), host+"/team/app:v1", nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("question %d: %v, want %q", i+1, err, want)
 		}
 	}
@@ -197,7 +197,7 @@ func TestResolve_HowItIsSpokenToChanges_ASilentRegistryIsAskedAgain(t *testing.T
 	if err := set.WriteHosts(r.cfg.HostDir); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := r.Resolve(context.Background(), host+"/team/app:v1", nil); err != nil || got != want {
+	if got, _, err := r.Resolve(context.Background(), host+"/team/app:v1", nil); err != nil || got != want {
 		t.Errorf("digest %s, %v, want %s", got, err, want)
 	}
 }
@@ -212,12 +212,12 @@ func TestResolve_TooManyQuestionsForASilentRegistry_AreNoFaultOfAnother(t *testi
 		r.places <- struct{}{}
 	}
 	r.cfg.Timeout = 20 * time.Millisecond
-	if _, err := r.Resolve(context.Background(), host+"/team/app:v1", nil); !errors.Is(err, errBusy) {
+	if _, _, err := r.Resolve(context.Background(), host+"/team/app:v1", nil); !errors.Is(err, errBusy) {
 		t.Errorf("without a place: %v", err)
 	}
 	<-r.places
 	r.cfg.Timeout = time.Minute
-	if got, err := r.Resolve(context.Background(), host+"/team/app:v1", nil); err != nil || got != want {
+	if got, _, err := r.Resolve(context.Background(), host+"/team/app:v1", nil); err != nil || got != want {
 		t.Errorf("digest %s, %v, want %s", got, err, want)
 	}
 }
@@ -250,10 +250,10 @@ func TestResolve_NoRegistryThere_SaysSoAtOnce(t *testing.T) {
 	host := server.Listener.Addr().String()
 	server.Close()
 	r := New(Config{Timeout: time.Minute})
-	if _, err := r.Resolve(context.Background(), host+"/team/app:v1", nil); err == nil || !strings.Contains(err.Error(), "connection refused") {
+	if _, _, err := r.Resolve(context.Background(), host+"/team/app:v1", nil); err == nil || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("%v", err)
 	}
-	if _, err := r.Resolve(context.Background(), "not a reference", nil); err == nil || !strings.Contains(err.Error(), "is no reference") {
+	if _, _, err := r.Resolve(context.Background(), "not a reference", nil); err == nil || !strings.Contains(err.Error(), "is no reference") {
 		t.Errorf("%v", err)
 	}
 }
