@@ -204,6 +204,7 @@ func TestServicePs_TasksThatMoved_SayWhereAndWhy(t *testing.T) {
 	for i, change := range []func(*swarmpb.TaskInfo){
 		func(t *swarmpb.TaskInfo) {
 			t.Message, t.Task.Move, t.Task.Replaces = "moved from n2: the node is drained; started", swarmpb.MoveReason_MOVE_REASON_DRAIN, "web220000000000000000task"
+			t.Placement.Generic = []*swarmpb.GenericResource{{Kind: "licence", Count: 2}, {Kind: "nvidia.com/gpu", Count: 2, Instances: []string{"0", "3"}}}
 		},
 		func(t *swarmpb.TaskInfo) {
 			t.Error, t.Message, t.Status.State = "", "moved to n1: the node is drained; stopped", shutdown

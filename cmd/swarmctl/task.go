@@ -257,7 +257,9 @@ func (a *app) taskListCommand() *cobra.Command {
 func (a *app) nodePsCommand() *cobra.Command {
 	return a.tasksCommand(&cobra.Command{
 		Use: "ps [NODE...]", Short: "List the tasks of nodes (default: of this one)", ValidArgsFunction: a.complete(nodeNames),
-		Example: "  swarmctl node ps\n  swarmctl node ps --current n1 n2\n  swarmctl node ps --filter desired-state=running node-2     # what a drain has not moved yet",
+		Example: `  swarmctl node ps
+  swarmctl node ps --current n1 n2
+  swarmctl node ps --filter desired-state=running node-2`,
 	}, func(args []string) []*swarmpb.ListTasksRequest {
 		if len(args) == 0 {
 			args = []string{"self"}
@@ -330,6 +332,13 @@ func (a *app) prettyTask(w io.Writer, r *swarmpb.GetTaskResponse) {
 	}
 	if container.GetOomKilled() {
 		p.line("Out of memory", "yes")
+	}
+	for _, g := range r.GetTask().GetPlacement().GetGeneric() {
+		text := genericText(g)
+		if names := strings.Join(g.GetInstances(), ", "); names != "" {
+			text += " (" + names + ")"
+		}
+		p.line("Generic", text)
 	}
 	p.line("Container", container.GetContainerId())
 	p.line("Replaces", r.GetTask().GetTask().GetReplaces())
