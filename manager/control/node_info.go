@@ -121,8 +121,13 @@ func lines(of map[string]string, most int) (out []string) {
 		out = append(out, text)
 	}
 	slices.Sort(out)
-	if more := len(out) - most; more >= 1 {
-		out = append(out[:most-1], fmt.Sprintf("and %d more services", more+1))
+	return first(out, most)
+}
+
+// first keeps so many lines about services; where there are more, the last one says how many.
+func first(lines []string, most int) []string {
+	if more := len(lines) - most; more >= 1 {
+		return append(lines[:most-1:most-1], fmt.Sprintf("and %d more services", more+1))
 	}
-	return out
+	return lines
 }

@@ -130,7 +130,7 @@ func (s *Server) moves(ctx context.Context, view *store.View) (*swarmpb.Rebalanc
 	if err != nil {
 		return nil, wire.Errorf(wire.CodeInternal, "rebalance: %w", err)
 	}
-	response := &swarmpb.RebalanceClusterResponse{Moves: moves, LeftAlone: alone[:min(len(alone), maxLeftAlone)]}
+	response := &swarmpb.RebalanceClusterResponse{Moves: moves, LeftAlone: first(alone, maxLeftAlone)}
 	if len(moves) > maxMoves {
 		response.Moves, response.Truncated = moves[:maxMoves], true
 	}

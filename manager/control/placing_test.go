@@ -214,6 +214,33 @@ func TestNodeInfo_Drained_ProgressAndWhatWaits(t *testing.T) {
 	}
 }
 
+// However many nodes are drained, a service is looked at once an answer.
+func TestListNodes_ManyAreDrained_LooksAtEachServiceOnce(t *testing.T) {
+	w := newWorld(t)
+	web := w.create("web", 20)
+	w.placing.held = map[string]string{web: "web: 5 tasks wait"}
+	for i := range uint64(10) {
+		id := fmt.Sprintf("%025d", i)
+		w.node(id, fmt.Sprint("n", i), roleWorker, stateReady)
+		w.availability(id, swarmpb.NodeAvailability_NODE_AVAILABILITY_DRAIN)
+		w.task(web, 2*i+1, 1, id)
+		w.task(web, 2*i+2, 1, id)
+	}
+	r, err := w.server.ListNodes(ctx, &swarmpb.ListNodesRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	drained := 0
+	for _, node := range r.GetNodes() {
+		if node.GetDrain().GetLeft() == 2 && len(node.GetDrain().GetWaits()) == 1 {
+			drained++
+		}
+	}
+	if drained != 10 || w.placing.asked != 1 {
+		t.Errorf("%d nodes say what waits, the service was looked at %d times", drained, w.placing.asked)
+	}
+}
+
 func TestLines_MoreThanFit_CountTheRest(t *testing.T) {
 	of := map[string]string{}
 	for i := range maxWaits + 3 {
