@@ -97,10 +97,14 @@ func run(ctx context.Context, o *options) error {
 	defer unlock()
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
+	labels, err := labelsOf(o.engineLabels)
+	if err != nil {
+		return err
+	}
 	n, err := node.New(node.Config{
 		DataDir: o.dataDir, RunDir: o.runDir, Containerd: o.containerd, OCIRuntime: o.ociRuntime, SharedShim: o.sharedShim, ListenAddr: o.listenAddr, GossipAddr: o.gossipAddr,
 		CgroupParent: o.cgroupParent, Registries: known, ConfigDir: o.configDir, PlainRegistries: o.insecureRegistries,
-		Version: version, Logger: logger,
+		Version: version, Logger: logger, Generic: o.generic.resources(), EngineLabels: labels, CDIDirs: o.cdiDirs,
 	})
 	if err != nil {
 		return err

@@ -15,6 +15,8 @@ import (
 
 	"github.com/BurntSushi/toml"
 	"github.com/spf13/pflag"
+
+	"github.com/swarmd/swarmd/worker/devices"
 )
 
 // defaultConfig is read when it is there; one that --config names must be.
@@ -33,6 +35,9 @@ type options struct {
 	logFormat          string
 	cgroupParent       string
 	insecureRegistries []string
+	generic            genericFlag
+	engineLabels       []string
+	cdiDirs            []string
 }
 
 func (o *options) define(f *pflag.FlagSet) {
@@ -48,6 +53,9 @@ func (o *options) define(f *pflag.FlagSet) {
 	f.StringVar(&o.gossipAddr, "gossip-addr", "", "address of gossip, IP:port, TCP and UDP; the port is the same on all hosts (default: the advertised address, port 7946)")
 	f.StringVar(&o.cgroupParent, "cgroup-parent", "/swarmd", "cgroup below which every container gets its own")
 	f.StringSliceVar(&o.insecureRegistries, "insecure-registry", nil, "registry (host[:port]) to speak plain HTTP with; may be repeated")
+	f.Var(&o.generic, "generic-resource", "what tasks can reserve here beside CPU and memory, KIND=N or KIND=NAME,NAME; may be repeated")
+	f.StringSliceVar(&o.cdiDirs, "cdi-spec-dir", devices.DefaultDirs, "directory of CDI spec files: the devices that they describe can be reserved, as VENDOR/CLASS; may be repeated")
+	f.StringSliceVar(&o.engineLabels, "engine-label", nil, "label of this host, KEY=VALUE, for constraints on engine.labels.KEY once it is accepted (swarmctl node update --accept); may be repeated")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 }
@@ -136,6 +144,7 @@ func (o *options) check() error {
 	if _, err := o.logger(io.Discard); err != nil {
 		errs = append(errs, err)
 	}
+	errs = append(errs, o.checkNode())
 	return errors.Join(errs...)
 }
 

@@ -80,10 +80,13 @@ func (n *Node) newMember(id wire.Identity, st state) (*member, error) {
 func (n *Node) newAgent(nodeID string, st state, m *member) (*worker.Agent, error) {
 	cfg := worker.Config{
 		NodeID: nodeID, ListenAddress: st.Advertise, Dir: n.workerDir(), Runtime: n.engine, Network: n.network, LogDir: n.runtime.LogDir,
-		Managers: st.peers(), Version: n.cfg.Version, Seed: rand.Uint64(), Logger: n.log.With("part", "worker"),
+		Managers: st.peers(), Version: n.cfg.Version, Labels: n.cfg.EngineLabels, Generic: n.cfg.Generic, Seed: rand.Uint64(), Logger: n.log.With("part", "worker"),
 		Dial: func(context.Context, string) (worker.Conn, error) {
 			return nil, errors.New("this host belongs to no cluster")
 		},
+	}
+	if n.devices != nil {
+		cfg.Devices = n.devices
 	}
 	if m != nil {
 		cfg.Dial = func(_ context.Context, address string) (worker.Conn, error) {

@@ -24,6 +24,7 @@ import (
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/proto/wire"
 	"github.com/swarmd/swarmd/worker"
+	"github.com/swarmd/swarmd/worker/devices"
 	"github.com/swarmd/swarmd/worker/network"
 	"github.com/swarmd/swarmd/worker/runtime"
 	"github.com/swarmd/swarmd/worker/runtime/containerd"
@@ -63,7 +64,12 @@ type Config struct {
 	ConfigDir       string
 	PlainRegistries []string
 	Version         string
-	Logger          *slog.Logger
+	// Generic resources and EngineLabels are what the host is configured to say of itself.
+	Generic      []*swarmpb.GenericResource
+	EngineLabels map[string]string
+	// CDIDirs have the spec files of the host's devices.
+	CDIDirs []string
+	Logger  *slog.Logger
 }
 
 // Node is the daemon of one host.
@@ -73,6 +79,7 @@ type Node struct {
 	child   *embedded.Child // nil with an existing containerd
 	runtime *containerd.Runtime
 	engine  runtime.Runtime // runtime, as the worker knows it
+	devices *devices.Set
 	network uplink
 	// ended gets the error of a member that ended by itself.
 	ended chan error
@@ -111,9 +118,12 @@ func New(cfg Config) (*Node, error) {
 		n.child, address, exits = child, child.Address(), child.ExitDir()
 	}
 	var err error
+	if n.devices, err = devices.New(cfg.CDIDirs, cfg.Logger.With("part", "devices")); err != nil {
+		return nil, err
+	}
 	n.runtime, err = containerd.New(containerd.Config{
 		Address: address, Shared: cfg.Containerd != "", Dir: cfg.DataDir, RunDir: filepath.Join(cfg.RunDir, "oci"), OCIRuntime: cfg.OCIRuntime, SharedShim: cfg.SharedShim,
-		CgroupParent: cfg.CgroupParent, Registries: cfg.Registries, ExitDir: exits,
+		CgroupParent: cfg.CgroupParent, Registries: cfg.Registries, ExitDir: exits, Devices: n.devices,
 		Logger: cfg.Logger.With("part", "runtime"),
 	})
 	if err != nil {
