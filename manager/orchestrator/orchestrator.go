@@ -1,10 +1,11 @@
 // Package orchestrator keeps each service's tasks as its spec asks: so many replicas, of the right template,
 // restarted when they end, replaced when it changes.
 //
-// It has six reconcilers. Replicated fills and empties the slots of replicated services (id: the service) and carries
+// It has seven reconcilers. Replicated fills and empties the slots of replicated services (id: the service) and carries
 // each slot of any service along: the replacements under way in it, restarts, and the reaping of old tasks (id: the service
 // and the slot). Global fills and empties those of global services, Job those of jobs, run by run (id: the service). Rollout
-// moves a service to another template, some slots at a time, and back when that fails (id: the service). Preemption stops
+// moves a service to another template, some slots at a time, and back when that fails (id: the service). Moves has tasks
+// that should be elsewhere replaced there, some at a time (id: the service, or all of them for balance). Preemption stops
 // tasks that have to give way to one of higher priority (id: the one that waits). Guests removes
 // services that stand for a container outside of services which has gone (id: the service).
 // Everything they know is in rows, so a new leader goes on where the old one stopped.
@@ -71,7 +72,7 @@ const (
 
 // Reconcilers are all that a leader runs, each under a driver of its own.
 func Reconcilers() []reconcile.Reconciler {
-	return []reconcile.Reconciler{Replicated{}, Rollout{}, Global{}, Job{}, Preemption{}, Guests{}}
+	return []reconcile.Reconciler{Replicated{}, Rollout{}, Global{}, Job{}, Moves{}, Preemption{}, Guests{}}
 }
 
 // Replicated is the reconciler of replicated services, and of every service's slots.
@@ -105,7 +106,7 @@ func (o Replicated) Affects(view *store.View, change store.Change) []reconcile.I
 		if placement, ok := change.New.(*swarmpb.TaskPlacement); ok {
 			// An heir that no node suits may open a drain's gate; a node may have gone while it was chosen.
 			task := view.Task(placement.TaskId)
-			if task != nil && (task.Replaces != "" || lost(view, placement.NodeId) || evicted(view, placement.NodeId)) {
+			if task != nil && (task.Replaces != "" || lost(view, placement.NodeId)) {
 				return slotOf(task)
 			}
 		}
@@ -115,11 +116,17 @@ func (o Replicated) Affects(view *store.View, change store.Change) []reconcile.I
 		if before != nil && (after == nil || before.Spec.GetAvailability() != after.Spec.GetAvailability()) {
 			return slotsOn(view, change.Key.ID)
 		}
+		if nodeMatters(change) {
+			return constrainedOn(view, change.Key.ID)
+		}
 	case swarmpb.Table_TABLE_NODE_STATUS:
 		before, _ := change.Old.(*swarmpb.NodeStatus)
 		after, _ := change.New.(*swarmpb.NodeStatus)
 		if down(before) != down(after) {
 			return slotsOn(view, change.Key.ID)
+		}
+		if nodeMatters(change) {
+			return constrainedOn(view, change.Key.ID)
 		}
 	case swarmpb.Table_TABLE_CLUSTER:
 		before, _ := change.Old.(*swarmpb.Cluster)
@@ -183,7 +190,7 @@ func restless(ids []reconcile.ID, view *store.View, service string) []reconcile.
 		if tasks == 1 {
 			rows := view.TaskRows(task.Id)
 			node := rows.Placement.GetNodeId()
-			quiet = task.DesiredState.Starts() && !rows.Observed.Ended() && !lost(view, node) && !evicted(view, node) ||
+			quiet = task.DesiredState.Starts() && !rows.Observed.Ended() && !lost(view, node) ||
 				task.DesiredState == stateComplete && rows.Observed == stateComplete
 		}
 	}

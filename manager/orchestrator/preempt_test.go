@@ -73,7 +73,7 @@ func (y *yielding) check(view *store.View) error {
 	}
 	for task := range view.Tasks() {
 		old := before.Task(task.Id)
-		if old == nil || !wanted(old) || wanted(task) {
+		if old == nil || !wanted(old) || wanted(task) || forBalance(view, task) {
 			continue
 		}
 		mine := before.Service(task.ServiceId).GetSpec().GetPriority()
@@ -92,6 +92,18 @@ func (y *yielding) check(view *store.View) error {
 		}
 	}
 	return nil
+}
+
+// forBalance tells whether a task was stopped since one is up that followed it for balance, or was to follow one so.
+func forBalance(view *store.View, task *swarmpb.Task) bool {
+	const balance = swarmpb.MoveReason_MOVE_REASON_REBALANCE
+	for other := range view.TasksIn(task.ServiceId, task.Slot) {
+		if other.Move == balance && other.Replaces == task.Id && view.Status(other.Id).Up() ||
+			task.Move == balance && task.Replaces == other.Id && wanted(other) {
+			return true
+		}
+	}
+	return false
 }
 
 // TestPreemption_RandomClusters_NoEqualIsStopped fills small clusters beyond what they hold. In the end no task waits while

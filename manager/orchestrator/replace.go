@@ -142,6 +142,10 @@ func (p *planner) pair(s *slot, base, heir *replica) {
 		}
 	case heir.refused && base.evicted: // a drain empties the node, in either order
 		p.desire(base, stateShutdown)
+	case heir.refused && heir.task.Move == moveBalance: // no node is better any more
+		p.desire(heir, stateShutdown)
+	case heir.evicted && heir.task.DesiredState < stateRunning: // it would only move again
+		p.desire(heir, stateShutdown)
 	case heir.task.DesiredState.Starts():
 		if heir.up() {
 			p.desire(base, stateShutdown)
@@ -167,8 +171,7 @@ func (p *planner) alone(s *slot, r *replica) {
 			p.desire(r, stateShutdown)
 			p.heir(s, r, &swarmpb.Task{TemplateVersion: p.templateOf(r), StartNotBefore: task.StartNotBefore})
 		}
-	case r.evicted:
-		p.evict(s, r)
+	case r.evicted: // Moves has it elsewhere
 	case task.DesiredState < stateRunning && s.clear(r) && !p.heldBack(task.TemplateVersion):
 		if at := time.Unix(0, task.StartNotBefore); p.now.Before(at) {
 			p.wake(at)
@@ -184,19 +187,6 @@ func (p *planner) alone(s *slot, r *replica) {
 func (p *planner) forgettable(progress *swarmpb.SlotProgress) bool {
 	return progress != nil && progress.EndedTask == "" && progress.Failures == 0 && progress.Restarts == 0 &&
 		(progress.FailedUpdate == 0 || progress.FailedUpdate != p.progress.GetUpdate().GetStartedAt())
-}
-
-// evict moves a task off a node that is drained, after the pause that a failed attempt to do so has earned.
-func (p *planner) evict(s *slot, r *replica) {
-	progress := s.progressOf(p.service, r.task.TemplateVersion)
-	if at := time.Unix(0, progress.NotBefore); p.now.Before(at) {
-		p.wake(at)
-		return
-	}
-	config := p.service.GetSpec().GetUpdate()
-	startFirst := config.GetOrder() == swarmpb.UpdateOrder_UPDATE_ORDER_START_FIRST &&
-		config.StrategyOr() != inPlace && config.StrategyOr() != recreate
-	p.replace(s, &swarmpb.Task{TemplateVersion: p.templateOf(r), Beside: startFirst})
 }
 
 // templateOf is the template that a task's successor is made from when nothing but the task is at fault: its own,

@@ -213,7 +213,7 @@ func (r *rollout) upOfSet() func(func(uint64, time.Time) bool) {
 			if task.TemplateVersion != r.update.TemplateVersion || task.DesiredState != stateRunning {
 				continue
 			}
-			if one := readReplica(r.view, task, r.now); one.up() && !yield(task.Slot, one.upSince(r.now)) {
+			if one := readReplica(r.view, task, r.now, nil); one.up() && !yield(task.Slot, one.upSince(r.now)) {
 				return
 			}
 		}
@@ -241,7 +241,7 @@ func (r *rollout) awaitSet(since time.Time) {
 		if task.TemplateVersion != r.update.TemplateVersion || task.DesiredState > stateRunning {
 			continue
 		}
-		if one := readReplica(r.view, task, r.now); one.refused {
+		if one := readReplica(r.view, task, r.now, nil); one.refused {
 			waits = &one
 			break
 		}
@@ -269,7 +269,7 @@ func (r *rollout) awaitSet(since time.Time) {
 func (r *rollout) notUp() *replica {
 	for task := range r.view.TasksOf(r.service.Id) {
 		if task.TemplateVersion == r.update.TemplateVersion && task.DesiredState <= stateRunning {
-			if one := readReplica(r.view, task, r.now); !one.up() {
+			if one := readReplica(r.view, task, r.now, nil); !one.up() {
 				return &one
 			}
 		}
@@ -283,7 +283,7 @@ func (r *rollout) othersStopped() bool {
 		if task.TemplateVersion == r.update.TemplateVersion {
 			continue
 		}
-		one := readReplica(r.view, task, r.now)
+		one := readReplica(r.view, task, r.now, nil)
 		if one.live() {
 			return false
 		}

@@ -19,8 +19,8 @@ type replica struct {
 	lost bool
 	// orphaned: its node is no member any more.
 	orphaned bool
-	// evicted: its node is being drained.
-	evicted bool
+	// evicted: it should be elsewhere, since its node is being drained, or misfit: does not meet its constraints any more.
+	evicted, misfit bool
 	// until is when a task that nobody hears of has certainly been stopped by its node, if the template says so and
 	// that is not yet; zero otherwise.
 	until time.Time
@@ -31,7 +31,8 @@ type replica struct {
 	guarded   bool
 }
 
-func readReplica(view *store.View, task *swarmpb.Task, now time.Time) replica {
+// readReplica reads a task's rows. Without fits nobody is to ask whether it is evicted.
+func readReplica(view *store.View, task *swarmpb.Task, now time.Time, f *fits) replica {
 	rows := view.TaskRows(task.Id)
 	r := replica{
 		task: task, status: rows.Status, state: rows.Observed,
@@ -43,9 +44,11 @@ func readReplica(view *store.View, task *swarmpb.Task, now time.Time) replica {
 	}
 	r.orphaned = view.Node(r.node) == nil
 	r.lost = lost(view, r.node)
-	r.evicted = evicted(view, r.node)
+	drained := evicted(view, r.node)
+	r.misfit = !drained && f != nil && task.NodeId == "" && f.misfit(task, r.node)
+	r.evicted = drained || r.misfit
 	if (r.lost || r.evicted) && (task.NodeId != "" || ofGuest(view, task)) {
-		r.lost, r.evicted = r.orphaned, false // it cannot be elsewhere
+		r.lost, r.evicted, r.misfit = r.orphaned, false, false // it cannot be elsewhere
 	}
 	if at := r.stoppedBy(view, now); at.After(now) {
 		r.until = at
@@ -159,9 +162,9 @@ type slot struct {
 }
 
 func readSlot(view *store.View, service *swarmpb.Service, number uint64, now time.Time) *slot {
-	s := &slot{number: number, progress: view.SlotProgress(service.Id, number)}
+	s, f := &slot{number: number, progress: view.SlotProgress(service.Id, number)}, newFits(view)
 	for task := range view.TasksIn(service.Id, number) {
-		s.replicas = append(s.replicas, readReplica(view, task, now))
+		s.replicas = append(s.replicas, readReplica(view, task, now, f))
 	}
 	return s
 }
@@ -170,6 +173,7 @@ func readSlot(view *store.View, service *swarmpb.Service, number uint64, now tim
 func slots(view *store.View, service *swarmpb.Service, after uint64, now time.Time) iter.Seq[*slot] {
 	return func(yield func(*slot) bool) {
 		var s *slot
+		f := newFits(view)
 		for task := range view.TasksFrom(service.Id, after+1) {
 			if s == nil || s.number != task.Slot {
 				if s != nil && !yield(s) {
@@ -177,7 +181,7 @@ func slots(view *store.View, service *swarmpb.Service, after uint64, now time.Ti
 				}
 				s = &slot{number: task.Slot, progress: view.SlotProgress(service.Id, task.Slot)}
 			}
-			s.replicas = append(s.replicas, readReplica(view, task, now))
+			s.replicas = append(s.replicas, readReplica(view, task, now, f))
 		}
 		if s != nil {
 			yield(s)

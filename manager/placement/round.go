@@ -168,9 +168,56 @@ func (r *round) place(service string, tasks []*swarmpb.Task) {
 	}
 	onNode := r.onNode(service)
 	for _, v := range versions {
-		r.placeGroup(service, v, byVersion[v], onNode)
+		rest := byVersion[v][:0:0]
+		for _, t := range byVersion[v] {
+			if t.GetMove() == swarmpb.MoveReason_MOVE_REASON_REBALANCE && r.optional(t) {
+				r.balance(t, onNode)
+			} else {
+				rest = append(rest, t)
+			}
+		}
+		if len(rest) > 0 {
+			r.placeGroup(service, v, rest, onNode)
+		}
 	}
 }
+
+// optional tells whether the slot of a task can do without it: the one that it is to follow is there still.
+func (r *round) optional(t *swarmpb.Task) bool {
+	old := r.view.TaskRows(t.GetReplaces())
+	return old.Task.GetDesiredState().Wanted() && !old.Observed.Ended() &&
+		r.view.NodeStatus(old.Placement.GetNodeId()).GetState() != swarmpb.NodeState_NODE_STATE_DOWN
+}
+
+// balance places a task that is to follow another one for balance: only where that makes things more even than they are, which
+// may be another node than the orchestrator found. So moves come to an end whatever happens meanwhile.
+func (r *round) balance(t *swarmpb.Task, onNode map[string]int) {
+	q, err := r.requirements(t.GetServiceId(), t.GetTemplateVersion())
+	if err != nil {
+		r.reject(t, err.Error())
+		return
+	}
+	group := &scheduler.Group{Service: t.GetServiceId(), Requirements: q, OnNode: onNode}
+	old, failing := t.GetReplaces(), r.read.Failing(t.GetServiceId(), r.now)
+	move, ok := r.nodes.Better(&scheduler.Balance{Service: t.GetServiceId(), Requirements: q, OnNode: onNode,
+		Movable: map[string]string{r.view.NodeID(old): old}, Avoid: []map[string]bool{failing}})
+	if !ok {
+		r.planner.stick(t.GetServiceId(), true) // it is needed when the other one ends
+		r.reject(t, notBetter)
+		return
+	}
+	group.Tasks = []scheduler.Task{{ID: t.GetId(), Node: move.To}}
+	if a := r.nodes.Place(group)[0]; a.Node != "" {
+		onNode[a.Node]++
+		r.assign(t, a.Node, a.Generic)
+		return
+	}
+	r.planner.stick(t.GetServiceId(), true)
+	r.reject(t, notBetter)
+}
+
+// notBetter is why a task does not move for balance.
+const notBetter = "no node is better than the one where it is"
 
 func (r *round) placeGroup(service string, version uint64, tasks []*swarmpb.Task, onNode map[string]int) {
 	q, err := r.requirements(service, version)

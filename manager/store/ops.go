@@ -181,6 +181,8 @@ func (t *tx) putServiceProgress(row *swarmpb.ServiceProgress) *refusal {
 	old := t.ServiceProgress(row.ServiceId)
 	row.ServiceId = service.Id
 	row.Attempt = max(row.Attempt, old.GetAttempt())
+	// Who writes the update guards neither.
+	row.MovedAt, row.BalancedAt = max(row.MovedAt, old.GetMovedAt()), max(row.BalancedAt, old.GetBalancedAt())
 	row.Meta = t.stamp(old.GetMeta())
 	return t.replace(swarmpb.Table_TABLE_SERVICE_PROGRESS, Key{ID: row.ServiceId}, row)
 }
