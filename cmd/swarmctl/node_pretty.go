@@ -29,7 +29,7 @@ func (a *app) prettyNode(w io.Writer, n *swarmpb.NodeInfo) {
 	p.line("Joined", a.ago(node.GetMeta().GetCreatedAt()))
 	p.line("Address", status.GetAddress())
 	p.line("Uplink block", n.GetUplinkBlock())
-	p.line("Platform", strings.Trim(d.GetPlatform().GetOs()+"/"+d.GetPlatform().GetArchitecture(), "/"))
+	p.line("Platform", platformText(d.GetPlatform()))
 	p.line("Version", d.GetEngine().GetVersion())
 	p.line("containerd", d.GetEngine().GetContainerdVersion())
 	p.line("OCI runtime", d.GetEngine().GetOciRuntime())

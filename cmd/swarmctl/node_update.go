@@ -130,8 +130,7 @@ func (change *nodeChange) edit(f *pflag.FlagSet, spec *swarmpb.NodeSpec) error {
 // factsText is what the cluster takes a node to be, on one line.
 func factsText(facts *swarmpb.NodeFacts) string {
 	parts := []string{
-		facts.GetHostname(), strings.Trim(facts.GetPlatform().GetOs()+"/"+facts.GetPlatform().GetArchitecture(), "/"),
-		resourcesText(facts.GetResources(), 0),
+		facts.GetHostname(), platformText(facts.GetPlatform()), resourcesText(facts.GetResources(), 0),
 	}
 	if labels := pairs(facts.GetEngineLabels()); labels != "" {
 		parts = append(parts, "engine labels "+labels)

@@ -291,9 +291,9 @@ func editGeneric(adds string, l listFlag, to *[]*swarmpb.GenericResource) error 
 	return nil
 }
 
-// genericText is a reservation as a user writes it.
+// genericText is how many there are of a kind, as a user writes it.
 func genericText(g *swarmpb.GenericResource) string {
-	return fmt.Sprintf("%s=%d", g.GetKind(), g.GetCount())
+	return fmt.Sprintf("%s=%d", g.GetKind(), max(g.GetCount(), int64(len(g.GetInstances()))))
 }
 
 // budgetValue is a number of replicas, a part of them in percent, or "default".
@@ -341,6 +341,11 @@ func budgetText(b *swarmpb.DisruptionBudget) string {
 // prettyPlacement is where a service's replicas may run, and when they may be moved.
 func prettyPlacement(p printer, spec *swarmpb.ServiceSpec) {
 	placement := spec.GetTask().GetPlacement()
+	var platforms []string
+	for _, platform := range placement.GetPlatforms() {
+		platforms = append(platforms, platformText(platform))
+	}
+	p.line("Platforms", strings.Join(platforms, ", "))
 	p.lines("Constraint", placement.GetConstraints())
 	for _, preference := range placement.GetPreferences() {
 		p.line("Preference", preferenceText(preference))
@@ -358,4 +363,9 @@ func prettyPlacement(p printer, spec *swarmpb.ServiceSpec) {
 	if spec.GetNoRebalance() {
 		p.line("Rebalance", "never, unless its nodes are drained or do not suit any more")
 	}
+}
+
+// platformText is a platform as images name it: linux/amd64.
+func platformText(p *swarmpb.Platform) string {
+	return strings.Trim(p.GetOs()+"/"+p.GetArchitecture(), "/")
 }

@@ -139,6 +139,9 @@ func wordOf(m proto.Message) (text string, ok bool) {
 	switch m := m.(type) {
 	case *swarmpb.CanaryStep:
 		return canaryStepsText([]*swarmpb.CanaryStep{m}), true
+	case *swarmpb.Platform:
+		text = platformText(m)
+		return text, text != ""
 	case *swarmpb.GenericResource:
 		if len(m.GetInstances()) == 0 {
 			return genericText(m), true

@@ -177,6 +177,7 @@ func TestUpdate_GenericResources_ChangeAndGoByKind(t *testing.T) {
 	spec.Task.Resources.Reservations.Generic = []*swarmpb.GenericResource{{Kind: "gpu", Count: 1}, {Kind: "licence", Count: 3}}
 	spec.MaxUnavailable, spec.NoRebalance = &swarmpb.DisruptionBudget{Most: &swarmpb.DisruptionBudget_Count{Count: 2}}, true
 	spec.Task.Placement.Strategy = swarmpb.PlacementStrategy_PLACEMENT_STRATEGY_BINPACK
+	spec.Task.Placement.Platforms = []*swarmpb.Platform{{Os: "linux", Architecture: "amd64"}, {Os: "linux", Architecture: "arm64"}}
 	spec.Task.Placement.Preferences = []*swarmpb.PlacementPreference{{Spread: &swarmpb.SpreadOver{Descriptor_: "node.labels.zone"}}}
 	f.control.services[0].Progress.Update.State = swarmpb.UpdateState_UPDATE_STATE_COMPLETED
 	golden(t, "placement_update", f.play(
@@ -204,6 +205,7 @@ func TestDiff_Placement_ReadsAsAUserWritesIt(t *testing.T) {
 	before.MaxUnavailable = &swarmpb.DisruptionBudget{Most: &swarmpb.DisruptionBudget_Count{Count: 1}}
 	after.MaxUnavailable = &swarmpb.DisruptionBudget{Most: &swarmpb.DisruptionBudget_Percent{Percent: 25}}
 	after.NoRebalance = true
+	after.Task.Placement.Platforms = []*swarmpb.Platform{{Os: "linux", Architecture: "arm64"}, {Os: "linux"}}
 	after.Task.Placement.Strategy = swarmpb.PlacementStrategy_PLACEMENT_STRATEGY_BINPACK
 	after.Task.Placement.Constraints = append(after.Task.Placement.Constraints, "node.labels.zone in (a, b)")
 	after.Task.Resources.Reservations.Generic = []*swarmpb.GenericResource{{Kind: "gpu", Count: 2}}
@@ -216,6 +218,8 @@ func TestDiff_Placement_ReadsAsAUserWritesIt(t *testing.T) {
 		"added|task.placement.constraints||node.labels.zone in (a, b)",
 		"removed|task.placement.preferences|spread=node.labels.zone|",
 		"added|task.placement.strategy||binpack",
+		"added|task.placement.platforms||linux/arm64",
+		"added|task.placement.platforms||linux",
 		"changed|maxUnavailable|1|25%",
 		"added|noRebalance||true",
 	}
