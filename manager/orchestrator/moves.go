@@ -378,7 +378,7 @@ func Held(view *store.View, serviceID string, now time.Time) string {
 		if !m.strict {
 			whose = "the default max unavailable"
 		}
-		text := fmt.Sprintf("%s: %s for its turn: %d may be down or on the way (%s), and %s",
+		text := fmt.Sprintf("%s: %s: %d may be down or on the way (%s), and %s",
 			service.GetSpec().GetName(), wait(waits), m.most, whose, are(m.used))
 		if m.blocks != nil {
 			text += ": " + m.blocks.trouble(service)
@@ -394,9 +394,9 @@ func Held(view *store.View, serviceID string, now time.Time) string {
 
 func wait(n uint64) string {
 	if n == 1 {
-		return "1 task waits"
+		return "1 task waits for its turn"
 	}
-	return fmt.Sprintf("%d tasks wait", n)
+	return fmt.Sprintf("%d tasks wait for their turn", n)
 }
 
 func are(n uint64) string {
