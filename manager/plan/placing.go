@@ -7,6 +7,7 @@ import (
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 
 	"github.com/swarmd/swarmd/manager/claims"
+	"github.com/swarmd/swarmd/manager/orchestrator"
 	"github.com/swarmd/swarmd/manager/placement"
 	"github.com/swarmd/swarmd/manager/store"
 	"github.com/swarmd/swarmd/scheduler"
@@ -94,4 +95,16 @@ func (p *Planner) Account(view *store.View, node *swarmpb.Node) (reserved, free 
 		}
 	}
 	return reserved, free, scheduler.NotAccepted(node, status)
+}
+
+// Rebalance is the moves that the leader would make for balance, one after another, at most so many, and why services are left
+// alone, a line each.
+func (p *Planner) Rebalance(view *store.View, most int) ([]*swarmpb.ProposedMove, []string, error) {
+	moves, alone := orchestrator.Rebalance(view, p.clock(), most)
+	return moves, alone, nil
+}
+
+// Held says in a line why tasks of a service that are to leave their nodes wait; empty when none has to.
+func (p *Planner) Held(view *store.View, serviceID string) string {
+	return orchestrator.Held(view, serviceID, p.clock())
 }

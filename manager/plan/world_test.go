@@ -51,6 +51,12 @@ func newWorld(t testing.TB, nodes int) *world {
 	}
 	w := &world{inner, t}
 	inner.PlacedByReconciler()
+	// What is moved for balance, in a service that is as it should be, is no part of a plan.
+	cluster := swarmpb.Clone(w.View().Cluster())
+	cluster.Spec.NoRebalance = true
+	if err := w.Write(script.Put(&swarmpb.Row{Row: &swarmpb.Row_Cluster{Cluster: cluster}})); err != nil {
+		t.Fatal(err)
+	}
 	w.do("auto", "on")
 	for i := range nodes {
 		w.do("node", fmt.Sprint("n", i+1), "ready")
