@@ -119,6 +119,7 @@ func (m *Manager) services() error {
 	if m.cfg.RegistryHosts != "" {
 		resolver = registry.New(registry.Config{HostDir: m.cfg.RegistryHosts})
 	}
+	planner := plan.New(time.Now)
 	m.control, err = control.New(control.Config{
 		NodeID: m.id.NodeID, Store: m.replica.Store, Proposer: m.replica, ReadIndex: m.replica.ReadIndex,
 		Leader:         m.Leader,
@@ -127,7 +128,8 @@ func (m *Manager) services() error {
 		LastContact:    m.replica.LastContact,
 		NewJoinToken:   wire.NewToken,
 		Resolver:       resolver,
-		Planner:        plan.New(time.Now),
+		Planner:        planner,
+		Placing:        planner,
 		CloseNode:      func(nodeID string) { m.cfg.Credentials.CloseNode(nodeID) },
 		Drains:         m.drains,
 		Logger:         m.log.With("part", "control"),
