@@ -209,6 +209,8 @@ func setSpec(spec *swarmpb.ServiceSpec, key, value string) (err error) {
 		spec.Task.Placement = &swarmpb.Placement{Constraints: filled(value)}
 	case "schedule", "timezone", "overlap", "missed", "keep-runs", "suspended":
 		err = setSchedule(spec, key, value)
+	case "max-unavailable", "rebalance":
+		err = setMoves(spec, key, value)
 	case "priority", "cpus":
 		err = setNeeds(spec, key, value)
 	case "image":

@@ -30,6 +30,7 @@ const indent = "    "
 //	                                                  max-attempts; parallelism delay monitor order failure-action
 //	                                                  max-failure-ratio strategy steps=5%:10s,50%:manual grace deadline, each
 //	                                                  also with rollback- before it
+//	                                                  max-unavailable=N|N% rebalance=no
 //	                                                  kind=global|replicated-job|global-job constraint total max-concurrent;
 //	                                                  schedule=*/5_*_*_*_* timezone overlap missed keep-runs suspended=yes|no
 //	update NAME KEY=VALUE ...;  scale NAME N;  force NAME;  rollback NAME;  remove NAME
@@ -40,6 +41,7 @@ const indent = "    "
 //	image NAME runs | rejected | complete|failed|unready after DURATION | pulls|starts|stops in DURATION ...
 //	                                                  what becomes of its tasks when nodes are on
 //	auto on|off                                       nodes take tasks and do what they are told, at once
+//	balance on|off|now                                whether tasks are moved for balance; now: once, a user asks for it
 //	history N                                         ended tasks kept a slot
 //	advance DURATION                                  time passes
 //	relist                                            a new leader looks at everything
@@ -161,6 +163,7 @@ func commands() map[string]command {
 		"auto":          silent(1, func(w *World, args []string) error { w.nodes.auto = args[0] == "on"; return nil }),
 		"history":       silent(1, (*World).doHistory),
 		"advance":       silent(1, (*World).doAdvance),
+		"balance":       silent(1, (*World).doBalance),
 		"relist":        silent(0, func(w *World, _ []string) error { w.Relist(); return nil }),
 		"try":           {1, (*World).doTry},
 		"tasks":         {0, (*World).doTasks},

@@ -55,7 +55,11 @@ func (w *World) row(service *swarmpb.Service, task *swarmpb.Task) []string {
 			case task.SameNode:
 				verb = "in place of"
 			}
-			notes = append(notes, fmt.Sprintf("%s #%d", verb, old.Attempt))
+			note := fmt.Sprintf("%s #%d", verb, old.Attempt)
+			if task.Move != 0 {
+				note += " (" + task.Move.Name() + ")"
+			}
+			notes = append(notes, note)
 		}
 	}
 	if at := time.Unix(0, task.StartNotBefore); task.StartNotBefore != 0 && at.After(w.Now()) {
