@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/swarmd/swarmd/manager/dispatcher"
 	"github.com/swarmd/swarmd/manager/replica"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/proto/wire"
@@ -18,7 +19,8 @@ import (
 
 // host is a manager with its port on loopback, and a worker that holds a session and does nothing.
 type host struct {
-	t       *testing.T
+	t       testing.TB
+	limits  dispatcher.Limits
 	dir     string
 	creds   *wire.Credentials
 	addr    string
@@ -32,7 +34,7 @@ func (h *host) id() string {
 }
 
 func (h *host) config(raft *wire.Listener, others ...string) Config {
-	return Config{Dir: h.dir, Credentials: h.creds, Address: h.addr, Raft: raft.Raft(), Managers: others, Logger: slog.New(slog.DiscardHandler)}
+	return Config{Dir: h.dir, Credentials: h.creds, Address: h.addr, Raft: raft.Raft(), Managers: others, Limits: h.limits, Logger: slog.New(slog.DiscardHandler)}
 }
 
 // open makes the manager out of what is in its directory.
@@ -132,7 +134,7 @@ func (h *host) session(ctx context.Context, addr string) {
 func (h *host) voters() []string { return voters(h.manager.Members()) }
 
 // found makes a cluster of one manager.
-func found(t *testing.T) (*host, *Founding) {
+func found(t testing.TB) (*host, *Founding) {
 	t.Helper()
 	spec := &swarmpb.ClusterSpec{}
 	spec.SetDefaults()
@@ -157,7 +159,7 @@ func found(t *testing.T) (*host, *Founding) {
 }
 
 // join makes another manager with a manager's token.
-func join(t *testing.T, founding *Founding, others ...*host) *host {
+func join(t testing.TB, founding *Founding, others ...*host) *host {
 	t.Helper()
 	id, err := wire.Join(t.Context(), wire.JoinConfig{Managers: []string{others[0].addr}, Token: founding.Tokens.GetManager()})
 	if err != nil {

@@ -178,7 +178,7 @@ func TestLead_LeadershipIsLostWithWorkInFlight_NothingOfItLivesOn(t *testing.T) 
 	}
 }
 
-func eventually(t *testing.T, what string, ok func() bool, state ...func() string) {
+func eventually(t testing.TB, what string, ok func() bool, state ...func() string) {
 	t.Helper()
 	deadline := time.NewTimer(30 * time.Second)
 	defer deadline.Stop()

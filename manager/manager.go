@@ -46,8 +46,9 @@ type Config struct {
 	RegistryHosts string
 	// Hints of gossip for the leader's failure detector. Optional.
 	Hints dispatcher.Hints
-	// Tuning of the replica. Optional.
+	// Tuning of the replica, and the dispatcher's limits. Optional.
 	Tuning replica.Tuning
+	Limits dispatcher.Limits
 	Logger *slog.Logger
 }
 
@@ -140,7 +141,7 @@ func (m *Manager) services() error {
 	m.dispatcher, err = dispatcher.New(dispatcher.Config{
 		NodeID: m.id.NodeID, Store: m.replica.Store, Proposer: m.replica, ReadIndex: m.replica.ReadIndex,
 		Managers: m.peers, LeaderConn: m.replica.LeaderConn, Role: m.role, Health: m.health,
-		Hints: m.cfg.Hints, Peer: wire.Peer,
+		Hints: m.cfg.Hints, Peer: wire.Peer, Limits: m.cfg.Limits,
 		Logger: m.log.With("part", "dispatcher"),
 	})
 	if err != nil {

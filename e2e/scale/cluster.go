@@ -114,9 +114,10 @@ type started struct {
 
 func (c *cluster) start(ctx context.Context, managers, nodes int) error {
 	var first started
+	var addresses []string
 	for i := range managers {
 		dir := filepath.Join(c.dir, fmt.Sprint("m", i))
-		p, err := spawn("manager", dir, socket(c.dir, i), first.Address, first.Manager)
+		p, err := spawn("manager", dir, socket(c.dir, i), first.Address, first.Manager, strconv.Itoa(nodes))
 		if err != nil {
 			return err
 		}
@@ -128,6 +129,7 @@ func (c *cluster) start(ctx context.Context, managers, nodes int) error {
 		if i == 0 {
 			first = s
 		}
+		addresses = append(addresses, s.Address)
 		conn, err := wire.DialLocal(socket(c.dir, i))
 		if err != nil {
 			return err
@@ -141,7 +143,7 @@ func (c *cluster) start(ctx context.Context, managers, nodes int) error {
 	if err != nil {
 		return err
 	}
-	if c.fleet, err = spawn("fleet", first.Address, first.Worker, strconv.Itoa(nodes)); err != nil {
+	if c.fleet, err = spawn("fleet", strings.Join(addresses, ","), first.Worker, strconv.Itoa(nodes)); err != nil {
 		return err
 	}
 	return c.until(ctx, "all workers have sessions", func() (bool, error) {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,11 +36,12 @@ const (
 	startPort    = 20_000
 )
 
-// runFleet is the role of all simulated workers: a manager's address, a token, and how many.
+// runFleet is the role of all simulated workers: the managers' addresses, a token, and how many.
 func runFleet(ctx context.Context, out *json.Encoder, in *json.Decoder) error {
 	if len(os.Args) < 5 {
-		return errors.New("usage: fleet MANAGER TOKEN NODES")
+		return errors.New("usage: fleet MANAGER,... TOKEN NODES")
 	}
+	managers := strings.Split(os.Args[2], ",")
 	count, err := strconv.Atoi(os.Args[4])
 	if err != nil {
 		return err
@@ -51,13 +53,13 @@ func runFleet(ctx context.Context, out *json.Encoder, in *json.Decoder) error {
 	joins.SetLimit(joinsAtOnce)
 	g.Go(func() error {
 		for i := range workers {
-			workers[i] = &worker{managers: []string{os.Args[2]}, reported: &reported, listen: fmt.Sprintf("127.0.0.1:%d", startPort+i),
+			workers[i] = &worker{managers: managers, reported: &reported, listen: fmt.Sprintf("127.0.0.1:%d", startPort+i),
 				from: net.IPv4(127, byte(1+i>>16), byte(i>>8), byte(i))}
 		}
 		for _, w := range workers {
 			joins.Go(func() error {
 				// What is refused is told when to come again.
-				join := wire.JoinConfig{Managers: []string{os.Args[2]}, Token: os.Args[3], Dial: w.dial}
+				join := wire.JoinConfig{Managers: managers, Token: os.Args[3], Dial: w.dial}
 				id, err := wire.Join(ctx, join)
 				for err != nil && ctx.Err() == nil {
 					slog.Debug("join", "error", err)

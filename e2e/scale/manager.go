@@ -10,28 +10,46 @@ import (
 	"os"
 	"runtime"
 	"runtime/metrics"
+	"strconv"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/swarmd/swarmd/manager"
+	"github.com/swarmd/swarmd/manager/dispatcher"
+	"github.com/swarmd/swarmd/manager/replica"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 	"github.com/swarmd/swarmd/proto/wire"
 )
 
-// runManager is the role of a manager: its directory, its socket, and of another manager address and token, both empty for the first.
+// slowFrom nodes on, all times are longer: here a few cores carry all managers and all workers, and 20,000 beats a second, each a
+// message there and back under TLS, would leave them time for little else.
+const slowFrom = 4000
+
+var (
+	slowLimits = dispatcher.Limits{BeatInterval: 2 * time.Second, Lease: 10 * time.Second, ReconnectLease: 30 * time.Second, ReportInterval: time.Second}
+	slowTuning = replica.Tuning{
+		HeartbeatTimeout: 3 * time.Second, ElectionTimeout: 3 * time.Second, LeaderLease: 3 * time.Second, WriteDeadline: 10 * time.Second,
+		ProposeTimeout: 30 * time.Second,
+	}
+)
+
+// runManager is the role of a manager: its directory, its socket, of another manager address and token, both empty for the first, and how many workers there will be.
 func runManager(ctx context.Context, out *json.Encoder, in *json.Decoder) error {
-	if len(os.Args) < 6 {
-		return errors.New("usage: manager DIR SOCKET MANAGER TOKEN")
+	if len(os.Args) < 7 {
+		return errors.New("usage: manager DIR SOCKET MANAGER TOKEN NODES")
 	}
 	dir, sock, other, token := os.Args[2], os.Args[3], os.Args[4], os.Args[5]
+	nodes, err := strconv.Atoi(os.Args[6])
+	if err != nil {
+		return err
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
 	said := started{}
 	var founding *manager.Founding
 	var id wire.Identity
-	var err error
 	if other == "" {
 		spec := &swarmpb.ClusterSpec{}
 		spec.SetDefaults()
@@ -49,7 +67,11 @@ func runManager(ctx context.Context, out *json.Encoder, in *json.Decoder) error 
 		return err
 	}
 	said.Address = listener.Addr().String()
-	m, err := manager.New(manager.Config{Dir: dir, Credentials: creds, Address: said.Address, Raft: listener.Raft(), Logger: slog.Default()})
+	cfg := manager.Config{Dir: dir, Credentials: creds, Address: said.Address, Raft: listener.Raft(), Logger: slog.Default()}
+	if nodes >= slowFrom {
+		cfg.Limits, cfg.Tuning = slowLimits, slowTuning
+	}
+	m, err := manager.New(cfg)
 	if err != nil {
 		return err
 	}

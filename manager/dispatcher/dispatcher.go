@@ -99,8 +99,10 @@ type Server struct {
 	sessions map[string]*session // by node ID; ended ones stay until they are forgotten
 	refused  map[string]struct{} // node IDs of refused claimants since the last report
 	behind   map[*session]uint64 // sessions that wait until reach is at an index
-	leading  *leaderPart         // nil on followers
-	stopped  bool
+	// peersLater: the sessions will be woken for other nodes.
+	peersLater bool
+	leading    *leaderPart // nil on followers
+	stopped    bool
 }
 
 // New makes a Server; Run must run for it to serve.

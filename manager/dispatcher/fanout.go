@@ -266,4 +266,24 @@ func (s *Server) wakeTopics(news news) {
 	for name := range news.topics {
 		s.reach.topics.wake(name)
 	}
+	if news.peers {
+		s.wakeLater()
+	}
+}
+
+// wakeLater has all sessions told of other nodes after a while: each node that comes is told to all, so that those which come one
+// after another are told together. Whatever else a session is told brings them too.
+func (s *Server) wakeLater() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.peersLater {
+		return
+	}
+	s.peersLater = true
+	time.AfterFunc(max(s.limits.Merge, min(time.Duration(len(s.sessions))*peersPerSession, maxPeersWait)), func() {
+		s.mu.Lock()
+		s.peersLater = false
+		s.mu.Unlock()
+		s.notifyAll(false)
+	})
 }

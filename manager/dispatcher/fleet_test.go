@@ -177,9 +177,9 @@ func TestKeepers_LeaderHangs_ContactAgesAndSessionsEnd(t *testing.T) {
 	})
 }
 
-// TestKeepers_LeaderAndWorkerDieTogether_AgeCountsFromTheLastBeat: the keeper of the node lives, so the new leader
-// learns how long the node has been silent, and does not begin to count anew.
-func TestKeepers_LeaderAndWorkerDieTogether_AgeCountsFromTheLastBeat(t *testing.T) {
+// TestKeepers_LeaderAndWorkerDieTogether_DownALeaseAfterTheElection: the keeper of the node lives and says that its session has
+// ended. It may have found another one, with the leader that died; so it has a lease from the election, and no reconnect lease.
+func TestKeepers_LeaderAndWorkerDieTogether_DownALeaseAfterTheElection(t *testing.T) {
 	nodes := []string{"n1", "n2", "n3", "n4"}
 	inFleet(t, []string{"m1", "m2", "m3"}, nodes, nil, func(t *testing.T, f *fleet) {
 		m2 := f.managers["m2"]
@@ -192,7 +192,7 @@ func TestKeepers_LeaderAndWorkerDieTogether_AgeCountsFromTheLastBeat(t *testing.
 		f.kill("m1")
 		time.Sleep(1500 * time.Millisecond)
 		f.elect("m3")
-		time.Sleep(time.Second)
+		time.Sleep(2500 * time.Millisecond)
 		m2.expectState("n1", ready)
 		time.Sleep(time.Second)
 		m2.expectState("n1", down)

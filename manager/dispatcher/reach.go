@@ -182,7 +182,9 @@ func (r *reach) everything(view *store.View) *touched {
 
 // news is what came of a step: the topics in which something is new, and whether a task is DRAINING that was not.
 type news struct {
-	topics  map[string]struct{}
+	topics map[string]struct{}
+	// peers: nodes came, changed or went.
+	peers   bool
 	drained bool
 }
 
@@ -194,7 +196,11 @@ func (r *reach) step(view *store.View, t *touched) news {
 	}
 	n := news{topics: make(map[string]struct{})}
 	note := func(name string, e event) {
-		n.topics[name] = struct{}{}
+		if e.kind == peerEvent {
+			n.peers = true
+		} else {
+			n.topics[name] = struct{}{}
+		}
 		if r.view != nil { // before the first view nobody was told anything
 			e.index = view.Index()
 			r.topics.add(name, e)

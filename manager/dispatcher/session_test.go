@@ -216,7 +216,7 @@ func TestSession_NewTerm_NodesKeepReadyAndLostOnesGoDown(t *testing.T) {
 		gone.cut()
 		time.Sleep(2 * time.Second)
 		c.lead()
-		time.Sleep(2 * time.Second)
+		time.Sleep(4 * time.Second)
 		c.expectState("n1", ready)
 		c.expectState("n2", down)
 	})

@@ -48,7 +48,7 @@ func (s *Server) Assignments(req *swarmpb.AssignmentsRequest, stream grpc.Server
 		// quiet time goes out at once, and so does what a task waits for that is to stop.
 		var err error
 		if told.version != 0 {
-			rest := time.NewTimer(s.limits.Merge)
+			rest := time.NewTimer(s.merge())
 			err = wait(ctx, x, superseded, x.hurry, rest.C)
 			rest.Stop()
 		}
@@ -85,6 +85,14 @@ func (s *Server) sendSet(stream grpc.ServerStreamingServer[swarmpb.AssignmentsRe
 		poke(s.acks) // who had nothing to be told has nothing to acknowledge
 	}
 	return nil
+}
+
+// merge is how long what comes after a set is gathered: the longer, the more sessions are here, since what all are told
+// costs the manager one message each.
+func (s *Server) merge() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return max(s.limits.Merge, time.Duration(len(s.sessions))*mergePerSession)
 }
 
 // nextSet advances told and returns the changes since base.
