@@ -64,6 +64,13 @@ func TestFirst_RowFromBefore_IsFilledIn(t *testing.T) {
 	})
 }
 
+// What swarmd takes as an option no manager refuses.
+func TestDescription_EngineLabels_BoundsAreThoseOfTheOption(t *testing.T) {
+	if maxLabels != swarmpb.MaxEngineLabels || maxLabelBytes != swarmpb.MaxEngineLabelBytes {
+		t.Errorf("%d labels of %d bytes, the option takes %d of %d", maxLabels, maxLabelBytes, swarmpb.MaxEngineLabels, swarmpb.MaxEngineLabelBytes)
+	}
+}
+
 func TestDescription_GenericResources_AreBounded(t *testing.T) {
 	many := &swarmpb.GenericResource{Kind: "many"}
 	for i := range 2 * swarmpb.MaxGenericInstances {
