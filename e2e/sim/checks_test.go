@@ -2,10 +2,12 @@ package sim
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 	"github.com/swarmd/swarmd/manager/allocator"
 	"github.com/swarmd/swarmd/manager/store"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/worker/runtime"
 )
 
 const (
@@ -49,17 +52,22 @@ type checks struct {
 	leaders map[uint64]string // term -> machine that ran the leader's loops
 	leading map[*life]uint64  // term
 	newer   map[*life]time.Duration
+
+	runs  *runs
+	fleet *fleet
 }
 
 // digest is what a manager had at an index.
 type digest struct{ machine, sum string }
 
 func newChecks(clock func() time.Duration) *checks {
-	return &checks{
+	c := &checks{
 		clock: clock, digests: map[uint64]digest{}, views: map[uint64]digest{}, born: map[string]uint64{},
 		stopping: map[string]time.Duration{}, drained: map[string]bool{},
 		leaders: map[uint64]string{}, leading: map[*life]uint64{}, newer: map[*life]time.Duration{},
 	}
+	c.runs, c.fleet = newRuns(c), newFleet(c)
+	return c
 }
 
 func (c *checks) violate(format string, args ...any) {
@@ -106,8 +114,13 @@ func (c *checks) batch(machine string, from uint64, b store.Batch) {
 				c.add("derived rows at %d on %s: %v", to, machine, err)
 			}
 		}
+		at := slices.IndexFunc(b.Changes, func(change store.Change) bool { return change.Index > c.newest })
 		c.newest = to
 		c.view(b.View)
+		if at >= 0 {
+			c.runs.batch(b.View, b.Changes[at:])
+			c.fleet.batch(b.View, b.Changes[at:])
+		}
 	}
 }
 
@@ -240,9 +253,11 @@ func (c *checks) slots(v *store.View, service *swarmpb.Service) {
 
 // node: what is placed on it fits, and a host port is bound once.
 func (c *checks) node(v *store.View, id string) {
-	usage, has := v.Usage(id), v.NodeStatus(id).GetDescription().GetResources()
-	if has != nil && (usage.NanoCPUs > has.NanoCpus || usage.MemoryBytes > has.MemoryBytes) {
-		c.add("node %s is over capacity at %d: %d of %d CPUs, %d of %d bytes", id, v.Index(), usage.NanoCPUs, has.NanoCpus, usage.MemoryBytes, has.MemoryBytes)
+	has := v.NodeStatus(id).GetDescription().GetResources()
+	if usage := v.Usage(id); has != nil && (usage.NanoCPUs > has.NanoCpus || usage.MemoryBytes > has.MemoryBytes) {
+		if cpus, bytes, names := started(v, id); cpus > has.NanoCpus || bytes > has.MemoryBytes {
+			c.add("node %s is over capacity at %d: %d of %d CPUs, %d of %d bytes; %s", id, v.Index(), cpus, has.NanoCpus, bytes, has.MemoryBytes, names)
+		}
 	}
 	type slot struct {
 		service string
@@ -407,9 +422,81 @@ func (c *checks) leader() (name string, count int) {
 	return name, count
 }
 
+// started is told of a container that was started, and of the service of each task.
+func (c *checks) started(on *machine, service, task string, services map[string]string) {
+	var running []string
+	for _, id := range on.fake.Running() {
+		if services[id] == service {
+			running = append(running, id)
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.runs.start(task, on.fake.Starts(task))
+	c.fleet.started(on.name, service, running)
+}
+
+// ended is told how a container's process ended.
+func (c *checks) ended(task string, exit runtime.Exit) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.runs.end(task, exit)
+}
+
+// calm: no fault is left, and the cluster is as it should be.
+func (c *checks) calm() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.runs.calm = true
+}
+
+// restless says what has begun of late that no schedule has asked for.
+func (c *checks) restless() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if since := c.clock() - c.fleet.begun; since < silence {
+		return fmt.Sprintf("task %s was made %s ago", c.fleet.lastBegun, since)
+	}
+	return ""
+}
+
+// settled has it checked what became of runs, of which none goes on.
+func (c *checks) settled(v *store.View) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.runs.settled(v)
+}
+
 // seen says how much there was to check.
 func (c *checks) seen() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return fmt.Sprintf("%d entries in %d terms, %d stores compared", len(c.digests), len(c.leaders), len(c.views))
+	text := fmt.Sprintf("%d entries in %d terms, %d stores compared", len(c.digests), len(c.leaders), len(c.views))
+	if s := c.runs.seen; s.runs > 0 {
+		text += fmt.Sprintf("; %d runs with %d slots, %d filled again, %d times left out; %d slots gave way", s.runs, s.slots, s.again, s.leftOut, c.fleet.seen.preempted)
+	}
+	return text
+}
+
+// started is what tasks on a node reserve that run there or may begin to. A task that waits for another one of its slot to stop
+// does not: where the one between the two has gone, it is counted as if it needed room of its own.
+func started(v *store.View, node string) (cpus, bytes int64, names string) {
+	type slot struct {
+		service string
+		number  uint64
+	}
+	seen := map[slot]bool{}
+	tasks := slices.SortedFunc(v.TasksOn(node), func(a, b *swarmpb.Task) int { return cmp.Compare(a.Attempt, b.Attempt) })
+	for _, task := range tasks {
+		at := slot{task.ServiceId, task.Slot}
+		state := v.Observed(task.Id)
+		if state.Ended() || seen[at] && !task.Beside && state <= swarmpb.TaskState_TASK_STATE_READY {
+			continue
+		}
+		seen[at] = true
+		reserved := v.Template(task.ServiceId, task.TemplateVersion).GetSpec().GetResources().GetReservations()
+		cpus, bytes = cpus+reserved.GetNanoCpus(), bytes+reserved.GetMemoryBytes()
+		names += fmt.Sprintf("\n  %s.%d#%d is %s of %s", v.Service(task.ServiceId).GetSpec().GetName(), task.Slot, task.Attempt, state.Name(), task.DesiredState.Name())
+	}
+	return cpus, bytes, names
 }

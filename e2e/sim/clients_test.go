@@ -125,6 +125,9 @@ func (c *clients) do(client int, o operation) {
 
 // spec is what an operation writes.
 func (o operation) spec() *swarmpb.ServiceSpec {
+	if o.shape != nil {
+		return o.shape.spec(o)
+	}
 	s := spec(o.service, o.replicas)
 	s.Labels = map[string]string{valueLabel: o.value}
 	s.Task.Container.Image = o.image

@@ -2,7 +2,6 @@ package sim
 
 import (
 	"cmp"
-	"context"
 	"slices"
 	"testing/synctest"
 	"time"
@@ -23,7 +22,7 @@ func (w *world) play(s *schedule, begin time.Time) {
 		acts = append(acts, act{f.at, func() { undo = w.inflict(f) }}, act{f.until, func() { undo() }})
 	}
 	for at := time.Duration(0); at < calm; at += 2 * time.Second {
-		acts = append(acts, act{at, w.compare})
+		acts = append(acts, act{at, w.compare}, act{at, w.comeBack})
 	}
 	slices.SortStableFunc(acts, func(a, b act) int { return cmp.Compare(a.at, b.at) })
 	for _, a := range acts {
@@ -81,7 +80,15 @@ func (w *world) inflict(f fault) (undo func()) {
 		m.weather.failing.Add(1)
 		return func() { m.weather.failing.Add(-1) }
 	case drained:
-		return w.drain(m)
+		return w.available(m, swarmpb.NodeAvailability_NODE_AVAILABILITY_DRAIN)
+	case emptied:
+		w.available(m, swarmpb.NodeAvailability_NODE_AVAILABILITY_DRAIN)
+	case paused:
+		return w.available(m, swarmpb.NodeAvailability_NODE_AVAILABILITY_PAUSE)
+	case relabel:
+		w.operators.Go(func() { w.setZone(m, "") })
+	case leave:
+		return w.leave(m)
 	case crash:
 		for _, id := range m.fake.Running() {
 			if err := m.fake.Exit(id, 1); err != nil {
@@ -138,43 +145,4 @@ func (w *world) switchOff(how faultKind, machines ...*machine) (undo func()) {
 			}
 		}
 	}
-}
-
-// drain has an operator empty a machine; undone, it takes tasks again.
-func (w *world) drain(m *machine) (undo func()) {
-	done := make(chan struct{})
-	w.operators.Go(func() {
-		defer close(done)
-		w.setAvailability(m, swarmpb.NodeAvailability_NODE_AVAILABILITY_DRAIN)
-	})
-	return func() {
-		w.operators.Go(func() {
-			<-done
-			w.setAvailability(m, swarmpb.NodeAvailability_NODE_AVAILABILITY_ACTIVE)
-		})
-	}
-}
-
-// setAvailability tries through one manager after the other until it is done.
-func (w *world) setAvailability(m *machine, to swarmpb.NodeAvailability) {
-	node := m.identity.NodeID
-	err := errDown
-	for number := 0; number < 1000; number++ {
-		c := clients{w: w}
-		err = c.one(operation{}, number, func(ctx context.Context, api swarmpb.ControlServer) error {
-			got, err := api.GetNode(ctx, &swarmpb.GetNodeRequest{Node: node})
-			if err != nil {
-				return err
-			}
-			spec := swarmpb.Clone(got.GetNode().GetNode().GetSpec())
-			spec.Availability = to
-			_, err = api.UpdateNode(ctx, &swarmpb.UpdateNodeRequest{Node: node, Spec: spec})
-			return err
-		})
-		if err == nil {
-			return
-		}
-		time.Sleep(200 * time.Millisecond)
-	}
-	w.checks.violate("set %s to %s: %v", m.name, to.Name(), err)
 }

@@ -34,7 +34,7 @@ const clusterPort = "2377"
 type machine struct {
 	w          *world
 	name       string
-	identity   wire.Identity
+	identity   atomic.Pointer[wire.Identity]
 	manager    bool
 	fake       *runtimetest.Fake
 	runtime    *watchedRuntime
@@ -44,10 +44,21 @@ type machine struct {
 	generation int
 	offs       int // how many faults keep its swarmd from running
 	running    atomic.Pointer[life]
+	// away: it has left the cluster; fresh is what it is to come back as.
+	away  bool
+	fresh atomic.Pointer[wire.Identity]
 }
 
 func (m *machine) host() string    { return hostOf(m.name) }
 func (m *machine) address() string { return m.host() + ":" + clusterPort }
+
+// node is the ID of the node that the machine is, or was when it left; empty before it has joined.
+func (m *machine) node() string {
+	if identity := m.identity.Load(); identity != nil {
+		return identity.NodeID
+	}
+	return ""
+}
 
 // hostOf is the IP address of a machine, and machineAt its way back.
 func hostOf(name string) string {
@@ -141,7 +152,7 @@ func (m *machine) start(founding *manager.Founding) error {
 		agentDone: make(chan struct{}), done: make(chan struct{}),
 	}
 	l.creds.SetDialer(l.card.dial)
-	l.creds.Set(m.identity)
+	l.creds.Set(*m.identity.Load())
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	var run []func(context.Context) error
 	if m.manager {
@@ -153,7 +164,7 @@ func (m *machine) start(founding *manager.Founding) error {
 		run = parts
 	}
 	agent, err := worker.New(worker.Config{
-		NodeID: m.identity.NodeID, Hostname: m.name, ListenAddress: m.address(), Dir: filepath.Join(m.dir(), "worker"),
+		NodeID: m.node(), Hostname: m.name, ListenAddress: m.address(), Dir: filepath.Join(m.dir(), "worker"),
 		Runtime: m.runtime, Network: m.net, Seed: m.w.number(),
 		Dial: func(_ context.Context, address string) (worker.Conn, error) {
 			conn, err := wire.Dial(address, l.creds)
@@ -344,7 +355,7 @@ func copyFile(from, to string) error {
 	return errors.Join(err, out.Close())
 }
 
-// watchedRuntime is a machine's containers; what starts is told to the checks.
+// watchedRuntime is a machine's containers; what starts and what ends is told to the checks.
 type watchedRuntime struct {
 	*runtimetest.Fake
 	m *machine
@@ -356,6 +367,14 @@ func (r *watchedRuntime) Start(ctx context.Context, id string) (uint32, error) {
 		r.m.w.checkStart(r.m, id)
 	}
 	return pid, err
+}
+
+func (r *watchedRuntime) Wait(ctx context.Context, id string) (runtime.Exit, error) {
+	exit, err := r.Fake.Wait(ctx, id)
+	if err == nil {
+		r.m.w.checks.ended(id, exit)
+	}
+	return exit, err
 }
 
 var _ runtime.Runtime = (*watchedRuntime)(nil)

@@ -105,7 +105,7 @@ func (n *fakeNet) differs(v *store.View, nodeID string) string {
 // c.mu of the checks is held.
 func (w *world) checkDrained(v *store.View, task string) {
 	for _, m := range w.machines {
-		status := v.NodeStatus(m.identity.NodeID)
+		status := v.NodeStatus(m.node())
 		if status.GetState() != swarmpb.NodeState_NODE_STATE_READY || time.Since(time.Unix(0, status.GetSince())) < settledNode {
 			continue
 		}

@@ -27,6 +27,7 @@ const (
 type schedule struct {
 	seed              uint64
 	managers, workers int
+	modes             bool // every second seed: services of every mode, and what is done to nodes
 	faults            []fault
 	clients           [clientCount][]operation
 }
@@ -50,6 +51,10 @@ const (
 	failing   faultKind = "failing"    // no container starts
 	crash     faultKind = "crash"      // its containers end by themselves
 	drained   faultKind = "drain"      // an operator empties it
+	emptied   faultKind = "emptied"    // and does not give it back
+	paused    faultKind = "paused"     // it takes no new tasks
+	relabel   faultKind = "relabel"    // it is in the other zone from then on
+	leave     faultKind = "leave"      // its host is reinstalled, and joins as a new node
 )
 
 // fault is done at a time and undone at another.
@@ -98,6 +103,7 @@ type operation struct {
 	attached bool // to the network of all
 	first    bool // start-first
 	strategy swarmpb.UpdateStrategy
+	shape    *shape // nil: a replicated service as in every seed
 }
 
 func (o operation) String() string {
@@ -106,12 +112,15 @@ func (o operation) String() string {
 		text += fmt.Sprintf(" value=%s replicas=%d image=%s port=%d mesh=%t attached=%t start-first=%t %s", o.value, o.replicas, o.image, o.port, o.mesh,
 			o.attached, o.first, o.strategy.Name())
 	}
+	if o.shape != nil {
+		text += " " + o.shape.String()
+	}
 	return text
 }
 
 func (s *schedule) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "seed %d: %d managers, %d workers\n", s.seed, s.managers, s.workers)
+	fmt.Fprintf(&b, "seed %d: %d managers, %d workers, modes %t\n", s.seed, s.managers, s.workers, s.modes)
 	for _, f := range s.faults {
 		fmt.Fprintf(&b, "  %s\n", f)
 	}
@@ -130,11 +139,21 @@ func newSchedule(seed uint64) *schedule {
 	if s.managers == 5 {
 		s.workers = 5 + r.IntN(8)
 	}
+	if s.modes = seed%2 == 0; s.modes {
+		s.workers = 4 + s.workers%5
+	}
 	for range faultCount {
 		s.faults = append(s.faults, s.draw(r))
 	}
-	slices.SortFunc(s.faults, func(a, b fault) int { return cmp.Compare(a.at, b.at) })
+	if s.modes {
+		s.faults = append(s.faults, s.upkeep(r)...)
+	}
+	slices.SortStableFunc(s.faults, func(a, b fault) int { return cmp.Compare(a.at, b.at) })
 	for i := range s.clients {
+		if s.modes && i > 0 {
+			s.clients[i] = s.modeWork(r, i)
+			continue
+		}
 		s.clients[i] = s.work(r, i)
 	}
 	return s

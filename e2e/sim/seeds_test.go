@@ -76,6 +76,9 @@ func storms(t *testing.T, s *schedule) {
 		if err := c.found(); err != nil {
 			t.Fatal(err)
 		}
+		if s.modes {
+			w.zones()
+		}
 		begin := w.begin()
 		working := c.work(s, begin)
 		w.play(s, begin)
@@ -83,7 +86,10 @@ func storms(t *testing.T, s *schedule) {
 		w.operators.Wait()
 		if !w.await("the cluster is as it should be", convergence, w.converged) {
 			t.Logf("tasks:\n%s", w.table())
+		} else if s.modes {
+			w.rest(c)
 		}
+		w.operators.Wait()
 		c.settle()
 		w.compare()
 		w.verify()

@@ -115,7 +115,7 @@ func (w *world) found() error {
 	}
 	w.tokens = founding.Tokens
 	first := w.machines[0]
-	first.identity = founding.Identity
+	first.identity.Store(&founding.Identity)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := first.start(founding); err != nil {
@@ -130,18 +130,24 @@ func (w *world) found() error {
 }
 
 // join asks the first manager for an identity, as `swarmctl join` does, and starts.
-func (m *machine) join(ctx context.Context) (err error) {
+func (m *machine) join(ctx context.Context) error {
+	identity, err := m.apply(ctx, m.w.machines[0])
+	if err != nil {
+		return err
+	}
+	m.identity.Store(&identity)
+	return m.start(nil)
+}
+
+// apply asks a manager for an identity.
+func (m *machine) apply(ctx context.Context, to *machine) (wire.Identity, error) {
 	token := m.w.tokens.Worker
 	if m.manager {
 		token = m.w.tokens.Manager
 	}
 	outside := &card{net: m.w.net, machine: m.name, host: m.host()}
 	defer outside.pull()
-	m.identity, err = wire.Join(ctx, wire.JoinConfig{Managers: []string{m.w.machines[0].address()}, Token: token, Dial: outside.dial})
-	if err != nil {
-		return err
-	}
-	return m.start(nil)
+	return wire.Join(ctx, wire.JoinConfig{Managers: []string{to.address()}, Token: token, Dial: outside.dial})
 }
 
 // assembled says what is missing.
@@ -163,7 +169,7 @@ func (w *world) assembled() string {
 func (w *world) nodesReady() string {
 	v := w.machines[0].life().mgr.Store().View()
 	for _, m := range w.machines {
-		if state := v.NodeStatus(m.identity.NodeID).GetState(); state != swarmpb.NodeState_NODE_STATE_READY {
+		if state := v.NodeStatus(m.node()).GetState(); state != swarmpb.NodeState_NODE_STATE_READY {
 			return fmt.Sprintf("node %s is %s", m.name, state.Name())
 		}
 	}
@@ -226,6 +232,7 @@ func (w *world) checkStart(on *machine, task string) {
 	if starts > 1 {
 		w.checks.violate("task %s was started on %d machines", task, starts)
 	}
+	w.checks.started(on, service, task, w.tasks)
 	if !w.singles[service] {
 		return
 	}
@@ -244,6 +251,7 @@ func (w *world) checkStart(on *machine, task string) {
 
 // converged says what keeps the cluster from being as its services say.
 func (w *world) converged() string {
+	w.comeBack()
 	for _, m := range w.machines {
 		if m.life() == nil {
 			return "swarmd does not run on " + m.name
@@ -273,10 +281,13 @@ func (w *world) converged() string {
 	}
 	for _, m := range w.machines {
 		for _, id := range m.fake.Running() {
+			if task := v.Task(id); task != nil && v.Service(task.ServiceId).GetSpec().GetSchedule() != nil {
+				continue
+			}
 			if !want[id] {
 				return fmt.Sprintf("%s runs container %s, which should not", m.name, id)
 			}
-			if v.TaskRows(id).Placement.GetNodeId() != m.identity.NodeID {
+			if v.TaskRows(id).Placement.GetNodeId() != m.node() {
 				return fmt.Sprintf("%s runs container %s of another node", m.name, id)
 			}
 			delete(want, id)
@@ -284,7 +295,7 @@ func (w *world) converged() string {
 		if why := m.leftover(v); why != "" {
 			return why
 		}
-		if why := m.net.differs(v, m.identity.NodeID); why != "" {
+		if why := m.net.differs(v, m.node()); why != "" {
 			return m.name + " " + why
 		}
 	}
@@ -292,6 +303,38 @@ func (w *world) converged() string {
 		return fmt.Sprintf("tasks %v run without a container", slices.Sorted(maps.Keys(want)))
 	}
 	return ""
+}
+
+// rest waits until nothing but schedules has begun anything for a while; then it has the schedules suspended, and waits for
+// the runs that go on.
+func (w *world) rest(c *clients) {
+	w.checks.calm()
+	if !w.await("the cluster is at rest", convergence, func() string {
+		if why := w.converged(); why != "" {
+			return why
+		}
+		return w.checks.restless()
+	}) {
+		return
+	}
+	leader, _ := w.checks.leader()
+	v := w.machine(leader).life().mgr.Store().View()
+	for service := range v.Services() {
+		if s := service.GetSpec(); s.GetSchedule() != nil && !s.Schedule.Suspended && !service.Removing {
+			if at := v.ServiceProgress(service.Id).GetJob().GetNextAt(); at < time.Now().Add(-onTime).UnixNano() {
+				w.checks.violate("schedule of %s: its time was %s", s.Name, time.Unix(0, at))
+			}
+			s = swarmpb.Clone(s)
+			s.Schedule.Suspended = true
+			w.operate("suspend "+s.Name, func(ctx context.Context, api swarmpb.ControlServer) error {
+				_, err := api.UpdateService(ctx, &swarmpb.UpdateServiceRequest{Service: service.Id, Spec: s})
+				return err
+			})
+		}
+	}
+	if w.await("the runs of all schedules have ended", convergence, w.converged) {
+		w.checks.settled(w.machine(leader).life().mgr.Store().View())
+	}
 }
 
 // goOn has the operator of a service bring an update with two sets of tasks to its end: one that waits is promoted, one that
@@ -325,32 +368,12 @@ func (m *machine) leftover(v *store.View) string {
 		}
 	}
 	for _, id := range m.net.owners() {
-		if v.Observed(id) != swarmpb.TaskState_TASK_STATE_RUNNING {
+		// A task that waits for its turn in an update has its address.
+		state := v.Observed(id)
+		ready := state == swarmpb.TaskState_TASK_STATE_READY && v.Task(id).GetDesiredState() == state
+		if state != swarmpb.TaskState_TASK_STATE_RUNNING && !ready {
 			return fmt.Sprintf("%s keeps the address or a port of task %s, which is %s", m.name, id, v.Observed(id).Name())
 		}
-	}
-	return ""
-}
-
-// servedBy says what a service lacks, and adds its running tasks to want.
-func servedBy(v *store.View, service *swarmpb.Service, want map[string]bool) string {
-	name := service.GetSpec().GetName()
-	if service.Removing {
-		return "service " + name + " is still being removed"
-	}
-	up := uint64(0)
-	for task := range v.TasksOf(service.Id) {
-		state := v.Observed(task.Id)
-		if task.DesiredState == swarmpb.TaskState_TASK_STATE_RUNNING && state == swarmpb.TaskState_TASK_STATE_RUNNING {
-			want[task.Id] = true
-			up++
-		} else if !state.Ended() {
-			return fmt.Sprintf("task %s of %s is %s of %s: %s%s", task.Id, name, state.Name(), task.DesiredState.Name(),
-				v.TaskRows(task.Id).Placement.GetMessage(), v.Status(task.Id).GetError())
-		}
-	}
-	if replicas := service.GetSpec().GetMode().GetReplicated().GetReplicas(); up != replicas {
-		return fmt.Sprintf("%d of %d replicas of %s run", up, replicas, name)
 	}
 	return ""
 }
