@@ -17,7 +17,8 @@ const (
 	MovePatience = 5 * time.Minute
 	// MoveFailures in a row are as many after which it is not waited for, under the default budget.
 	MoveFailures = 5
-	// MovePace is how often a service is looked at while a task waits for its turn to move, and nothing happens.
+	// MovePace is how often a service is looked at while a task waits for its turn to move, and nothing happens; a large one
+	// less often, so that it takes a few hundredths of the time.
 	MovePace = time.Second
 	// MoveRetry is the pause before a task's successor is tried again that has failed for good.
 	MoveRetry = 30 * time.Second
@@ -103,12 +104,13 @@ func statusMoves(view *store.View, task *swarmpb.Task, state swarmpb.TaskState) 
 	return nil
 }
 
-// movedFurther names the service of a task that has moved: of a large one not for each of its tasks, since all are looked at.
+// movedFurther names the service of a task that has moved: of a large one only for few of its tasks, since a look is at all of
+// them; the clock does the rest.
 func movedFurther(view *store.View, task *swarmpb.Task) (ids []reconcile.ID) {
 	if task.Move == moveBalance {
 		ids = append(ids, balanceID)
 	}
-	if task.Slot%uint64(1+view.TaskCountOf(task.ServiceId)/largeService) == 0 {
+	if n := uint64(1 + view.TaskCountOf(task.ServiceId)/largeService); task.Slot%(n*n) == 0 {
 		ids = append(ids, reconcile.ID{Object: task.ServiceId})
 	}
 	return ids
@@ -310,7 +312,7 @@ func (m *moving) begin() {
 	}
 	m.plan.More = m.more && most == len(m.ready)
 	if most < len(m.ready) {
-		m.wake(m.now.Add(MovePace * time.Duration(1+m.view.TaskCountOf(m.service.Id)/largeService)))
+		m.wake(m.now.Add(MovePace * time.Duration(1+m.view.TaskCountOf(m.service.Id)/(5*largeService))))
 	}
 	if m.paused > 0 {
 		m.wake(m.later)

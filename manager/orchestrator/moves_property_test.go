@@ -181,3 +181,23 @@ func (g *balanceGuard) check(view *store.View) error {
 	}
 	return nil
 }
+
+// What holds a drain up is told in a line.
+func TestHeld_BudgetSpentOnWhatFitsNowhere_SaysSo(t *testing.T) {
+	w, err := newPlacedWorld()
+	if err != nil {
+		t.Fatal(err)
+	}
+	do(t, w, "auto", "on")
+	do(t, w, "node", "n1", "ready")
+	do(t, w, "service", "web", "replicas=4", "max-unavailable=1")
+	if text := orchestrator.Held(w.View(), "web", w.Now()); text != "" {
+		t.Errorf("nothing is to move: %s", text)
+	}
+	do(t, w, "node", "n1", "drain")
+	do(t, w, "advance", "10s")
+	const want = "web: 3 tasks wait for their turn: 1 may be down or on the way (max unavailable), and 1 is: web.1 finds no node that suits"
+	if text := orchestrator.Held(w.View(), "web", w.Now()); text != want {
+		t.Errorf("%s", text)
+	}
+}
