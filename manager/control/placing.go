@@ -17,9 +17,9 @@ type Placing interface {
 	// Explain judges every member for one more task of the service's present template, in any order. An error is why the template
 	// cannot be used.
 	Explain(view *store.View, serviceID string) ([]*swarmpb.NodeVerdict, error)
-	// Rebalance is the moves that would be made, one after another, at most so many, and why services are left alone, a line each.
-	// A move changes what those after it see.
-	Rebalance(view *store.View, most int) (moves []*swarmpb.ProposedMove, leftAlone []string, err error)
+	// Rebalance is the moves that would be made, one after another, at most so many and fewer where looking for them costs too
+	// much, whether there are more, and why services are left alone, a line each. A move changes what those after it see.
+	Rebalance(view *store.View, most int) (moves []*swarmpb.ProposedMove, more bool, leftAlone []string)
 	// Account is what tasks reserve of what the cluster takes the node to have, and what they leave, which is below 0 where too
 	// much was given away, both with generic resources by kind and instance; and what the node says of itself beyond that, one line
 	// each. It reads the node's tasks only where it has generic resources.
@@ -126,15 +126,8 @@ func (s *Server) moves(ctx context.Context, view *store.View) (*swarmpb.Rebalanc
 		return nil, err
 	}
 	defer done()
-	moves, alone, err := s.cfg.Placing.Rebalance(view, maxMoves+1)
-	if err != nil {
-		return nil, wire.Errorf(wire.CodeInternal, "rebalance: %w", err)
-	}
-	response := &swarmpb.RebalanceClusterResponse{Moves: moves, LeftAlone: first(alone, maxLeftAlone)}
-	if len(moves) > maxMoves {
-		response.Moves, response.Truncated = moves[:maxMoves], true
-	}
-	return response, nil
+	moves, more, alone := s.cfg.Placing.Rebalance(view, maxMoves)
+	return &swarmpb.RebalanceClusterResponse{Moves: moves, Truncated: more, LeftAlone: first(alone, maxLeftAlone)}, nil
 }
 
 // askForBalance notes in the cluster's row that a user wants tasks to be moved; a repeated request asks once.

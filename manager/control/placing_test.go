@@ -28,14 +28,14 @@ func (f *fakePlacing) Explain(*store.View, string) ([]*swarmpb.NodeVerdict, erro
 	return f.verdicts, f.err
 }
 
-func (f *fakePlacing) Rebalance(_ *store.View, most int) (moves []*swarmpb.ProposedMove, alone []string, err error) {
+func (f *fakePlacing) Rebalance(_ *store.View, most int) (moves []*swarmpb.ProposedMove, more bool, alone []string) {
 	for i := range min(f.moves, most) {
 		moves = append(moves, &swarmpb.ProposedMove{TaskId: fmt.Sprint(i)})
 	}
 	for i := range f.alone {
 		alone = append(alone, fmt.Sprintf("s%d: it is not to be", i))
 	}
-	return moves, alone, f.err
+	return moves, f.moves > most, alone
 }
 
 func (f *fakePlacing) Account(view *store.View, node *swarmpb.Node) (reserved, free *swarmpb.Resources, notAccepted []string) {

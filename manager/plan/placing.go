@@ -97,11 +97,19 @@ func (p *Planner) Account(view *store.View, node *swarmpb.Node) (reserved, free 
 	return reserved, free, scheduler.NotAccepted(node, status)
 }
 
-// Rebalance is the moves that the leader would make for balance, one after another, at most so many, and why services are left
-// alone, a line each.
-func (p *Planner) Rebalance(view *store.View, most int) ([]*swarmpb.ProposedMove, []string, error) {
-	moves, alone := orchestrator.Rebalance(view, p.clock(), most)
-	return moves, alone, nil
+// balanceLooks is how many nodes are looked at for one answer about balance: each move costs a look at all of them, of 5 to 15 us
+// a node.
+const balanceLooks = 500_000
+
+// Rebalance is the moves that the leader would make for balance, one after another, at most so many and fewer in a large cluster,
+// whether there are more, and why services are left alone, a line each.
+func (p *Planner) Rebalance(view *store.View, most int) (moves []*swarmpb.ProposedMove, more bool, alone []string) {
+	most = min(most, balanceLooks/max(1, view.NodeCount())+1)
+	moves, alone = orchestrator.Rebalance(view, p.clock(), most+1)
+	if more = len(moves) > most; more {
+		moves = moves[:most]
+	}
+	return moves, more, alone
 }
 
 // Held says in a line why tasks of a service that are to leave their nodes wait; empty when none has to.

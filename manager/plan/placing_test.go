@@ -171,11 +171,8 @@ func TestRebalance_NodeHasCome_TellsTheMovesOneAfterAnother(t *testing.T) {
 	w.do("node", "n3", "ready")
 	before := w.View().Index()
 	planner := New(w.Now)
-	moves, alone, err := planner.Rebalance(w.View(), 10)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(moves) != 2 || len(alone) != 1 || !strings.HasPrefix(alone[0], "pack: ") {
+	moves, more, alone := planner.Rebalance(w.View(), 10)
+	if len(moves) != 2 || more || len(alone) != 1 || !strings.HasPrefix(alone[0], "pack: ") {
 		t.Fatalf("moves %v, left alone %q", moves, alone)
 	}
 	for i, move := range moves {
@@ -183,8 +180,8 @@ func TestRebalance_NodeHasCome_TellsTheMovesOneAfterAnother(t *testing.T) {
 			t.Errorf("move %v", move)
 		}
 	}
-	if moves, _, _ = planner.Rebalance(w.View(), 1); len(moves) != 1 {
-		t.Errorf("%d moves, at most 1 was asked for", len(moves))
+	if moves, more, _ = planner.Rebalance(w.View(), 1); len(moves) != 1 || !more {
+		t.Errorf("%d moves, more %t; at most 1 was asked for, and there are 2", len(moves), more)
 	}
 	if w.View().Index() != before {
 		t.Error("something was written")
