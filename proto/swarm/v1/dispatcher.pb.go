@@ -444,10 +444,8 @@ func (x *ManagerPeer) GetWeight() uint32 {
 }
 
 type AssignmentsRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	SessionId string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	// The version that the worker holds: the first answer may be a change set from there. 0 = it holds nothing.
-	HeldVersion   uint64 `protobuf:"varint,2,opt,name=held_version,json=heldVersion,proto3" json:"held_version,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -487,13 +485,6 @@ func (x *AssignmentsRequest) GetSessionId() string {
 		return x.SessionId
 	}
 	return ""
-}
-
-func (x *AssignmentsRequest) GetHeldVersion() uint64 {
-	if x != nil {
-		return x.HeldVersion
-	}
-	return 0
 }
 
 type AssignmentsResponse struct {
@@ -1830,11 +1821,10 @@ const file_swarm_v1_dispatcher_proto_rawDesc = "" +
 	"\vManagerPeer\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x16\n" +
-	"\x06weight\x18\x03 \x01(\rR\x06weight\"V\n" +
+	"\x06weight\x18\x03 \x01(\rR\x06weight\"3\n" +
 	"\x12AssignmentsRequest\x12\x1d\n" +
 	"\n" +
-	"session_id\x18\x01 \x01(\tR\tsessionId\x12!\n" +
-	"\fheld_version\x18\x02 \x01(\x04R\vheldVersion\"\xa7\x01\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\"\xa7\x01\n" +
 	"\x13AssignmentsResponse\x12!\n" +
 	"\fbase_version\x18\x01 \x01(\x04R\vbaseVersion\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x1d\n" +
