@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	defaultSeeds = 50
+	defaultSeeds = 40
 	// convergence is how long a cluster without faults may take to be as its services say. A task whose containers
 	// or images failed waits that long for its next try.
 	convergence = 4 * time.Minute
