@@ -44,6 +44,8 @@ type balancer struct {
 	// busy: a service was left alone for now.
 	busy     bool
 	underWay int
+	// lost are tasks that nothing is expected of any more, by service.
+	lost map[string]lostTasks
 	// even are the services that the user's request is done with if nothing moves.
 	even []*swarmpb.Service
 }
@@ -62,6 +64,7 @@ func balance(view *store.View, now time.Time) reconcile.Plan {
 		return b.plan
 	}
 	b.settle()
+	b.lost = lostTasksOf(view)
 	if b.makingRoom() {
 		return b.plan // what gives way comes first
 	}
@@ -121,7 +124,7 @@ func (b *balancer) begin() {
 	for _, service := range services {
 		if leftAlone(b.view, service) == "" {
 			able = append(able, service)
-			b.underWay += balancing(b.view, service.Id)
+			b.underWay += b.balancing(service)
 		} else {
 			b.even = append(b.even, service)
 		}
@@ -159,7 +162,7 @@ func (b *balancer) move(service *swarmpb.Service) bool {
 	if !asked && !b.auto {
 		return false
 	}
-	if restlessWhy(b.view, service) != "" {
+	if b.restlessWhy(service) != "" {
 		b.busy = true
 		return false
 	}
@@ -261,19 +264,45 @@ func keepsData(mount *swarmpb.Mount) bool {
 	return !mount.GetReadOnly() && mount.GetType() != swarmpb.MountType_MOUNT_TYPE_TMPFS
 }
 
+// lostTasks are tasks of a service that are to stop, on nodes that are DOWN: up of them were up when they were last heard of.
+type lostTasks struct{ there, up int }
+
+// lostTasksOf finds them, by service. Their nodes may never come back: nothing is to wait for that.
+func lostTasksOf(view *store.View) map[string]lostTasks {
+	out := map[string]lostTasks{}
+	for node := range view.Nodes() {
+		if !down(view.NodeStatus(node.Id)) {
+			continue
+		}
+		for task := range view.TasksOn(node.Id) {
+			status := view.Status(task.Id)
+			if task.DesiredState.Wanted() || status.GetState().Ended() || view.Template(task.ServiceId, task.TemplateVersion) == nil {
+				continue
+			}
+			n := out[task.ServiceId]
+			n.there++
+			if status.Up() {
+				n.up++
+			}
+			out[task.ServiceId] = n
+		}
+	}
+	return out
+}
+
 // restlessWhy is why a service is left alone for now; empty when all its tasks are up and nothing is under way.
-func restlessWhy(view *store.View, service *swarmpb.Service) string {
-	if update := view.ServiceProgress(service.Id).GetUpdate(); update.Underway() {
+func (b *balancer) restlessWhy(service *swarmpb.Service) string {
+	if update := b.view.ServiceProgress(service.Id).GetUpdate(); update.Underway() {
 		return "it is being updated"
 	}
-	there, up, want := 0, 0, replicas(service)
-	for template := range view.TemplatesOf(service.Id) {
-		for state, n := range view.Counts(service.Id, template.Version) {
+	there, up, want := -b.lost[service.Id].there, -b.lost[service.Id].up, replicas(service)
+	for template := range b.view.TemplatesOf(service.Id) {
+		for state, n := range b.view.Counts(service.Id, template.Version) {
 			if !state.Ended() {
 				there += n
 			}
 		}
-		up += view.Up(service.Id, template.Version)
+		up += b.view.Up(service.Id, template.Version)
 	}
 	if there != up || uint64(up) != want {
 		return "not all of its tasks are up, or some are on their way"
@@ -281,13 +310,15 @@ func restlessWhy(view *store.View, service *swarmpb.Service) string {
 	return ""
 }
 
-// balancing is how many moves for balance are under way in a service: at most one, but for what an earlier leader knew.
-func balancing(view *store.View, serviceID string) (n int) {
-	if view.ServiceProgress(serviceID).GetMovedAt() == 0 || restlessWhy(view, view.Service(serviceID)) == "" {
+// balancing is how many moves for balance are under way in a service: at most one, but for what an earlier leader knew. Where the
+// task that is to go is on a node that is DOWN, its successor is just needed.
+func (b *balancer) balancing(service *swarmpb.Service) (n int) {
+	if b.movedAt(service) == 0 || b.restlessWhy(service) == "" {
 		return 0
 	}
-	for task := range view.TasksOf(serviceID) {
-		if task.Move == moveBalance && task.DesiredState.Wanted() && view.Task(task.Replaces) != nil && !view.Observed(task.Replaces).Ended() {
+	for task := range b.view.TasksOf(service.Id) {
+		if task.Move == moveBalance && task.DesiredState.Wanted() && b.view.Task(task.Replaces) != nil &&
+			!b.view.Observed(task.Replaces).Ended() && !lost(b.view, b.view.NodeID(task.Replaces)) {
 			n++
 		}
 	}
@@ -350,10 +381,10 @@ func lastOf(tasks map[string][]string) map[string]string {
 // Rebalance is the moves that a user's request for balance would have made as things are, one after another, at most so many,
 // and why services are left alone, a line each by name.
 func Rebalance(view *store.View, now time.Time, most int) (found []*swarmpb.ProposedMove, alone []string) {
-	b := &balancer{view: view, now: now, read: claims.Of(view)}
+	b := &balancer{view: view, now: now, read: claims.Of(view), lost: lostTasksOf(view)}
 	var able []*balanced
 	for service := range view.Services() {
-		switch why := cmp.Or(leftAlone(view, service), restlessWhy(view, service)); {
+		switch why := cmp.Or(leftAlone(view, service), b.restlessWhy(service)); {
 		case why == "":
 			if s, ok := balanceOf(view, b.read, service, now); ok {
 				able = append(able, s)

@@ -106,7 +106,7 @@ var sizes = []struct {
 	replicas uint64
 }{{1000, 10}, {1, 100_000}}
 
-func filled(b *testing.B, services int, replicas uint64) *cluster {
+func filled(b testing.TB, services int, replicas uint64) *cluster {
 	c := newCluster(b)
 	for i := range services {
 		id := fmt.Sprintf("s%04d", i)

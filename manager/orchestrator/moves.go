@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
@@ -178,6 +179,8 @@ type moving struct {
 	free, ready []*slot
 	// more: there are more of them than are kept.
 	more bool
+	// underWay: a slot is to be moved in which another replacement goes on.
+	underWay bool
 	// later is when the first is to be tried again whose successor has failed; paused is how many there are.
 	later  time.Time
 	paused int
@@ -241,6 +244,8 @@ func (m *moving) look() {
 		}
 		if task != nil && !underWay && task.evicted && !task.gone() {
 			m.enter(s, task, up)
+		} else if slices.ContainsFunc(live, func(r *replica) bool { return r.evicted && !r.gone() }) {
+			m.underWay = true
 		}
 	}
 	if !m.job && !m.progress.GetUpdate().Sets() {
@@ -283,7 +288,7 @@ func (m *moving) counts(s *slot, newest *replica) bool {
 		m.now.UnixNano()-newest.task.GetMeta().GetCreatedAt() < int64(MovePatience)
 }
 
-// enter notes a slot whose task is to move, unless its last successor has failed just now.
+// enter notes a slot whose task is to move, unless it runs and its last successor has failed just now.
 func (m *moving) enter(s *slot, task *replica, up bool) {
 	progress := s.progressOf(m.service, task.task.TemplateVersion)
 	at := time.Unix(0, progress.NotBefore)
@@ -291,7 +296,7 @@ func (m *moving) enter(s *slot, task *replica, up bool) {
 		at = time.Unix(0, progress.GetMeta().GetUpdatedAt()).Add(MoveRetry)
 	}
 	switch {
-	case m.now.Before(at):
+	case m.now.Before(at) && task.runs():
 		if m.paused++; m.later.IsZero() || at.Before(m.later) {
 			m.later = at
 		}
@@ -311,7 +316,8 @@ func (m *moving) begin() {
 		most = int(min(uint64(most), m.most-min(m.most, m.used)))
 	}
 	m.plan.More = m.more && most == len(m.ready)
-	if most < len(m.ready) {
+	// What is under way may fail, and not every change of a large service leads here.
+	if m.underWay || len(m.free)+len(m.ready) > 0 {
 		m.wake(m.now.Add(MovePace * time.Duration(1+m.view.TaskCountOf(m.service.Id)/(5*largeService))))
 	}
 	if m.paused > 0 {

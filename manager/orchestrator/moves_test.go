@@ -1,0 +1,56 @@
+package orchestrator_test
+
+import (
+	"testing"
+
+	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+
+	"github.com/swarmd/swarmd/manager/orchestrator"
+	"github.com/swarmd/swarmd/manager/reconcile"
+	"github.com/swarmd/swarmd/manager/reconcile/script"
+)
+
+// As long as a task is to leave a node that is drained, its service is looked at again: of a large one few changes lead there,
+// and what is under way may fail.
+func TestMoves_EveryTaskIsOnItsWay_TheServiceIsLookedAtAgain(t *testing.T) {
+	c := filled(t, 1, 6000)
+	node := swarmpb.Clone(c.store.View().Node("n00"))
+	node.Spec.Availability = swarmpb.NodeAvailability_NODE_AVAILABILITY_DRAIN
+	c.write(t, script.Put(&swarmpb.Row{Row: &swarmpb.Row_Node{Node: node}}))
+	id := reconcile.ID{Object: "s0000"}
+	looksAgain := func(when string) reconcile.Plan {
+		t.Helper()
+		plan, err := orchestrator.Moves{}.Reconcile(c.store.View(), id, c.now)
+		if err != nil || !plan.At.After(c.now) && !plan.More {
+			t.Fatalf("%s: there is no look again: %v, %d writes", when, err, len(plan.Writes))
+		}
+		for part, ok := plan, len(plan.Writes) > 0; ok; part, ok = part.Next() {
+			c.apply(t, part)
+		}
+		return plan
+	}
+	if plan := looksAgain("the moves are begun"); len(plan.Writes) == 0 {
+		t.Fatal("nothing was begun")
+	}
+	if plan := looksAgain("the moves are under way"); len(plan.Writes) > 0 {
+		t.Fatalf("%d writes once all moves are under way", len(plan.Writes))
+	}
+	// Their successors end before they have begun.
+	for task := range c.store.View().TasksOf(id.Object) {
+		if task.Move != 0 {
+			c.write(t, script.Put(&swarmpb.Row{Row: &swarmpb.Row_TaskPlacement{TaskPlacement: &swarmpb.TaskPlacement{TaskId: task.Id, NodeId: "n01"}}}),
+				c.report(task.Id, swarmpb.TaskState_TASK_STATE_FAILED))
+			c.reconcile(t, orchestrator.Replicated{}, reconcile.ID{Object: id.Object, Slot: task.Slot})
+		}
+	}
+	if plan := looksAgain("the successors have failed"); len(plan.Writes) == 0 {
+		t.Error("those whose successors have failed are not tried again")
+	}
+	// When nothing is left the service is at rest.
+	node = swarmpb.Clone(c.store.View().Node("n00"))
+	node.Spec.Availability = swarmpb.NodeAvailability_NODE_AVAILABILITY_ACTIVE
+	c.write(t, script.Put(&swarmpb.Row{Row: &swarmpb.Row_Node{Node: node}}))
+	if plan, err := (orchestrator.Moves{}).Reconcile(c.store.View(), id, c.now); err != nil || !plan.At.IsZero() || plan.More {
+		t.Errorf("no node is drained: %v, %v, %v", plan.At, plan.More, err)
+	}
+}
