@@ -123,84 +123,22 @@ func (n *Nodes) shift(s *Balance, from, to int32) {
 	s.OnNode[b.ID]++
 }
 
-// branchOf is the path of a node along the spread preferences.
-type branchOf [maxLevels]string
-
 // move finds the best improvement of one service; of equally good ones that from the fuller to the emptier node.
 func (n *Nodes) move(s *Balance) (from, to int32, ok bool) {
 	q := s.Requirements
 	n.judge(q)
-	levels := min(len(q.Spread), maxLevels)
-	counts := map[branchOf]int{}
-	fullest, emptiest := map[branchOf]int32{}, map[branchOf]int32{}
-	var leaves []branchOf
+	e := n.newEvener(s)
 	for i := range n.nodes {
 		at, node := int32(i), &n.nodes[i]
-		var leaf branchOf
-		for l := range levels {
-			leaf[l] = q.Spread[l].Of(node)
-			var branch branchOf
-			copy(branch[:l+1], leaf[:l+1])
-			counts[branchKey(branch, l)] += s.OnNode[node.ID]
-		}
-		seen := false
+		leaf := e.count(node)
 		if s.Movable[node.ID] != "" {
-			best, known := fullest[leaf]
-			if !known || n.compare(s, at, best) > 0 {
-				fullest[leaf] = at
-			}
-			seen = true
+			e.leaving(leaf, at)
 		}
 		if n.fixed(q, at) == Accepted && !s.avoids(node.ID) && q.variable(node, s.OnNode[node.ID]) == Accepted {
-			best, known := emptiest[leaf]
-			if !known || n.compare(s, at, best) < 0 {
-				emptiest[leaf] = at
-			}
-			seen = true
-		}
-		if seen && !slices.Contains(leaves, leaf) {
-			leaves = append(leaves, leaf)
+			e.taking(leaf, at)
 		}
 	}
-	var best skew
-	for _, a := range leaves {
-		f, movable := fullest[a]
-		if !movable {
-			continue
-		}
-		for _, b := range leaves {
-			t, takes := emptiest[b]
-			if !takes || t == f {
-				continue
-			}
-			d := n.gain(s, f, t, a, b, counts, levels)
-			if d.improves() && (!ok || less(d, best) || d == best && n.tie(s, f, t, from, to) < 0) {
-				from, to, best, ok = f, t, d, true
-			}
-		}
-	}
-	return from, to, ok
-}
-
-// branchKey tells a branch from a deeper one whose further values are empty.
-func branchKey(b branchOf, level int) branchOf {
-	b[level] += "\x00"
-	return b
-}
-
-func (n *Nodes) gain(s *Balance, from, to int32, a, b branchOf, counts map[branchOf]int, levels int) skew {
-	var d skew
-	var x, y branchOf
-	for l := range levels {
-		x[l], y[l] = a[l], b[l]
-		if x != y {
-			d[l] = 2*(counts[branchKey(y, l)]-counts[branchKey(x, l)]) + 2
-		}
-	}
-	f, t := &n.nodes[from], &n.nodes[to]
-	d[maxLevels] = 2*(s.OnNode[t.ID]-s.OnNode[f.ID]) + 2
-	d[maxLevels+1] = 2*(t.Tasks-f.Tasks) + 2
-	return d
+	return e.best()
 }
 
 func less(a, b skew) bool { return slices.Compare(a[:], b[:]) < 0 }
