@@ -8,6 +8,7 @@ import (
 
 	"github.com/swarmd/swarmd/manager/dispatcher"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/proto/wire"
 )
 
 // BenchmarkAssign measures three whole managers in one process, with real files, TLS and sealing: 100 services of 1,000 replicas
@@ -17,9 +18,9 @@ import (
 func BenchmarkAssign(b *testing.B) {
 	const nodes, services, replicas = 10_000, 100, 1_000
 	m1, founding := found(b)
-	for first := 0; first < nodes; first += 500 {
+	for first := 0; first < nodes; first += 250 {
 		p := &swarmpb.Proposal{Now: time.Now().UnixNano(), RequestId: fmt.Sprint("nodes-", first)}
-		for i := first; i < min(first+500, nodes); i++ {
+		for i := first; i < min(first+250, nodes); i++ {
 			p.Writes = append(p.Writes, nodeRows(fmt.Sprintf("node%05d", i))...)
 		}
 		if _, err := m1.manager.replica.Propose(b.Context(), p); err != nil {
@@ -28,13 +29,16 @@ func BenchmarkAssign(b *testing.B) {
 	}
 	m1.stop()
 	// From here on the nodes count as ready though they have no sessions.
-	m1.limits = dispatcher.Limits{ReconnectLease: 24 * time.Hour}
+	m1.limits = dispatcher.Limits{Lease: 24 * time.Hour, ReconnectLease: 24 * time.Hour}
 	l, err := m1.open()
 	if err != nil {
 		b.Fatal(err)
 	}
 	m1.run(l, m1)
-	eventually(b, "it leads", func() bool { return m1.manager.Leader() == m1.id() })
+	eventually(b, "it takes joins", func() bool {
+		_, err := wire.Join(b.Context(), wire.JoinConfig{Managers: []string{m1.addr}, Token: founding.Tokens.GetWorker()})
+		return err == nil
+	})
 	hosts := []*host{m1, join(b, founding, m1), join(b, founding, m1)}
 	for _, h := range hosts {
 		eventually(b, "three voters", func() bool { return len(h.voters()) == 3 })

@@ -29,7 +29,7 @@ const slowFrom = 4000
 var (
 	slowLimits = dispatcher.Limits{BeatInterval: 2 * time.Second, Lease: 10 * time.Second, ReconnectLease: 30 * time.Second, ReportInterval: time.Second}
 	slowTuning = replica.Tuning{
-		HeartbeatTimeout: 3 * time.Second, ElectionTimeout: 3 * time.Second, LeaderLease: 3 * time.Second, WriteDeadline: 10 * time.Second,
+		HeartbeatTimeout: 1500 * time.Millisecond, ElectionTimeout: 1500 * time.Millisecond, LeaderLease: 1500 * time.Millisecond, WriteDeadline: 10 * time.Second,
 		ProposeTimeout: 30 * time.Second,
 	}
 )
