@@ -231,7 +231,7 @@ func (r *round) placeGroup(service string, version uint64, tasks []*swarmpb.Task
 	group := &scheduler.Group{Service: service, Requirements: q, OnNode: onNode, Failing: r.read.Failing(service, r.now), Tasks: make([]scheduler.Task, len(tasks))}
 	for i, t := range tasks {
 		r.openRoom(t.GetId(), q)
-		group.Tasks[i] = scheduler.Task{ID: t.GetId(), Node: cmp.Or(t.GetNodeId(), r.home(t)), Held: r.inherits(t)}
+		group.Tasks[i] = scheduler.Task{ID: t.GetId(), Node: cmp.Or(t.GetNodeId(), r.home(t, q)), Held: r.inherits(t)}
 	}
 	var words scheduler.Rejections
 	message := ""
@@ -258,13 +258,18 @@ func (r *round) placeGroup(service string, version uint64, tasks []*swarmpb.Task
 	}
 }
 
-// home is the node that an in-place successor belongs on: that of the task which it replaces, while it takes tasks.
-func (r *round) home(t *swarmpb.Task) string {
+// home is the node that an in-place successor belongs on: that of the task which it replaces, while it takes tasks, and is of
+// the kind that the service asks for.
+func (r *round) home(t *swarmpb.Task, q *scheduler.Requirements) string {
 	if !t.GetSameNode() {
 		return ""
 	}
 	node := r.view.NodeID(t.GetReplaces())
-	if !scheduler.TakesTasks(r.view.Node(node), r.view.NodeStatus(node)) {
+	row, status := r.view.Node(node), r.view.NodeStatus(node)
+	if !scheduler.TakesTasks(row, status) {
+		return ""
+	}
+	if n := scheduler.NewNode(row, status); q.Suits(&n) != scheduler.Accepted {
 		return ""
 	}
 	return node
