@@ -397,20 +397,25 @@ func Rebalance(view *store.View, now time.Time, most int) (found []*swarmpb.Prop
 	tasks := map[string]map[string][]string{}
 	for moved := true; moved; {
 		moved = false
-		for _, s := range able {
-			if tasks[s.Service] == nil && s.better(b.read.Nodes()) {
-				tasks[s.Service] = movableTasks(view, view.Service(s.Service), now, b.failedLately)
-			}
-			s.Movable = lastOf(tasks[s.Service])
-			for _, move := range b.read.Nodes().Rebalance([]scheduler.Balance{s.Balance}, 1) {
-				if len(found) == most {
-					return found, alone
+		// One for which nothing is found is looked at again once all others have come to rest.
+		for going := able; len(going) > 0; {
+			var next []*balanced
+			for _, s := range going {
+				if tasks[s.Service] == nil && s.better(b.read.Nodes()) {
+					tasks[s.Service] = movableTasks(view, view.Service(s.Service), now, b.failedLately)
 				}
-				moved = true
-				found = append(found, b.proposed(s, move))
-				left := tasks[s.Service][move.From]
-				tasks[s.Service][move.From] = left[:len(left)-1]
+				s.Movable = lastOf(tasks[s.Service])
+				for _, move := range b.read.Nodes().Rebalance([]scheduler.Balance{s.Balance}, 1) {
+					if len(found) == most {
+						return found, alone
+					}
+					moved, next = true, append(next, s)
+					found = append(found, b.proposed(s, move))
+					left := tasks[s.Service][move.From]
+					tasks[s.Service][move.From] = left[:len(left)-1]
+				}
 			}
+			going = next
 		}
 	}
 	return found, alone

@@ -42,3 +42,20 @@ func BenchmarkMoves(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkRebalance: the moves to be expected where one service of many is uneven.
+func BenchmarkRebalance(b *testing.B) {
+	c := filled(b, 200, 200)
+	c.create(b, "uneven", 100)
+	c.reconcile(b, orchestrator.Replicated{}, reconcile.ID{Object: "uneven"})
+	for task := range c.store.View().TasksOf("uneven") {
+		c.write(b, script.Put(&swarmpb.Row{Row: &swarmpb.Row_TaskPlacement{TaskPlacement: &swarmpb.TaskPlacement{TaskId: task.Id, NodeId: "n00"}}}),
+			c.report(task.Id, swarmpb.TaskState_TASK_STATE_RUNNING))
+	}
+	view := c.store.View()
+	for b.Loop() {
+		if moves, _ := orchestrator.Rebalance(view, c.now, 1000); len(moves) != 99 {
+			b.Fatalf("%d moves", len(moves))
+		}
+	}
+}
