@@ -185,7 +185,7 @@ func (r *round) place(service string, tasks []*swarmpb.Task) {
 // optional tells whether the slot of a task can do without it: the one that it is to follow is there still.
 func (r *round) optional(t *swarmpb.Task) bool {
 	old := r.view.TaskRows(t.GetReplaces())
-	return old.Task.GetDesiredState().Wanted() && !old.Observed.Ended() &&
+	return old.Task != nil && old.Task.DesiredState.Wanted() && !old.Observed.Ended() &&
 		r.view.NodeStatus(old.Placement.GetNodeId()).GetState() != swarmpb.NodeState_NODE_STATE_DOWN
 }
 

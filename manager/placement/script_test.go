@@ -21,7 +21,7 @@ var rewrite = flag.Bool("rewrite", false, "write what the scripts in testdata pr
 // TestScripts runs testdata/*.txt: lines of commands, each block of them followed by what it printed, indented.
 //
 //	node n1 cpu=4 down pause zone=a gpu=u1,u2 licence=3 key=x      service web cpu=1 port=80 max=1 constraint=node.labels.zone==a
-//	tasks web 3   global web n1          replace web.1 [start-first|in-place] (as the newest template)
+//	tasks web 3   global web n1          replace web.1 [start-first|in-place|rebalance] (as the newest template)
 //	down n1   up n1   pause n1   active n1   label n1 zone=b   rmnode n1
 //	network front   service web cpu=1 networks=front,back   addresses web.1 front back
 //	end web.1   stop web.1   remove web.1 (a successor is called web.1.ATTEMPT)
@@ -248,6 +248,9 @@ func (w *world) do(command string, args []string) {
 		}
 		if len(args) > 1 && args[1] == "start-first" {
 			t.DesiredState, t.Beside = swarmpb.TaskState_TASK_STATE_RUNNING, true
+		}
+		if len(args) > 1 && args[1] == "rebalance" {
+			t.Move, t.Beside = swarmpb.MoveReason_MOVE_REASON_REBALANCE, true
 		}
 		w.task(t, fmt.Sprintf("%s.%d", id, w.attempt[old.GetServiceId()]+1))
 	case "end":
