@@ -233,8 +233,12 @@ func TestRegistry_WithCredentialsAndItsOwnCA(t *testing.T) {
 	c.wantEnds(t, "no-tag", "no such image: check the name and the tag")
 	ann.refused(t, image, ann.create("no-digest", "/team/app@sha256:"+strings.Repeat("0", 64), "--with-registry-auth")...)
 	c.wantEnds(t, "no-digest", "no such image")
-	ann.refused(t, []string{"s390x"}, ann.create("foreign", "/team/app:foreign", "--with-registry-auth")...)
-	c.wantEnds(t, "foreign", "is made for linux/s390x, this node is linux/")
+	ann.refused(t, []string{"unsupported platform on 1 node", "service explain foreign"}, ann.create("foreign", "/team/app:foreign", "--with-registry-auth")...)
+	wantWords(t, c.ok(t, 1, "service", "explain", "foreign"), "the image is for linux/s390x")
+	c.remove(t, "foreign")
+	// Where nobody has asked the registry, the node finds out.
+	ann.refused(t, []string{"s390x"}, ann.create("strange", "/team/app:foreign", "--with-registry-auth", "--no-resolve-image")...)
+	c.wantEnds(t, "strange", "is made for linux/s390x, this node is linux/")
 	ann.refused(t, []string{"its pull policy is never"}, ann.create("never", "/team/app:v9", "--pull", "never")...)
 	c.wantEnds(t, "never", "it is not on this node, and its pull policy is never")
 

@@ -56,7 +56,7 @@ func replicasAnswer(t *testing.T, c *cluster) {
 }
 
 func portTaken(t *testing.T, c *cluster) {
-	c.refused(t, 1, []string{"late.1", "port already in use on 3 nodes", "service ps late"}, "service", "create", "--name", "late", "-p", "mode=host,published=8080,target=80", "whoami:v1")
+	c.refused(t, 1, []string{"late.1", "port already in use on 3 nodes", "service explain late"}, "service", "create", "--name", "late", "-p", "mode=host,published=8080,target=80", "whoami:v1")
 	if out := c.ok(t, 1, "service", "ps", "late"); !strings.Contains(out, "port already in use") {
 		t.Errorf("service ps does not say why:\n%s", out)
 	}

@@ -198,9 +198,14 @@ func inventoryOf(t *testing.T, h *lab.Host) inventory {
 	}
 	v.mounts = bytes.Count(mounts, []byte("\n"))
 	if err := h.Inside(func() error {
-		links, err := netlink.LinkList()
-		v.links = len(links)
-		return err
+		for range 5 { // the kernel says when it changed meanwhile
+			links, err := netlink.LinkList()
+			v.links = len(links)
+			if !errors.Is(err, netlink.ErrDumpInterrupted) {
+				return err
+			}
+		}
+		return netlink.ErrDumpInterrupted
 	}); err != nil {
 		t.Fatal(err)
 	}

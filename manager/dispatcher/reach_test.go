@@ -78,7 +78,12 @@ func (p *teller) deliver(h *holder, node string) (messages int) {
 	p.w.t.Helper()
 	p.see()
 	x, told := p.server.sessions[node], p.told[node]
-	woken := x.wakes != x.looked
+	p.server.mu.Lock()
+	woken := p.server.peersLater // it will be
+	p.server.mu.Unlock()
+	x.mu.Lock()
+	woken = woken || x.wakes != x.looked
+	x.mu.Unlock()
 	base, wakes, parts := p.server.nextSet(x, told)
 	for m := range chunks(base, told.version, parts) {
 		data, err := proto.Marshal(m)

@@ -44,6 +44,7 @@ type Set struct {
 
 	mu        sync.Mutex
 	files     []file // that were read
+	changed   bool   // since Look was asked last
 	resources []*swarmpb.GenericResource
 	problems  []string
 }
@@ -67,13 +68,21 @@ func New(dirs []string, log *slog.Logger) (*Set, error) {
 	return s, nil
 }
 
-// Look reads the spec files anew if one has changed, come or gone, and tells whether that changed the devices or the problems.
+// Look reads the spec files anew if one has changed, come or gone, and tells whether the devices or the problems are others than
+// when it was last called.
 func (s *Set) Look() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.look()
+	changed := s.changed
+	s.changed = false
+	return changed
+}
+
+func (s *Set) look() {
 	files := s.list()
 	if slices.Equal(files, s.files) {
-		return false
+		return
 	}
 	s.files = files
 	_ = s.cache.Refresh() // what is wrong is in GetErrors, by file
@@ -84,7 +93,7 @@ func (s *Set) Look() bool {
 			s.log.Warn("devices are not as described", "problem", problem)
 		}
 	}
-	return !slices.Equal(problems, s.problems) || !reflect.DeepEqual(before, s.resources)
+	s.changed = s.changed || !slices.Equal(problems, s.problems) || !reflect.DeepEqual(before, s.resources)
 }
 
 // Resources are the devices by kind (vendor.com/class), each kind's in order. They are not to be changed.
@@ -104,7 +113,9 @@ func (s *Set) Problems() []string {
 // Inject makes devices (vendor.com/class=name) available in the container that the spec describes. What goes wrong no
 // other try can mend.
 func (s *Set) Inject(spec *specs.Spec, names []string) error {
-	s.Look()
+	s.mu.Lock()
+	s.look()
+	s.mu.Unlock()
 	if gone, err := s.cache.InjectDevices(spec, names...); len(gone) > 0 {
 		return fmt.Errorf("device %s is not there any more", strings.Join(gone, ", "))
 	} else if err != nil {

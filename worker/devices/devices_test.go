@@ -155,6 +155,12 @@ func TestInject_Devices_EditsTheSpec(t *testing.T) {
 	if err == nil || err.Error() != "device example.com/gpu=0 is not there any more" || len(untouched.Process.Env) > 0 {
 		t.Errorf("error %v, env %q", err, untouched.Process.Env)
 	}
+	if !s.Look() { // who tells the managers of devices has not seen it yet
+		t.Error("a look says that nothing has changed")
+	}
+	if s.Look() {
+		t.Error("a look says that something has changed again")
+	}
 	write(t, path, fmt.Sprintf(spec, "gpu", "gpu", device("1", `deviceNodes: [{path: "/dev/there-is-none-such"}]`)))
 	if err := s.Inject(&specs.Spec{Process: &specs.Process{}}, []string{"example.com/gpu=1"}); err == nil || !strings.Contains(err.Error(), "there-is-none-such") {
 		t.Errorf("a device without its node: %v", err)
