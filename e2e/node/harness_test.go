@@ -340,13 +340,16 @@ func (c *cluster) hostOf(t *testing.T, x task) *lab.Host {
 	return nil
 }
 
-// pid of a task's first process, as seen from outside.
+// pid of a task's first process, as seen from outside. One that has just been started may not be seen to have begun.
 func (c *cluster) pid(t *testing.T, x task) int {
 	t.Helper()
-	pids := c.hostOf(t, x).Containers()[x.ID]
-	if len(pids) == 0 {
-		t.Fatalf("task %s has no process on %s", x.ID, x.Node)
-	}
+	var pids []int
+	until(t, func() error {
+		if pids = c.hostOf(t, x).Containers()[x.ID]; len(pids) == 0 {
+			return fmt.Errorf("task %s has no process on %s", x.ID, x.Node)
+		}
+		return nil
+	})
 	return slices.Min(pids)
 }
 
