@@ -47,7 +47,7 @@ func TestContainerd_ThatExists_RunsServicesAndOutlivesALeave(t *testing.T) {
 		}
 		return nil
 	})
-	c.ok(t, 1, "init", "--advertise-addr", c.addr(1))
+	c.ok(t, 1, "init", "--no-rebalance", "--advertise-addr", c.addr(1))
 	c.load(t, 1)
 	c.nodesReady(t, 1)
 	existing := h.Processes("containerd")

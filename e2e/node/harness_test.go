@@ -130,10 +130,11 @@ func newCluster(t *testing.T, hosts int, flags ...string) *cluster {
 	return c
 }
 
-// form makes a cluster of hosts that run swarmd: a manager and workers, the demo image on each.
+// form makes a cluster of hosts that run swarmd: a manager and workers, the demo image on each. Tests look at where tasks are, so none
+// is moved for balance.
 func (c *cluster) form(t *testing.T, hosts int) {
 	t.Helper()
-	c.ok(t, 1, "init", "--advertise-addr", c.addr(1))
+	c.ok(t, 1, "init", "--no-rebalance", "--advertise-addr", c.addr(1))
 	for i := 2; i <= hosts; i++ {
 		c.join(t, i)
 	}

@@ -76,7 +76,7 @@ func TestImages_FromARegistry(t *testing.T) {
 	t.Parallel()
 	c := newHosts(t, 1, "--insecure-registry", registryHost)
 	digest := c.registry(t)
-	c.ok(t, 1, "init", "--advertise-addr", c.addr(1))
+	c.ok(t, 1, "init", "--no-rebalance", "--advertise-addr", c.addr(1))
 	c.nodesReady(t, 1)
 	for i, path := range []string{"/demo/whoami:v1", "/demo/whoami@" + digest, "/demo/whoami:v1@" + digest} {
 		service := fmt.Sprintf("pulled-%d", i)
@@ -178,7 +178,7 @@ func TestHost_ThatCannot(t *testing.T) {
 		if err := l.Close(); err != nil {
 			t.Fatal(err)
 		}
-		c.ok(t, 1, "init", "--advertise-addr", c.addr(1))
+		c.ok(t, 1, "init", "--no-rebalance", "--advertise-addr", c.addr(1))
 	})
 	t.Run("fullDisk_InitSaysSo_AndWorksOnceThereIsRoom", func(t *testing.T) {
 		full := c.host(2)

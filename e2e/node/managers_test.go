@@ -26,7 +26,7 @@ func newManagers(t *testing.T, managers, workers int, prepare func(*cluster)) *c
 	for _, h := range c.lab.Hosts() {
 		c.start(h)
 	}
-	c.ok(t, 1, "init", "--advertise-addr", c.addr(1))
+	c.ok(t, 1, "init", "--no-rebalance", "--advertise-addr", c.addr(1))
 	token := strings.TrimSpace(c.ok(t, 1, "join-token", "-q", "manager"))
 	for i := 2; i <= managers; i++ {
 		c.ok(t, i, "join", "--token", token, c.addr(1)+":"+port)

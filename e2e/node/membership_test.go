@@ -18,7 +18,7 @@ func TestMembership_JoinTokens(t *testing.T) {
 	c := newHosts(t, 3)
 	manager := c.addr(1) + ":" + port
 	c.refused(t, 1, []string{"belongs to no cluster", "swarmctl init"}, "service", "ls")
-	c.ok(t, 1, "init", "--advertise-addr", c.addr(1))
+	c.ok(t, 1, "init", "--no-rebalance", "--advertise-addr", c.addr(1))
 	token := c.token(t)
 	for name, test := range map[string]struct {
 		args  []string
@@ -107,7 +107,7 @@ func TestMembership_Leave(t *testing.T) {
 		c.refused(t, 1, []string{"last manager", "--force"}, "leave")
 		c.ok(t, 1, "leave", "--force")
 		nothingLeft(t, c, 1)
-		c.ok(t, 1, "init", "--advertise-addr", c.addr(1))
+		c.ok(t, 1, "init", "--no-rebalance", "--advertise-addr", c.addr(1))
 		if out := c.ok(t, 1, "service", "ls", "-q"); out != "" {
 			t.Errorf("a new cluster has services: %q", out)
 		}

@@ -132,7 +132,7 @@ func TestRegistry_Mirrors(t *testing.T) {
 	}
 	c := newHosts(t, 1, "--config-dir", configDir)
 	origin.start(t, c)
-	c.ok(t, 1, "init", "--advertise-addr", c.addr(1))
+	c.ok(t, 1, "init", "--no-rebalance", "--advertise-addr", c.addr(1))
 	c.nodesReady(t, 1)
 	ann := user{c, t.TempDir()}
 	if out, code := ann.ctl(t, registryPassword, "login", "--config-dir", configDir, "-u", "ann", "--password-stdin", registryHost); code != 0 {

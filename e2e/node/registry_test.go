@@ -198,7 +198,7 @@ func TestRegistry_WithCredentialsAndItsOwnCA(t *testing.T) {
 	r, configDir := serveGuarded(t)
 	c := newHosts(t, 1, "--config-dir", configDir)
 	r.start(t, c)
-	c.ok(t, 1, "init", "--advertise-addr", c.addr(1))
+	c.ok(t, 1, "init", "--no-rebalance", "--advertise-addr", c.addr(1))
 	c.nodesReady(t, 1)
 	first := r.push(t, "v1", whoami(t, "v1"))
 	foreign := whoami(t, "v1")
