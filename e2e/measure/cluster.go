@@ -126,7 +126,7 @@ func (c *Cluster) init(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	begin := time.Now()
-	made, err := h.Local.Init(ctx, &swarmpb.InitRequest{AdvertiseAddress: h.Addr.String()})
+	made, err := h.Local.Init(ctx, &swarmpb.InitRequest{AdvertiseAddress: h.Addr.String(), Spec: &swarmpb.ClusterSpec{NoRebalance: true}})
 	if err != nil {
 		return 0, fmt.Errorf("init: %w", err)
 	}
