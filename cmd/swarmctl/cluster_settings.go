@@ -86,13 +86,7 @@ func (a *app) clusterInspectCommand() *cobra.Command {
 	}
 	f.define(cmd, formatJSON)
 	a.reading(cmd)
-	cmd.Flags().BoolVar(&pretty, "pretty", false, "print for people instead of as JSON")
-	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
-		if pretty && cmd.Flags().Changed("format") {
-			return usageError(cmd, "--pretty does not go with --format")
-		}
-		return nil
-	}
+	prettyFlag(cmd, &pretty)
 	return cmd
 }
 

@@ -53,14 +53,19 @@ func (a *app) inspectCommand(noun, long, example string, complete names, get fun
 	}
 	f.define(cmd, formatJSON)
 	a.reading(cmd)
-	cmd.Flags().BoolVar(&pretty, "pretty", false, "print for people instead of as JSON")
+	prettyFlag(cmd, &pretty)
+	return cmd
+}
+
+// prettyFlag has --pretty in the place of --format.
+func prettyFlag(cmd *cobra.Command, pretty *bool) {
+	cmd.Flags().BoolVar(pretty, "pretty", false, "print for people instead of as JSON")
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
-		if pretty && cmd.Flags().Changed("format") {
+		if *pretty && cmd.Flags().Changed("format") {
 			return usageError(cmd, "--pretty does not go with --format")
 		}
 		return nil
 	}
-	return cmd
 }
 
 func printInspected(w io.Writer, f format, pretty bool, objects []inspected) error {

@@ -116,15 +116,15 @@ func (t *leaseTable) beat(now time.Time, keeper string, b *Beat) (refused string
 		t.nodes[b.NodeID] = l
 	}
 	seen := now.Add(-max(b.Age, 0))
-	if seen.Before(t.start) && l.session != b.SessionID {
+	if seen.Before(t.start) {
 		// What nobody has heard since this term began may be a session that the node has left for a keeper which was lost with
 		// the leader before: that one would have called it down after a lease.
-		if t.start.Sub(seen) >= t.limits.Lease {
+		if l.session != b.SessionID && t.start.Sub(seen) >= t.limits.Lease {
 			return ""
 		}
-	}
-	if b.Ended && seen.Before(t.start) {
-		seen = t.start // the node may be looking for another manager since then
+		if b.Ended {
+			seen = t.start // the node may be looking for another manager since then
+		}
 	}
 	if l.keeper != "" && l.keeper != keeper {
 		if !seen.After(l.seen) || b.Ended {
