@@ -2,10 +2,14 @@ package containerd_test
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"go.etcd.io/bbolt"
 
 	"github.com/swarmd/swarmd/worker/runtime"
@@ -47,6 +51,69 @@ func TestContainerd_DiedBetweenARemovalAndItsCollection_NoFileSystemIsLeft(t *te
 	}
 	if err := h.runtime.Remove(h.ctx, "gone"); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestRemove_WhileContainerdCollects_NoFileSystemIsLeft: containerd takes no notice of a removal that comes while it still removes
+// files of a collection. Without another removal after it the file system would stay.
+func TestRemove_WhileContainerdCollects_NoFileSystemIsLeft(t *testing.T) {
+	h := newHost(t)
+	for files := 10_000; ; files *= 2 {
+		before := h.fileSystems()
+		if err := h.runtime.Create(h.ctx, runtime.Spec{ID: "gone", Image: runtimetest.ImageName, Container: &swarmpb.ContainerSpec{Args: []string{"exit", "0"}}}); err != nil {
+			t.Fatal(err)
+		}
+		collecting := h.collectLong(files)
+		h.eventually("a collection removes files", collecting)
+		if err := h.runtime.Remove(h.ctx, "gone"); err != nil {
+			t.Fatal(err)
+		}
+		long := collecting() // or the removal came after the collection
+		h.eventually("the file system of the removed container is removed", func() bool { return h.fileSystems() <= before })
+		if long {
+			return
+		}
+	}
+}
+
+// fileSystems is how many containerd has of the tests' snapshotter.
+func (h *host) fileSystems() int {
+	h.t.Helper()
+	dirs, err := filepath.Glob(filepath.Join(h.daemon.root, "data", "root", "io.containerd.snapshotter.v1.overlayfs", "snapshots", "*"))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return len(dirs)
+}
+
+// collectLong has containerd collect a file system, of the other snapshotter, of so many files; what it gives says whether it is at it.
+func (h *host) collectLong(files int) func() bool {
+	h.t.Helper()
+	client, err := client.New(h.daemon.child.Address())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer client.Close()
+	ctx := namespaces.WithNamespace(h.ctx, "others")
+	other := client.SnapshotService("native")
+	mounts, err := other.Prepare(ctx, "large", "", snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "x"}))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for i := range files {
+		if err := os.WriteFile(filepath.Join(mounts[0].Source, fmt.Sprint(i)), nil, 0o600); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+	if err := other.Remove(ctx, "large"); err != nil {
+		h.t.Fatal(err)
+	}
+	return func() bool {
+		removed, err := filepath.Glob(filepath.Join(filepath.Dir(mounts[0].Source), "rm-*"))
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		return len(removed) > 0
 	}
 }
 

@@ -2,7 +2,6 @@ package containerd
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
@@ -270,6 +269,7 @@ func (r *Runtime) remove(ctx context.Context, id string) error {
 	if err := r.client.SnapshotService(snapshotter).Remove(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return translate("remove file system of container "+id, err)
 	}
+	r.collectSoon()
 	r.forget(id)
 	if r.ExitDir != "" {
 		if err := embedded.ForgetExit(r.ExitDir, id); err != nil {
@@ -344,82 +344,4 @@ func (r *Runtime) describe(s *state) runtime.Container {
 		c.State, c.Exit, c.Pid = runtime.Stopped, exit, 0
 	}
 	return c
-}
-
-// sweep removes, once, what a crash in the middle of Create or Remove, or the loss of our directory, has left: directories
-// without a whole state, and containers and snapshots of ours without a directory.
-func (r *Runtime) sweep(ctx context.Context) {
-	var records []containers.Container
-	for wait := retryFirst; ; wait = min(2*wait, retryLast) {
-		var err error
-		if records, err = r.client.ContainerService().List(ctx); err == nil {
-			break
-		}
-		if !sleep(ctx, wait) {
-			return
-		}
-	}
-	orphans := map[string]bool{}
-	for _, record := range records {
-		orphans[record.ID] = true
-	}
-	ids, err := r.known()
-	if err == nil {
-		err = r.eachSnapshot(ctx, func(id string) { ids = append(ids, id) })
-	}
-	if err != nil && ctx.Err() == nil {
-		r.log.Warn("look for what a crash has left", "error", err)
-	}
-	for _, id := range ids {
-		orphans[id] = true
-	}
-	for id := range orphans {
-		if err := r.sweepOne(ctx, id); err != nil && ctx.Err() == nil {
-			r.log.Warn("remove what a crash has left", "task", id, "error", err)
-		}
-	}
-	r.sweepPins(ctx)
-	if err := r.adopt(ctx); err != nil && ctx.Err() == nil {
-		r.log.Warn("find running containers", "error", err)
-	}
-}
-
-// collect makes containerd look for file systems that nothing knows. A removal first forgets a file system, and its files go
-// with a collection after it; a containerd that died in between would keep them until the next removal, however far that is.
-func (r *Runtime) collect(ctx context.Context) {
-	name, err := r.snapshotterName(ctx)
-	if err != nil {
-		return
-	}
-	snapshotter, key := r.client.SnapshotService(name), "collect-"+rand.Text()
-	if _, err = snapshotter.Prepare(ctx, key, ""); err == nil {
-		err = snapshotter.Remove(ctx, key)
-	}
-	if err != nil && ctx.Err() == nil {
-		r.log.Debug("have containerd collect file systems", "error", err)
-	}
-}
-
-// eachSnapshot gives the IDs whose containers have, or had, a file system. An image's and those that others make are told
-// apart by the label.
-func (r *Runtime) eachSnapshot(ctx context.Context, do func(id string)) error {
-	name, err := r.snapshotterName(ctx)
-	if err != nil {
-		return err
-	}
-	err = r.client.SnapshotService(name).Walk(ctx, func(_ context.Context, info snapshots.Info) error {
-		if info.Kind == snapshots.KindActive && info.Labels[gcRoot] != "" && checkID(info.Name) == nil {
-			do(info.Name)
-		}
-		return nil
-	})
-	return translate("list file systems of containers", err)
-}
-
-func (r *Runtime) sweepOne(ctx context.Context, id string) error {
-	defer r.ids.lock(id)()
-	if _, err := r.readState(id); !errors.Is(err, runtime.ErrNotFound) {
-		return err
-	}
-	return r.remove(ctx, id)
 }

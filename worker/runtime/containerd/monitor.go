@@ -309,7 +309,7 @@ func (r *Runtime) watchEvents(ctx context.Context) {
 		stream, errs := r.client.Subscribe(ctx, `topic=="/tasks/oom",namespace==`+Namespace, `topic=="/tasks/exit",namespace==`+Namespace)
 		if err := r.adopt(ctx); err == nil {
 			wait = retryFirst
-			r.collect(ctx)
+			r.collectSoon()
 		}
 		r.hear(stream, errs)
 		if !sleep(ctx, wait) {

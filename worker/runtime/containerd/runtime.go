@@ -43,6 +43,8 @@ const (
 	DefaultLogFiles     = 3
 	// DefaultSilence is how long a registry may say nothing before a local image is used instead.
 	DefaultSilence = 3 * time.Second
+	// DefaultSweepEvery is between two looks for what a crash has left.
+	DefaultSweepEvery = 10 * time.Minute
 )
 
 // Config of a Runtime. Paths are absolute.
@@ -78,7 +80,9 @@ type Config struct {
 	Devices Devices
 	// Silence of a registry before a local image is good enough.
 	Silence time.Duration
-	Logger  *slog.Logger
+	// SweepEvery is between two looks for what a crash has left.
+	SweepEvery time.Duration
+	Logger     *slog.Logger
 }
 
 // Devices of the host, as package devices has them.
@@ -107,6 +111,8 @@ type Runtime struct {
 	pulls   pulls
 	groups  *groups
 	execs   execs
+
+	uncollected chan struct{} // a collection is wanted; see collectSoon
 
 	mu          sync.Mutex
 	monitors    map[string]*monitor
@@ -137,6 +143,9 @@ func New(c Config) (*Runtime, error) {
 	if c.Silence == 0 {
 		c.Silence = DefaultSilence
 	}
+	if c.SweepEvery == 0 {
+		c.SweepEvery = DefaultSweepEvery
+	}
 	for name, path := range map[string]string{"data directory": c.Dir, "run directory": c.RunDir, "cgroup parent": c.CgroupParent} {
 		if !filepath.IsAbs(path) {
 			return nil, fmt.Errorf("%s %q is not an absolute path", name, path)
@@ -145,6 +154,7 @@ func New(c Config) (*Runtime, error) {
 	r := &Runtime{
 		Config: c, log: c.Logger, snapshotter: c.Snapshotter,
 		host: probeHost(), groups: newGroups(), monitors: map[string]*monitor{}, seen: map[string]seen{},
+		uncollected: make(chan struct{}, 1),
 	}
 	// Of processes that a former one ran in containers: whatever is left of them does without.
 	if err := os.RemoveAll(r.execsDir()); err != nil {
@@ -218,6 +228,7 @@ func (r *Runtime) work(ctx context.Context) {
 	var watching sync.WaitGroup
 	watching.Go(func() { r.watchEvents(watch) })
 	watching.Go(func() { r.sweep(watch) })
+	watching.Go(func() { r.collect(watch) })
 	<-ctx.Done()
 	stop()
 	watching.Wait()

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -77,6 +78,44 @@ func TestRun_StartsWithLeftovers_RemovesOursAndTouchesNothingElse(t *testing.T) 
 	}
 	list, err := again.List(h.ctx)
 	if err != nil || len(list) != 1 || list[0].ID != "stays" || list[0].Pid != stays || list[0].State != runtime.Running {
+		t.Errorf("list is %+v, %v", list, err)
+	}
+}
+
+// What a process that died had asked of containerd may be done only after the next one has looked for what was left.
+func TestRun_LeftoverComesAfterTheFirstLook_IsRemovedAtTheNext(t *testing.T) {
+	h := newHost(t)
+	client, err := client.New(h.daemon.child.Address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	ours := namespaces.WithNamespace(h.ctx, containerd.Namespace)
+	snapshotter := client.SnapshotService("overlayfs")
+	stays := h.run("stays", "sleep")
+	config := configure(t, h.daemon.child) // of a swarmd that has gone; it did not see the one above
+	config.Dir = h.config.Dir
+	made, stop := start(t, config)
+	if err := made.Create(h.ctx, runtime.Spec{ID: "late", Image: runtimetest.ImageName, Container: &swarmpb.ContainerSpec{Args: []string{"sleep"}}}); err != nil {
+		t.Fatal(err)
+	}
+	late, err := made.Start(h.ctx, "late")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	config.SweepEvery = 50 * time.Millisecond
+	again, _ := open(t, config)
+	if list, err := again.List(h.ctx); err != nil || len(list) != 2 {
+		t.Fatalf("list is %+v, %v", list, err)
+	}
+	if err := os.RemoveAll(filepath.Join(config.Dir, "containers", "late")); err != nil {
+		t.Fatal(err)
+	}
+	h.eventually("what came late is removed", func() bool {
+		return zombie(late) && slices.Equal(actives(t, ours, snapshotter), []string{"stays"})
+	})
+	if list, err := again.List(h.ctx); err != nil || len(list) != 1 || list[0].Pid != stays || list[0].State != runtime.Running {
 		t.Errorf("list is %+v, %v", list, err)
 	}
 }
