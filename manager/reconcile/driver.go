@@ -29,6 +29,7 @@ type Driver struct {
 	ready    queue
 	alarms   alarmClock
 	inFlight int
+	paced    paces
 	// troubled are the ids that wait after an error or in quarantine, by object.
 	troubled map[string]map[ID]struct{}
 
@@ -158,6 +159,9 @@ func (d *Driver) step(ctx context.Context, id ID) {
 		return
 	case it.quarantined:
 		return
+	case now.Before(d.paced[id]):
+		d.setWake(id, it, d.paced[id])
+		return
 	}
 	plan, panicked, err := d.reconcile(view, id, now)
 	if err == nil {
@@ -182,7 +186,8 @@ func (d *Driver) step(ctx context.Context, id ID) {
 		return
 	}
 	d.succeeded(id, it)
-	d.setWake(id, it, plan.At)
+	d.wakeBy(id, it, plan.At)
+	d.also(plan)
 	d.forget(id, it)
 }
 
@@ -194,6 +199,7 @@ func (d *Driver) reconcile(view *store.View, id ID, now time.Time) (plan Plan, p
 			d.log.Error("panic while reconciling", "id", id.String(), "panic", r, "stack", string(debug.Stack()))
 		}
 	}()
+	d.paced.begin(d.cfg.Reconciler, view, id, now)
 	plan, err = d.cfg.Reconciler.Reconcile(view, id, now)
 	return plan, false, err
 }
@@ -231,17 +237,22 @@ func (d *Driver) settle(ctx context.Context, o outcome) error {
 			return nil
 		}
 		d.succeeded(o.id, it)
+		if o.plan.More {
+			delete(d.paced, o.id)
+		}
 		if o.plan.More || it.again {
 			d.enqueue(o.id)
 		} else {
-			d.setWake(o.id, it, o.plan.At)
+			d.wakeBy(o.id, it, o.plan.At)
 		}
+		d.also(o.plan)
 	case errors.Is(o.err, store.ErrStaleTerm):
 		return o.err
 	case errors.Is(o.err, context.Canceled):
 		// Run is ending.
 	case errors.As(o.err, &conflict) && it.conflicts < d.limits.Conflicts:
 		it.conflicts++
+		delete(d.paced, o.id)
 		d.enqueue(o.id)
 	default:
 		d.fail(o.id, it, o.err)
@@ -333,6 +344,24 @@ func (d *Driver) setWake(id ID, it *item, at time.Time) {
 	if !at.IsZero() && !it.entry.Equal(at) {
 		it.entry = at
 		d.alarms.set(at, id)
+	}
+}
+
+// wakeBy has id looked at by a time, unless it is to be looked at before; zero = no matter when.
+func (d *Driver) wakeBy(id ID, it *item, at time.Time) {
+	if !at.IsZero() && (it.wake.IsZero() || at.Before(it.wake)) {
+		d.setWake(id, it, at)
+	}
+}
+
+// also has the other ids looked at that a plan names.
+func (d *Driver) also(plan Plan) {
+	for _, look := range plan.Also {
+		if look.At.IsZero() {
+			d.changed(look.ID)
+		} else if it := d.item(look.ID); !it.quarantined && it.backoff.IsZero() {
+			d.wakeBy(look.ID, it, look.At)
+		}
 	}
 }
 

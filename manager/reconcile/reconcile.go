@@ -12,6 +12,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -34,20 +35,34 @@ const MaxRest = 19
 // QuarantineAlarm is the kind of the alarm that says that an object is left alone after panics.
 const QuarantineAlarm = "quarantined"
 
-// ID is the unit of work: an object, or one slot of it.
+// ID is the unit of work: an object, one slot of it, or what it has on one node.
 type ID struct {
 	// Object is the ID of a service, a node, a task...; what a Reconciler has one of is named by a constant.
 	Object string
 	// Slot is 0 when the whole object is meant.
 	Slot uint64
+	// Node is empty when the object is meant wherever it is.
+	Node string
 }
 
-// String is the id for people: object, or object/slot.
+// String is the id for people: object, object/slot, object@node or object@node/slot.
 func (id ID) String() string {
 	if id.Slot == 0 {
+		return id.place()
+	}
+	return id.place() + "/" + strconv.FormatUint(id.Slot, 10)
+}
+
+func (id ID) place() string {
+	if id.Node == "" {
 		return id.Object
 	}
-	return id.Object + "/" + strconv.FormatUint(id.Slot, 10)
+	return id.Object + "@" + id.Node
+}
+
+// compare orders ids.
+func (id ID) compare(other ID) int {
+	return cmp.Or(strings.Compare(id.Object, other.Object), cmp.Compare(id.Slot, other.Slot), strings.Compare(id.Node, other.Node))
 }
 
 // Plan is what a Reconciler wants written, whole or not at all, and when it wants to be asked again.
@@ -60,10 +75,18 @@ type Plan struct {
 	At time.Time
 	// Look again as soon as the writes are in: there was more to do than fits.
 	More bool
+	// Also are other ids to look at, once the writes are in.
+	Also []Look
 	// Rest goes on with the same decision, each part whole or not at all, one after the other as soon as the one
 	// before is in. After a refusal the others are dropped and the decision is made anew, so every part carries the
-	// guards that it rests on. At most MaxRest parts, without a rest, time or more of their own.
+	// guards that it rests on. At most MaxRest parts, without a rest, time, more or also of their own.
 	Rest []Plan
+}
+
+// Look is an id that is to be looked at: as soon as possible, or at a time, if it is not looked at before.
+type Look struct {
+	ID ID
+	At time.Time
 }
 
 // check refuses a plan that is larger than it may be.
@@ -89,7 +112,7 @@ func (p Plan) Next() (Plan, bool) {
 		return Plan{}, false
 	}
 	next := p.Rest[0]
-	next.At, next.More, next.Rest = p.At, p.More, p.Rest[1:]
+	next.At, next.More, next.Also, next.Rest = p.At, p.More, p.Also, p.Rest[1:]
 	return next, true
 }
 
@@ -111,6 +134,13 @@ type Reconciler interface {
 // ended no plan of it is settled any more.
 type Settler interface {
 	Settled(id ID, plan Plan, index uint64, err error)
+}
+
+// Paced is a Reconciler some of whose looks cost so much that they are not to follow every change.
+type Paced interface {
+	// Pace is how long after the beginning of a look at id the next one begins at the earliest, whatever changes meanwhile; 0 =
+	// at once. A look that had more to do than fits, or whose writes met a conflict, is gone on with at once.
+	Pace(view *store.View, id ID) time.Duration
 }
 
 // Limits bounds a Driver; a field that is zero has its default.
@@ -180,15 +210,16 @@ func New(cfg Config) (*Driver, error) {
 		limits:   cfg.Limits,
 		log:      cfg.Logger.With("reconciler", cfg.Reconciler.Name()),
 		items:    map[ID]*item{},
+		paced:    paces{},
 		troubled: map[string]map[ID]struct{}{},
 		feed:     make(chan news),
 		outcomes: make(chan outcome, cfg.Limits.InFlight),
 	}, nil
 }
 
-// alarmObject names an id in alarms: replicated/<object>/<slot>.
+// alarmObject names an id in alarms: replicated/<object>/<slot>, global/<object>@<node>/0.
 func alarmObject(reconciler string, id ID) string {
-	return reconciler + "/" + id.Object + "/" + strconv.FormatUint(id.Slot, 10)
+	return reconciler + "/" + id.place() + "/" + strconv.FormatUint(id.Slot, 10)
 }
 
 // alarmID is the inverse of alarmObject; false for other reconcilers' alarms.
@@ -199,5 +230,6 @@ func alarmID(reconciler, object string) (ID, bool) {
 		return ID{}, false
 	}
 	slot, err := strconv.ParseUint(rest[i+1:], 10, 64)
-	return ID{Object: rest[:i], Slot: slot}, err == nil
+	of, node, _ := strings.Cut(rest[:i], "@")
+	return ID{Object: of, Slot: slot, Node: node}, err == nil
 }

@@ -1,12 +1,10 @@
 package reconcile
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -47,6 +45,7 @@ type virtualLoop struct {
 	queue      []ID
 	queued     map[ID]struct{}
 	wake       map[ID]time.Time
+	paced      paces
 }
 
 // NewVirtual begins with the store as it is: what reconcilers are to look at before anything changes is the caller's to
@@ -61,7 +60,7 @@ func NewVirtual(cfg VirtualConfig) (*Virtual, error) {
 	}
 	v := &Virtual{cfg: cfg, leader: store.NewLocalProposer(cfg.Store), watch: watch, now: cfg.Now}
 	for _, r := range cfg.Reconcilers {
-		v.loops = append(v.loops, &virtualLoop{reconciler: r, queued: map[ID]struct{}{}, wake: map[ID]time.Time{}})
+		v.loops = append(v.loops, &virtualLoop{reconciler: r, queued: map[ID]struct{}{}, wake: map[ID]time.Time{}, paced: paces{}})
 	}
 	return v, nil
 }
@@ -164,6 +163,11 @@ func (v *Virtual) collect() error {
 
 func (v *Virtual) reconcile(l *virtualLoop, id ID) error {
 	delete(l.wake, id)
+	if next := l.paced[id]; v.now.Before(next) {
+		l.wake[id] = next
+		return nil
+	}
+	l.paced.begin(l.reconciler, v.View(), id, v.now)
 	plan, err := l.plan(v.View(), id, v.now, v.cfg.Twice)
 	if err != nil {
 		return err
@@ -188,7 +192,15 @@ func (v *Virtual) reconcile(l *virtualLoop, id ID) error {
 		}
 	}
 	if plan.More {
+		delete(l.paced, id)
 		l.add(id)
+	}
+	for _, look := range plan.Also {
+		if wake, waits := l.wake[look.ID]; look.At.IsZero() {
+			l.add(look.ID)
+		} else if !waits || look.At.Before(wake) {
+			l.wake[look.ID] = look.At
+		}
 	}
 	return nil
 }
@@ -206,7 +218,8 @@ func (l *virtualLoop) plan(view *store.View, id ID, now time.Time, twice bool) (
 }
 
 func samePlan(a, b Plan) bool {
-	return a.More == b.More && a.At.Equal(b.At) && slices.EqualFunc(a.Rest, b.Rest, samePlan) &&
+	sameLook := func(x, y Look) bool { return x.ID == y.ID && x.At.Equal(y.At) }
+	return a.More == b.More && a.At.Equal(b.At) && slices.EqualFunc(a.Also, b.Also, sameLook) && slices.EqualFunc(a.Rest, b.Rest, samePlan) &&
 		slices.EqualFunc(a.Writes, b.Writes, func(x, y *swarmpb.Write) bool { return proto.Equal(x, y) }) &&
 		slices.EqualFunc(a.Guards, b.Guards, func(x, y *swarmpb.Guard) bool { return proto.Equal(x, y) })
 }
@@ -227,9 +240,7 @@ func (l *virtualLoop) wakeDue(now time.Time) {
 			delete(l.wake, id)
 		}
 	}
-	slices.SortFunc(due, func(a, b ID) int {
-		return cmp.Or(strings.Compare(a.Object, b.Object), cmp.Compare(a.Slot, b.Slot))
-	})
+	slices.SortFunc(due, ID.compare)
 	for _, id := range due {
 		l.add(id)
 	}

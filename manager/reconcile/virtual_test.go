@@ -145,3 +145,36 @@ func TestVirtual_ReconcilerContradictsItself_IsAnError(t *testing.T) {
 		t.Error("two plans for one view are taken")
 	}
 }
+
+// pacedScript is a scripted reconciler whose looks are to be a minute apart.
+type pacedScript struct{ *scripted }
+
+func (pacedScript) Pace(*store.View, ID) time.Duration { return time.Minute }
+
+func TestVirtual_PacedAndAlso_AsADriverDoes(t *testing.T) {
+	looks := map[string][]int64{}
+	r := &scripted{name: "r"}
+	r.plan = func(_ *store.View, id ID, now time.Time) (Plan, error) {
+		at := now.Unix()
+		if seen := looks[id.Object]; len(seen) == 0 || seen[len(seen)-1] != at {
+			looks[id.Object] = append(seen, at)
+		}
+		if id.Object != "all" || at > 165 {
+			return Plan{}, nil
+		}
+		return Plan{At: now.Add(time.Second), Also: []Look{{ID: ID{Object: "all"}}, {ID: ID{Object: "other", Node: "n"}, At: now.Add(10 * time.Second)}}}, nil
+	}
+	v := newVirtual(t, pacedScript{r})
+	v.Relist()
+	run(t, v)
+	for next, ok := v.Next(); ok; next, ok = v.Next() {
+		v.Pass(next)
+		run(t, v)
+	}
+	if want := []int64{100, 160, 220}; !slices.Equal(looks["all"], want) {
+		t.Errorf("looked at %v, want %v", looks["all"], want)
+	}
+	if want := []int64{110, 170}; !slices.Equal(looks["other"], want) {
+		t.Errorf("the other one was looked at at %v, want %v", looks["other"], want)
+	}
+}
