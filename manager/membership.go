@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -276,14 +277,28 @@ func (m *membership) follow(ctx context.Context, watch *store.Watch, changed cha
 			return err
 		}
 		for _, c := range batch.Changes {
-			node := c.Table == swarmpb.Table_TABLE_NODE
-			manager := batch.View.Node(c.Key.ID).GetSpec().GetDesiredRole() == swarmpb.NodeRole_NODE_ROLE_MANAGER
-			if node || c.Table == swarmpb.Table_TABLE_NODE_STATUS && manager {
+			if concernsManagers(batch.View, c) {
 				poke(changed)
 				break
 			}
 		}
 	}
+}
+
+// concernsManagers tells whether a row is of a node that is a manager, or is to be one, or was.
+func concernsManagers(view *store.View, c store.Change) bool {
+	const manager = swarmpb.NodeRole_NODE_ROLE_MANAGER
+	switch c.Table {
+	case swarmpb.Table_TABLE_NODE:
+		before, _ := c.Old.(*swarmpb.Node)
+		after, _ := c.New.(*swarmpb.Node)
+		return slices.ContainsFunc([]*swarmpb.Node{before, after}, func(n *swarmpb.Node) bool {
+			return n.GetRole() == manager || n.GetSpec().GetDesiredRole() == manager
+		})
+	case swarmpb.Table_TABLE_NODE_STATUS:
+		return view.Node(c.Key.ID).GetSpec().GetDesiredRole() == manager
+	}
+	return false
 }
 
 func poke(c chan<- struct{}) {

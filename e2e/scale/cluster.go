@@ -95,6 +95,7 @@ func (p *process) rss() int64 {
 type cluster struct {
 	dir      string
 	within   time.Duration
+	profiles string // a directory; empty = none are written
 	managers []*process
 	fleet    *process
 }
@@ -105,6 +106,30 @@ func (c *cluster) end() {
 			p.kill()
 		}
 	}
+}
+
+// phase has every process end its profile, and begin one of what follows; empty = none.
+func (c *cluster) phase(name string) error {
+	if c.profiles == "" {
+		return nil
+	}
+	for i, p := range append(c.managers[:len(c.managers):len(c.managers)], c.fleet) {
+		if p == nil || p.lost {
+			continue
+		}
+		path, role := "", fmt.Sprint("m", i)
+		if p == c.fleet {
+			role = "fleet"
+		}
+		if name != "" {
+			path = filepath.Join(c.profiles, role+"-"+name+".pprof")
+		}
+		var ok bool
+		if err := p.ask("profile "+path, &ok); err != nil {
+			return fmt.Errorf("profile of %s: %w", role, err)
+		}
+	}
+	return nil
 }
 
 // started is what a manager says when it is one.
@@ -143,12 +168,20 @@ func (c *cluster) start(ctx context.Context, managers, nodes int) error {
 	if err != nil {
 		return err
 	}
+	if err := c.phase("join"); err != nil {
+		return err
+	}
 	if c.fleet, err = spawn("fleet", strings.Join(addresses, ","), first.Worker, strconv.Itoa(nodes)); err != nil {
 		return err
 	}
+	began, said := time.Now(), time.Now()
 	return c.until(ctx, "all workers have sessions", func() (bool, error) {
 		var s fleetState
 		err := c.fleet.ask("state", &s)
+		if time.Since(said) > 10*time.Second {
+			said = time.Now()
+			fmt.Fprintf(os.Stderr, "%.0f s: %d of %d workers have sessions\n", time.Since(began).Seconds(), s.Connected, nodes)
+		}
 		return s.Connected == nodes, err
 	})
 }

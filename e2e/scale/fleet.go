@@ -231,7 +231,7 @@ func (w *worker) beat(ctx context.Context, stream grpc.BidiStreamingClient[swarm
 
 // take does at once as it is told, and notes what to report.
 func (w *worker) take(ctx context.Context, client swarmpb.DispatcherClient, session string) error {
-	stream, err := client.Assignments(ctx, &swarmpb.AssignmentsRequest{SessionId: session})
+	stream, err := client.Assignments(ctx, &swarmpb.AssignmentsRequest{SessionId: session}, grpc.ForceCodecV2(ownTasks{}))
 	if err != nil {
 		return err
 	}

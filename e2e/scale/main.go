@@ -3,12 +3,12 @@
 // join, hold sessions, beat, take assignments and report, over mutual TLS on loopback, and start nothing. Every figure
 // of it is of a simulation in that sense.
 //
-//	scale [-sizes 100x1000,1000x30000] [-runs 1] [-managers 3] [-lose] [-o chart.svg]
+//	scale [-sizes 100x1000,1000x30000] [-runs 1] [-managers 3] [-lose] [-o chart.svg] [-profiles DIR]
 //
 // For each size, NODESxTASKS: the time from one request until the last task is committed, delivered and reported
 // RUNNING; the CPU of leader and followers in it, memory, and live heap a task; then the same of a service of ten
 // replicas in the empty and in the full cluster. -lose ends a manager by signal 9 at last and waits until all its
-// workers have sessions again.
+// workers have sessions again. -profiles writes a CPU profile of each process for each of these phases.
 package main
 
 import (
@@ -62,12 +62,13 @@ func main() {
 	lose := flag.Bool("lose", false, "end a manager at last, and wait for its workers")
 	chart := flag.String("o", "", "write a chart of cost against size, an SVG, into this file")
 	within := flag.Duration("within", 30*time.Minute, "give up a step after this long")
+	profiles := flag.String("profiles", "", "write CPU profiles of all processes into this directory, one a phase")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	all, err := parseSizes(*sizes)
 	if err == nil {
-		err = measure(ctx, all, *runs, *managers, *lose, *within, *chart)
+		err = measure(ctx, all, *runs, *chart, options{managers: *managers, lose: *lose, within: *within, profiles: *profiles})
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "scale:", err)
@@ -85,11 +86,19 @@ func child(run func(context.Context, *json.Encoder, *json.Decoder) error) {
 	os.Exit(0)
 }
 
-func measure(ctx context.Context, sizes []size, runs, managers int, lose bool, within time.Duration, chart string) error {
+// options are those of each cluster.
+type options struct {
+	managers int
+	lose     bool
+	within   time.Duration
+	profiles string
+}
+
+func measure(ctx context.Context, sizes []size, runs int, chart string, o options) error {
 	var results []result
 	for _, s := range sizes {
 		for range runs {
-			r, err := one(ctx, s, managers, lose, within)
+			r, err := one(ctx, s, o)
 			if err != nil {
 				return errors.Join(fmt.Errorf("%s: %w", s, err), table(results))
 			}
@@ -158,7 +167,7 @@ func table(results []result) error {
 	return w.Flush()
 }
 
-func one(ctx context.Context, s size, managers int, lose bool, within time.Duration) (r result, err error) {
+func one(ctx context.Context, s size, o options) (r result, err error) {
 	dir, err := os.MkdirTemp("", "swarmd-scale-")
 	if err != nil {
 		return r, err
@@ -166,20 +175,30 @@ func one(ctx context.Context, s size, managers int, lose bool, within time.Durat
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	c := &cluster{dir: dir, within: within}
-	defer c.end()
+	managers := o.managers
+	c := &cluster{dir: dir, within: o.within, profiles: o.profiles}
+	defer func() {
+		err = errors.Join(err, c.phase(""))
+		c.end()
+	}()
 	r = result{Nodes: s.nodes, Tasks: s.tasks}
 	began := time.Now()
 	if err := c.start(ctx, managers, s.nodes); err != nil {
 		return r, err
 	}
 	r.Join = time.Since(began).Seconds()
+	if err := c.phase("idle"); err != nil {
+		return r, err
+	}
 	before, idle := c.cpu(), time.Now()
 	if err := pause(ctx, 5*time.Second); err != nil {
 		return r, err
 	}
 	r.IdleCPU = (c.managersCPU() - sum(before[:managers])) / time.Since(idle).Seconds()
 	if r.HeapEmpty, err = c.heap(); err != nil {
+		return r, err
+	}
+	if err := c.phase("run"); err != nil {
 		return r, err
 	}
 	if r.SmallEmpty, err = c.small(ctx, "empty"); err != nil {
@@ -209,6 +228,9 @@ func one(ctx context.Context, s size, managers int, lose bool, within time.Durat
 	r.WorkersCPU = after[managers] - before[managers]
 	r.LeaderRSS = c.managers[leader].rss()
 	r.FollowerRSS = c.managers[(leader+1)%managers].rss()
+	if err := c.phase("full"); err != nil {
+		return r, err
+	}
 	if r.HeapFull, err = c.heap(); err != nil {
 		return r, err
 	}
@@ -218,7 +240,10 @@ func one(ctx context.Context, s size, managers int, lose bool, within time.Durat
 	if r.Downs, err = c.downs(ctx, leader); err != nil {
 		return r, err
 	}
-	if lose && managers > 2 {
+	if o.lose && managers > 2 {
+		if err := c.phase("lose"); err != nil {
+			return r, err
+		}
 		err = c.lose(ctx, &r)
 	}
 	return r, err

@@ -10,7 +10,9 @@ import (
 	"os"
 	"runtime"
 	"runtime/metrics"
+	"runtime/pprof"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -128,7 +130,13 @@ func answer(in *json.Decoder, out *json.Encoder, to func(word string) (any, erro
 			}
 			return err
 		}
-		said, err := to(word)
+		var said any
+		var err error
+		if path, ok := strings.CutPrefix(word, "profile "); ok {
+			said, err = true, profile(path)
+		} else {
+			said, err = to(word)
+		}
 		if err != nil {
 			return err
 		}
@@ -136,6 +144,19 @@ func answer(in *json.Decoder, out *json.Encoder, to func(word string) (any, erro
 			return err
 		}
 	}
+}
+
+// profile ends the CPU profile that is being taken, and begins another one in a file, if one is named.
+func profile(path string) error {
+	pprof.StopCPUProfile()
+	if path == "" {
+		return nil
+	}
+	f, err := os.Create(path) // ends with the process
+	if err != nil {
+		return err
+	}
+	return pprof.StartCPUProfile(f)
 }
 
 // liveHeap is what a collection leaves, in bytes.

@@ -13,5 +13,5 @@ import "github.com/swarmd/swarmd/manager/reconcile"
 
 // Reconcilers are the parts of the allocator, each to run under a driver of its own.
 func Reconcilers() []reconcile.Reconciler {
-	return []reconcile.Reconciler{Uplink{}, Networks{}, Endpoints{}, Addresses{}, Overlaps{}}
+	return []reconcile.Reconciler{&Uplink{}, Networks{}, Endpoints{}, Addresses{}, Overlaps{}}
 }

@@ -2,6 +2,7 @@ package allocator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -107,6 +108,12 @@ type cluster struct {
 	store  *store.Store
 	leader *store.LocalProposer
 	now    time.Time
+	watch  *store.Watch
+	// told is the index up to which the reconciler was told of changes.
+	told   uint64
+	uplink Uplink
+	// fails says of the next proposal whether it fails; nil = none does.
+	fails func() bool
 }
 
 func newCluster(tb interface {
@@ -117,6 +124,10 @@ func newCluster(tb interface {
 	tb.Helper()
 	s := store.New()
 	c := &cluster{tb: tb, store: s, leader: store.NewLocalProposer(s), now: time.Unix(1_700_000_000, 0)}
+	var err error
+	if c.watch, err = s.Watch(0, 0); err != nil {
+		tb.Fatal(err)
+	}
 	c.propose(nil, &swarmpb.Write{Op: &swarmpb.Write_Put{Put: &swarmpb.Row{Row: &swarmpb.Row_Cluster{
 		Cluster: &swarmpb.Cluster{Id: "c", Spec: &swarmpb.ClusterSpec{FabricPool: pool, FabricBlockLength: bits}}}}}})
 	return c
@@ -143,15 +154,31 @@ func (c *cluster) remove(node string) {
 // settle reconciles until nothing is left to write, and returns when to look again.
 func (c *cluster) settle() time.Time {
 	c.tb.Helper()
+	id := reconcile.ID{Object: UplinkPool}
 	for range 50 {
-		plan, err := Uplink{}.Reconcile(c.store.View(), reconcile.ID{Object: UplinkPool}, c.now)
+		for c.told < c.store.View().Index() {
+			batch, err := c.watch.Next(context.Background())
+			if err != nil {
+				c.tb.Fatal(err)
+			}
+			for _, change := range batch.Changes {
+				c.uplink.Affects(batch.View, change)
+			}
+			c.told = batch.View.Index()
+		}
+		plan, err := c.uplink.Reconcile(c.store.View(), id, c.now)
 		if err != nil {
 			c.tb.Fatal(err)
 		}
 		if len(plan.Writes) == 0 {
 			return plan.At
 		}
+		if c.fails != nil && c.fails() {
+			c.uplink.Settled(id, plan, 0, errors.New("no leader"))
+			continue
+		}
 		c.propose(plan.Guards, plan.Writes...)
+		c.uplink.Settled(id, plan, c.store.View().Index(), nil)
 	}
 	c.tb.Fatal("the reconciler never comes to rest")
 	return time.Time{}
@@ -272,14 +299,14 @@ func TestUplink_ManyNodesAtOnce_GetBlocksInSeveralPlans(t *testing.T) {
 
 func TestUplink_BadPool_ErrorNamesIt(t *testing.T) {
 	c := newCluster(t, "nonsense", 24)
-	_, err := Uplink{}.Reconcile(c.store.View(), reconcile.ID{}, c.now)
+	_, err := (&Uplink{}).Reconcile(c.store.View(), reconcile.ID{}, c.now)
 	if err == nil || !strings.Contains(err.Error(), `"nonsense"`) {
 		t.Errorf("error %v", err)
 	}
 }
 
 func TestUplink_NoCluster_DoesNothing(t *testing.T) {
-	plan, err := Uplink{}.Reconcile(store.New().View(), reconcile.ID{}, time.Unix(1, 0))
+	plan, err := (&Uplink{}).Reconcile(store.New().View(), reconcile.ID{}, time.Unix(1, 0))
 	if err != nil || len(plan.Writes) > 0 {
 		t.Errorf("plan %v, error %v", plan, err)
 	}
@@ -288,6 +315,7 @@ func TestUplink_NoCluster_DoesNothing(t *testing.T) {
 func TestUplink_AnyJoinsAndLeaves_RowsAndOwnersOneToOne(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := newCluster(t, "10.0.0.0/21", 24) // 8 blocks
+		c.fails = func() bool { return rapid.IntRange(0, 4).Draw(t, "fails") == 4 }
 		live := map[string]bool{}
 		freed := map[string]time.Time{}
 		for step := range rapid.IntRange(1, 40).Draw(t, "steps") {
@@ -298,9 +326,11 @@ func TestUplink_AnyJoinsAndLeaves_RowsAndOwnersOneToOne(t *testing.T) {
 				delete(live, id)
 				c.remove(id)
 			default:
-				id := fmt.Sprintf("n%02d", step)
-				live[id] = true
-				c.add(id)
+				for i := range rapid.IntRange(1, 3).Draw(t, "join") {
+					id := fmt.Sprintf("n%02d-%d", step, i)
+					live[id] = true
+					c.add(id)
+				}
 			}
 			c.settle()
 			after := c.owned()

@@ -29,26 +29,54 @@ const (
 )
 
 // Uplink is the reconciler of the nodes' blocks. The pool is one unit of work: blocks that were chosen for several
-// nodes at a time would collide.
-type Uplink struct{}
+// nodes at a time would collide. While nodes do nothing but come, it goes on from its last look at the whole pool, so that a
+// node costs the same however many there are.
+type Uplink struct {
+	// seen is nil when the whole pool has to be looked at.
+	seen *seenPool
+	// joined are the nodes that have come since.
+	joined []string
+	// planned is what seen becomes, and how many of joined are done with, once the last plan is carried out.
+	planned struct {
+		seen   *seenPool
+		joined int
+	}
+}
 
-var _ reconcile.Reconciler = Uplink{}
+// seenPool is what a look at the whole pool leaves: every node had a block then.
+type seenPool struct {
+	blocks Blocks
+	free   Picker
+	wake   time.Time
+}
+
+var (
+	_ reconcile.Reconciler = &Uplink{}
+	_ reconcile.Settler    = &Uplink{}
+)
 
 // Name stands in logs.
-func (Uplink) Name() string { return "uplink-allocator" }
+func (*Uplink) Name() string { return "uplink-allocator" }
 
 // Affects: nodes that come and go, blocks that are released, and the pool itself.
-func (Uplink) Affects(_ *store.View, c store.Change) []reconcile.ID {
+func (u *Uplink) Affects(_ *store.View, c store.Change) []reconcile.ID {
 	switch c.Table {
 	case swarmpb.Table_TABLE_CLUSTER:
+		u.seen = nil
 	case swarmpb.Table_TABLE_NODE:
-		if c.Old != nil && c.New != nil {
+		switch {
+		case c.Old != nil && c.New != nil:
 			return nil
+		case c.New != nil:
+			u.joined = append(u.joined, c.Key.ID)
+		default:
+			u.seen = nil
 		}
 	case swarmpb.Table_TABLE_ALLOCATION:
 		if row, _ := c.New.(*swarmpb.Allocation); c.Key.ID != UplinkPool || row.GetOwner() != "" {
 			return nil
 		}
+		u.seen = nil
 	default:
 		return nil
 	}
@@ -56,14 +84,47 @@ func (Uplink) Affects(_ *store.View, c store.Change) []reconcile.ID {
 }
 
 // All is the pool.
-func (Uplink) All(*store.View) []reconcile.ID { return []reconcile.ID{{Object: UplinkPool}} }
+func (u *Uplink) All(*store.View) []reconcile.ID {
+	u.seen = nil
+	return []reconcile.ID{{Object: UplinkPool}}
+}
+
+// Settled looks at the whole pool again when a plan was not carried out.
+func (u *Uplink) Settled(_ reconcile.ID, _ reconcile.Plan, _ uint64, err error) {
+	if err != nil {
+		u.seen = nil
+		return
+	}
+	u.carriedOut()
+}
+
+func (u *Uplink) carriedOut() {
+	u.seen, u.joined = u.planned.seen, u.joined[u.planned.joined:]
+	u.planned.joined = 0
+}
 
 // Reconcile releases the blocks of nodes that are gone, forgets those that have rested, and gives a block to each
 // node that has none.
-func (Uplink) Reconcile(view *store.View, _ reconcile.ID, now time.Time) (reconcile.Plan, error) {
+func (u *Uplink) Reconcile(view *store.View, _ reconcile.ID, now time.Time) (reconcile.Plan, error) {
 	if view.Cluster() == nil {
 		return reconcile.Plan{}, nil
 	}
+	plan, ok := u.goOn(view, now)
+	if !ok {
+		var err error
+		if plan, err = u.look(view, now); err != nil {
+			return plan, err
+		}
+	}
+	if len(plan.Writes) == 0 {
+		u.carriedOut()
+	}
+	return plan, nil
+}
+
+// look goes through the whole pool.
+func (u *Uplink) look(view *store.View, now time.Time) (reconcile.Plan, error) {
+	u.planned.seen, u.planned.joined = nil, len(u.joined)
 	blocks, err := fabric(view.Cluster().GetSpec())
 	if err != nil {
 		return reconcile.Plan{}, fmt.Errorf("allocate uplink blocks: %w", err)
@@ -72,7 +133,7 @@ func (Uplink) Reconcile(view *store.View, _ reconcile.ID, now time.Time) (reconc
 	for row := range view.Allocations(UplinkPool) {
 		p.read(row)
 	}
-	p.assign()
+	free, full := p.assign()
 	for row := range view.Allocations(UplinkPool) {
 		if p.rested[row.GetAddress()] != nil {
 			key := swarmpb.AllocationKey(UplinkPool, row.GetAddress())
@@ -82,8 +143,49 @@ func (Uplink) Reconcile(view *store.View, _ reconcile.ID, now time.Time) (reconc
 	p.endAlarms()
 	if !p.plan.More {
 		p.plan.At = p.wake
+		if !full {
+			u.planned.seen = &seenPool{blocks: blocks, free: *free, wake: p.wake}
+		}
 	}
 	return p.plan, nil
+}
+
+// goOn gives blocks to the nodes that have come since the last look at the whole pool; false: there has to be another one.
+func (u *Uplink) goOn(view *store.View, now time.Time) (reconcile.Plan, bool) {
+	if u.seen == nil || !u.seen.wake.IsZero() && !now.Before(u.seen.wake) {
+		return reconcile.Plan{}, false
+	}
+	p := &pass{view: view, now: now, blocks: u.seen.blocks}
+	free, done := u.seen.free, 0
+	for ; done < len(u.joined) && p.room(guardsOfBlock); done++ {
+		node := view.Node(u.joined[done])
+		if node == nil || hasBlock(view, node.GetId()) {
+			continue
+		}
+		n, ok := free.Next()
+		if !ok {
+			return reconcile.Plan{}, false
+		}
+		address := p.blocks.At(n).String()
+		if view.Allocation(UplinkPool, address) != nil {
+			return reconcile.Plan{}, false
+		}
+		p.give(node, address)
+	}
+	if p.plan.More = done < len(u.joined); !p.plan.More {
+		p.plan.At = u.seen.wake
+	}
+	u.planned.seen, u.planned.joined = &seenPool{blocks: p.blocks, free: free, wake: u.seen.wake}, done
+	return p.plan, true
+}
+
+func hasBlock(view *store.View, nodeID string) bool {
+	for a := range view.AllocationsOf(nodeID) {
+		if a.GetPool() == UplinkPool {
+			return true
+		}
+	}
+	return false
 }
 
 // fabric reads the pool out of the cluster's spec.
@@ -149,23 +251,27 @@ func (p *pass) release(row *swarmpb.Allocation) {
 		&swarmpb.Guard{Key: swarmpb.NodeKey(row.GetOwner())})
 }
 
-// assign gives each node without a block the lowest free one, or an alarm.
-func (p *pass) assign() {
-	picker := NewPicker(p.blocks.Count(), p.taken, p.now)
+// assign gives each node without a block the lowest free one, or an alarm: then the pool is full. free goes on after them.
+func (p *pass) assign() (free *Picker, full bool) {
+	free = NewPicker(p.blocks.Count(), p.taken, p.now)
 	alarms := 0
 	for node := range p.view.Nodes() {
 		id := node.GetId()
 		if p.has[id] || p.plan.More {
 			continue
 		}
-		if n, ok := picker.Next(); ok {
+		if n, ok := free.Next(); ok {
 			p.give(node, p.blocks.At(n).String())
 			p.has[id] = !p.plan.More
 		} else if alarms++; alarms <= maxAlarms {
 			p.alarm(id)
 		}
 	}
+	return free, alarms > 0
 }
+
+// guardsOfBlock are those of a block that is given.
+const guardsOfBlock = 2
 
 func (p *pass) give(node *swarmpb.Node, address string) {
 	row := p.rested[address] // its version is 0 when there is no row
@@ -202,9 +308,14 @@ func (p *pass) wakeAt(t time.Time) {
 	}
 }
 
+// room tells whether another write with so many guards goes into the plan.
+func (p *pass) room(guards int) bool {
+	return len(p.plan.Writes) < reconcile.MaxWrites && len(p.plan.Guards)+guards <= store.MaxGuards
+}
+
 // add puts a write into the plan, or marks that more follows when the plan is full.
 func (p *pass) add(w *swarmpb.Write, guards ...*swarmpb.Guard) {
-	if len(p.plan.Writes) >= reconcile.MaxWrites || len(p.plan.Guards)+len(guards) > store.MaxGuards {
+	if !p.room(len(guards)) {
 		p.plan.More = true
 		return
 	}

@@ -216,14 +216,10 @@ func matches(token wire.Token, want string) bool {
 	return err == nil && token.Equal(t)
 }
 
-// checkNeverReady bounds what a leaked token can fill the store with.
+// checkNeverReady bounds what a leaked token can fill the store with. A node has a status from the first time on that it was
+// ready.
 func (s *Server) checkNeverReady(view *store.View, joining int64) error {
-	waiting := int(joining) - 1
-	for node := range view.Nodes() {
-		if !everReady(view, node.GetId()) {
-			waiting++
-		}
-	}
+	waiting := int(joining) - 1 + view.NodeCount() - view.NodeStatusCount()
 	if waiting >= s.cfg.Limits.NeverReady {
 		return wire.Errorf(wire.CodeResourceExhausted, "%d nodes have joined and never become ready, the most that may; "+
 			"start swarmd on them or remove them with `swarmctl node rm`, then join again", waiting)

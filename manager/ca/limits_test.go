@@ -98,8 +98,6 @@ func TestNeverReady_TooManyJoined_AreRefusedUntilSomeWorkOrGo(t *testing.T) {
 		}
 	}
 	refused()
-	w.setReady(ids[0], swarmpb.NodeState_NODE_STATE_UNKNOWN)
-	refused()
 	w.setReady(ids[0], swarmpb.NodeState_NODE_STATE_READY)
 	w.mustJoin(workerRole)
 	refused()

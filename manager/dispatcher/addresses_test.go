@@ -1,13 +1,12 @@
 package dispatcher
 
 import (
+	"bytes"
 	"context"
 	"net/netip"
 	"slices"
 	"testing"
 	"time"
-
-	"google.golang.org/protobuf/proto"
 
 	"github.com/swarmd/swarmd/manager/store"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
@@ -75,13 +74,13 @@ func (l *peersLab) want(id string, others ...string) {
 		l.reach.step(batch.View, t)
 	}
 	got, _ := l.reach.peers.Get(id)
-	if all := got.GetPeer().GetOtherAddresses(); !slices.Equal(all, others) {
+	if all := decode(l, []message{got.said})[0].GetPeer().GetOtherAddresses(); !slices.Equal(all, others) {
 		l.Errorf("node %s is told with %q, want %q", id, all, others)
 	}
 	anew := newReach(100)
 	anew.step(l.store.View(), anew.everything(l.store.View()))
-	if fresh, _ := anew.peers.Get(id); !proto.Equal(fresh, got) {
-		l.Errorf("node %s is told as %v, and as %v when everything is looked at anew", id, got, fresh)
+	if fresh, _ := anew.peers.Get(id); !bytes.Equal(fresh.said, got.said) {
+		l.Errorf("node %s is told as %q, and as %q when everything is looked at anew", id, got.said, fresh.said)
 	}
 }
 

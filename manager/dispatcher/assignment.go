@@ -3,7 +3,6 @@ package dispatcher
 import (
 	"cmp"
 	"encoding/binary"
-	"iter"
 	"maps"
 	"slices"
 
@@ -97,9 +96,9 @@ func (a *assignment) advanceConfig(view *store.View, nodeID string, role swarmpb
 		return nil
 	}
 	a.config = config
-	return []message{{Change: &swarmpb.AssignmentChange_NodeConfig{NodeConfig: &swarmpb.NodeConfig{
+	return []message{encode(&swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_NodeConfig{NodeConfig: &swarmpb.NodeConfig{
 		UplinkBlock: config.block, FabricPool: config.pool, Role: config.role, GossipKeys: gossipKeys(view.Cluster()),
-		Number: config.number, FabricPrefix6: config.prefix6, DataPathPort: config.port}}}}
+		Number: config.number, FabricPrefix6: config.prefix6, DataPathPort: config.port}}})}
 }
 
 // advanceTasks brings tasks and templates to the view, and fills in the networks of the tasks.
@@ -179,7 +178,7 @@ func (a *assignment) removeTasks(keep map[string]struct{}) []message {
 	changes := make([]message, 0, len(gone))
 	for _, id := range gone {
 		delete(a.tasks, id)
-		changes = append(changes, &swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_RemoveTask{RemoveTask: id}})
+		changes = append(changes, encode(&swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_RemoveTask{RemoveTask: id}}))
 	}
 	return changes
 }
@@ -197,14 +196,14 @@ func (a *assignment) removeTemplates(keep map[templateKey]struct{}) []message {
 	changes := make([]message, 0, len(gone))
 	for _, key := range gone {
 		delete(a.templates, key)
-		changes = append(changes, &swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_RemoveTemplate{
-			RemoveTemplate: &swarmpb.TemplateKey{ServiceId: key.service, Version: key.version}}})
+		changes = append(changes, encode(&swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_RemoveTemplate{
+			RemoveTemplate: &swarmpb.TemplateKey{ServiceId: key.service, Version: key.version}}}))
 	}
 	return changes
 }
 
 func taskChange(view *store.View, task *swarmpb.Task, mark taskMark) message {
-	return &swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_Task{Task: &swarmpb.AssignedTask{
+	return encode(&swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_Task{Task: &swarmpb.AssignedTask{
 		Id:              task.GetId(),
 		ServiceId:       task.GetServiceId(),
 		ServiceName:     view.Service(task.GetServiceId()).GetSpec().GetName(),
@@ -220,17 +219,17 @@ func taskChange(view *store.View, task *swarmpb.Task, mark taskMark) message {
 		TakesVolumes:    mark.takes,
 		Global:          task.GetNodeId() != "",
 		Generic:         view.Placement(task.GetId()).GetGeneric(),
-	}}}
+	}}})
 }
 
 func templateChange(t *swarmpb.Template, auth *swarmpb.RegistryAuth) message {
-	return &swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_Template{Template: &swarmpb.AssignedTemplate{
+	return encode(&swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_Template{Template: &swarmpb.AssignedTemplate{
 		ServiceId:    t.GetServiceId(),
 		Version:      t.GetVersion(),
 		Spec:         t.GetSpec(),
 		HostPorts:    t.GetHostPorts(),
 		RegistryAuth: auth,
-	}}}
+	}}})
 }
 
 func configOf(view *store.View, nodeID string, role swarmpb.NodeRole) configMark {
@@ -259,29 +258,4 @@ func gossipKeys(cluster *swarmpb.Cluster) [][]byte {
 		}
 	}
 	return append(first, rest...)
-}
-
-// chunks cuts a set into messages of bounded size. A full set has at least one message; a set without changes
-// otherwise has none.
-func chunks(base, version uint64, parts [][]message) iter.Seq[*swarmpb.AssignmentsResponse] {
-	return func(yield func(*swarmpb.AssignmentsResponse) bool) {
-		parts = slices.DeleteFunc(slices.Clone(parts), func(part []message) bool { return len(part) == 0 })
-		if len(parts) == 0 && base != 0 {
-			return
-		}
-		for {
-			var changes []message
-			if len(parts) > 0 {
-				n := fitting(parts[0], maxChunkChanges, func(c message) int { return proto.Size(c) })
-				changes, parts[0] = parts[0][:n], parts[0][n:]
-				if len(parts[0]) == 0 {
-					parts = parts[1:]
-				}
-			}
-			chunk := &swarmpb.AssignmentsResponse{BaseVersion: base, Version: version, LastChunk: len(parts) == 0, Changes: changes}
-			if !yield(chunk) || chunk.LastChunk {
-				return
-			}
-		}
-	}
 }

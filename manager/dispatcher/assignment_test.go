@@ -159,10 +159,10 @@ func TestChunks_LargeSet_BoundedAndInOrder(t *testing.T) {
 		{"none", 0, 0, 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			var changes []*swarmpb.AssignmentChange
+			var changes []message
 			for i := range tc.changes {
-				changes = append(changes, &swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_RemoveTask{
-					RemoveTask: fmt.Sprint(i) + strings.Repeat("x", tc.bytes)}})
+				changes = append(changes, encode(&swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_RemoveTask{
+					RemoveTask: fmt.Sprint(i) + strings.Repeat("x", tc.bytes)}}))
 			}
 			got := slices.Collect(chunks(0, 7, [][]message{changes[:0], changes}))
 			if len(got) != tc.chunks {
@@ -173,12 +173,19 @@ func TestChunks_LargeSet_BoundedAndInOrder(t *testing.T) {
 				if chunk.GetLastChunk() != (i == len(got)-1) || chunk.GetVersion() != 7 {
 					t.Errorf("chunk %d: last %t, version %d", i, chunk.GetLastChunk(), chunk.GetVersion())
 				}
-				if proto.Size(chunk) > maxChunkBytes+4096 && len(chunk.GetChanges()) > 1 {
-					t.Errorf("chunk %d has %d bytes", i, proto.Size(chunk))
+				data, err := proto.Marshal(chunk)
+				if err == nil {
+					err = proto.Unmarshal(data, chunk)
+				}
+				if err != nil {
+					t.Fatalf("chunk %d: %v", i, err)
+				}
+				if len(data) > maxChunkBytes+4096 && len(chunk.GetChanges()) > 1 {
+					t.Errorf("chunk %d has %d bytes", i, len(data))
 				}
 				all = append(all, chunk.GetChanges()...)
 			}
-			if !slices.Equal(all, changes) {
+			if !slices.EqualFunc(all, decode(t, changes), func(a, b *swarmpb.AssignmentChange) bool { return proto.Equal(a, b) }) {
 				t.Error("the chunks do not make the set")
 			}
 		})

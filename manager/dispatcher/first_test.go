@@ -108,7 +108,7 @@ func TestAssignments_TaskWithGenericResources_IsToldOfThem(t *testing.T) {
 	id := w.taskOf(1, 1, "", 1)
 	has := &swarmpb.GenericResource{Kind: "example.com/gpu", Count: 2, Instances: []string{"0", "3"}}
 	w.put(&swarmpb.Row{Row: &swarmpb.Row_TaskPlacement{TaskPlacement: &swarmpb.TaskPlacement{TaskId: id, NodeId: "n1", Generic: []*swarmpb.GenericResource{has}}}})
-	if got := taskChange(w.view(), w.view().Task(id), taskMark{}).GetTask().GetGeneric(); len(got) != 1 || !proto.Equal(got[0], has) {
+	if got := decode(t, []message{taskChange(w.view(), w.view().Task(id), taskMark{})})[0].GetTask().GetGeneric(); len(got) != 1 || !proto.Equal(got[0], has) {
 		t.Errorf("told %v", got)
 	}
 }

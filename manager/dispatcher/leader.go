@@ -188,6 +188,8 @@ func (l *leaderPart) acked(now time.Time, nodeID string) (keeper, session string
 func (l *leaderPart) judge(ctx context.Context, g *errgroup.Group) error {
 	ticker := time.NewTicker(l.limits.ReportInterval)
 	defer ticker.Stop()
+	rest := time.NewTimer(0)
+	defer rest.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -195,13 +197,22 @@ func (l *leaderPart) judge(ctx context.Context, g *errgroup.Group) error {
 		case <-ticker.C:
 		case <-l.kick:
 		}
-		decisions := l.decide(l.store().View(), time.Now())
+		began := time.Now()
+		decisions := l.decide(l.store().View(), began)
+		took := time.Since(began)
 		l.probe(ctx, g)
 		if err := l.propose(ctx, decisions); err != nil {
 			if errors.Is(err, store.ErrStaleTerm) || ctx.Err() != nil {
 				return nil // The term is over; whoever leads now decides.
 			}
 			l.log.Warn("writing node states failed; it is tried again", "error", err)
+		}
+		// While thousands of nodes come, judging them all again for each must not be all that the leader does.
+		rest.Reset(judgeRest * took)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-rest.C:
 		}
 	}
 }

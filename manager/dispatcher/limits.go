@@ -34,6 +34,8 @@ const (
 	maxReported = 2_000
 	// earlyEvery is the part of the time, one in so many, that reports before their time may take.
 	earlyEvery = 4
+	// judgeRest is how long the leader rests between two judgements of all nodes, as a multiple of how long one takes.
+	judgeRest = 10
 	// maxManagers bounds the managers whose health the leader remembers, healthKept for how long.
 	maxManagers = 64
 	healthKept  = 5 * time.Second

@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"bytes"
 	"slices"
 	"sync"
 
@@ -10,9 +11,6 @@ import (
 	"github.com/swarmd/swarmd/manager/store"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
-
-// message is a change as it is sent; all sessions share it and nobody writes to it.
-type message = *swarmpb.AssignmentChange
 
 // reach is how tasks are reached, at one view: peers, networks, services and endpoints as messages, made once for all
 // sessions, and what of it changed when. It follows the store by its feed; whatever is told to a node, its own tasks
@@ -24,7 +22,7 @@ type reach struct {
 	view *store.View
 	// epoch counts the times that an older view took the place of a newer one.
 	epoch    uint64
-	peers    btree.Map[string, message]
+	peers    btree.Map[string, *toldPeer]
 	services map[string]*reachedService
 	networks map[string]*networkMessage
 	topics   topics
@@ -51,6 +49,18 @@ func (l *fullList) drop() {
 
 type networkMessage struct{ change message }
 
+// toldPeer is what is told of a node, or that it is gone, and since when: of its events that one alone is news.
+type toldPeer struct {
+	said  message
+	since uint64
+}
+
+// toldEndpoint is what is told of a task.
+type toldEndpoint struct {
+	said     message
+	draining bool
+}
+
 // reachedService is what a service is to those that reach it.
 type reachedService struct {
 	// assigned has the VIPs of all networks.
@@ -60,7 +70,7 @@ type reachedService struct {
 	// all says it with all VIPs, none without any.
 	all, none message
 	// endpoints are by task.
-	endpoints *btree.Map[string, message]
+	endpoints *btree.Map[string, toldEndpoint]
 }
 
 func newReach(limit int) *reach {
@@ -157,7 +167,7 @@ func (t *touched) node(view *store.View, id string) {
 // everything is what may have changed when nobody knows.
 func (r *reach) everything(view *store.View) *touched {
 	t := newTouched()
-	r.peers.Scan(func(id string, _ message) bool { t.peers[id] = struct{}{}; return true })
+	r.peers.Scan(func(id string, _ *toldPeer) bool { t.peers[id] = struct{}{}; return true })
 	for node := range view.Nodes() {
 		t.peers[node.GetId()] = struct{}{}
 	}
@@ -169,7 +179,7 @@ func (r *reach) everything(view *store.View) *touched {
 	}
 	for id, service := range r.services {
 		t.services[id] = struct{}{}
-		service.endpoints.Scan(func(task string, _ message) bool { t.tasks[task] = id; return true })
+		service.endpoints.Scan(func(task string, _ toldEndpoint) bool { t.tasks[task] = id; return true })
 		for task := range view.TasksOf(id) {
 			t.tasks[task.GetId()] = id
 		}
@@ -236,23 +246,33 @@ func (r *reach) stepPeer(view *store.View, id string, note func(string, event)) 
 	if id == "" {
 		return
 	}
-	before, was := r.peers.Get(id)
+	told, was := r.peers.Get(id)
 	peer := peerOf(view, id, &r.hosts)
-	switch {
-	case peer == nil && !was, peer != nil && was && proto.Equal(before.GetPeer(), peer):
+	if peer == nil && !was {
 		return
-	case peer == nil:
-		r.peers.Delete(id)
-	default:
-		r.peers.Set(id, &swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_Peer{Peer: peer}})
 	}
-	note(everyone, event{kind: peerEvent, id: id, before: was})
+	if !was {
+		told = &toldPeer{}
+	}
+	said := encode(&swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_Peer{Peer: peer}})
+	switch {
+	case peer == nil:
+		said = encode(&swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_RemovePeer{RemovePeer: id}})
+		r.peers.Delete(id)
+	case bytes.Equal(told.said, said):
+		return
+	case !was:
+		r.peers.Set(id, told)
+	}
+	told.said, told.since = said, view.Index()
+	note(everyone, event{kind: peerEvent, peer: told})
 }
 
 func (r *reach) stepNetwork(view *store.View, id string, changed map[string]struct{}) {
 	before, network := r.networks[id], networkOf(view, id)
+	said := encode(&swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_Network{Network: network}})
 	switch {
-	case network == nil && before == nil, network != nil && before != nil && proto.Equal(before.change.GetNetwork(), network):
+	case network == nil && before == nil, network != nil && before != nil && bytes.Equal(before.change, said):
 		return
 	case network == nil:
 		delete(r.networks, id)
@@ -260,7 +280,7 @@ func (r *reach) stepNetwork(view *store.View, id string, changed map[string]stru
 			r.topics.tidy(name)
 		}
 	default:
-		r.networks[id] = &networkMessage{&swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_Network{Network: network}}}
+		r.networks[id] = &networkMessage{said}
 	}
 	changed[id] = struct{}{} // a session compares the message with the one that it was told
 }
@@ -306,46 +326,53 @@ func (r *reach) stepService(view *store.View, id string, note func(string, event
 
 // messages makes what is said of the service itself.
 func (s *reachedService) messages() {
-	bare := swarmpb.Clone(s.assigned)
-	bare.Vips = nil
-	s.all, s.none = serviceMessage(s.assigned), serviceMessage(bare)
+	s.all, s.none = s.with(s.assigned.GetVips()), s.with(nil)
 }
 
-func serviceMessage(s *swarmpb.AssignedService) message {
-	return &swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_Service{Service: s}}
+// with says it with these VIPs alone.
+func (s *reachedService) with(vips []*swarmpb.NetworkAddress) message {
+	part := swarmpb.Clone(s.assigned)
+	part.Vips = vips
+	return encode(&swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_Service{Service: part}})
 }
 
 // complete makes all endpoints.
 func (s *reachedService) complete(view *store.View) {
-	s.endpoints = &btree.Map[string, message]{}
+	s.endpoints = &btree.Map[string, toldEndpoint]{}
 	for task := range view.TasksOf(s.assigned.GetId()) {
 		if e := endpointOf(view, task.GetId()); e != nil {
-			s.endpoints.Set(e.GetTaskId(), endpointMessage(e))
+			s.endpoints.Set(e.GetTaskId(), tellEndpoint(e))
 		}
 	}
 }
 
-func endpointMessage(e *swarmpb.Endpoint) message {
-	return &swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_Endpoint{Endpoint: e}}
+func tellEndpoint(e *swarmpb.Endpoint) toldEndpoint {
+	return toldEndpoint{
+		said:     encode(&swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_Endpoint{Endpoint: e}}),
+		draining: e.GetState() == swarmpb.EndpointState_ENDPOINT_STATE_DRAINING,
+	}
 }
 
 // stepEndpoint tells whether the task is DRAINING now and was not.
 func (s *reachedService) stepEndpoint(view *store.View, id string, note func(string, event)) (drained bool) {
 	before, was := s.endpoints.Get(id)
-	now := endpointOf(view, id)
+	endpoint := endpointOf(view, id)
+	var now toldEndpoint
 	switch {
-	case now == nil && !was, now != nil && was && proto.Equal(before.GetEndpoint(), now):
-		return false
-	case now == nil:
+	case endpoint != nil:
+		if now = tellEndpoint(endpoint); was && bytes.Equal(before.said, now.said) {
+			return false
+		}
+		s.endpoints.Set(id, now)
+	case was:
 		s.endpoints.Delete(id)
 	default:
-		s.endpoints.Set(id, endpointMessage(now))
+		return false
 	}
 	for _, name := range s.topics {
 		note(name, event{kind: endpointEvent, service: s.assigned.GetId(), id: id, before: was})
 	}
-	const draining = swarmpb.EndpointState_ENDPOINT_STATE_DRAINING
-	return now.GetState() == draining && before.GetEndpoint().GetState() != draining
+	return now.draining && !before.draining
 }
 
 // saidTo is what a node with tasks in these networks is told of the service: the VIPs of these networks alone.
@@ -362,9 +389,7 @@ func (s *reachedService) saidTo(networks networkSet) message {
 	case 0:
 		return s.none
 	}
-	part := swarmpb.Clone(s.none.GetService())
-	part.Vips = vips
-	return serviceMessage(part)
+	return s.with(vips)
 }
 
 // in tells whether a node with tasks in these networks is told of the service at all.

@@ -108,13 +108,21 @@ func (p *teller) deliver(h *holder, node string) (messages int) {
 }
 
 // next is what the node has to be told.
-func (p *teller) next(node string) []message {
+func (p *teller) next(node string) []*swarmpb.AssignmentChange {
 	p.see()
 	x, told := p.server.sessions[node], p.told[node]
 	_, wakes, parts := p.server.nextSet(x, told)
 	told.base = told.version
 	x.delivered(told.version, wakes)
-	return slices.Concat(parts...)
+	return decode(p.w.t, slices.Concat(parts...))
+}
+
+func decode(t failer, messages []message) []*swarmpb.AssignmentChange {
+	all := &swarmpb.AssignmentsResponse{}
+	if err := proto.Unmarshal(slices.Concat(messages...), all); err != nil {
+		t.Fatalf("messages: %v", err)
+	}
+	return all.GetChanges()
 }
 
 // anew begins the node's stream again.

@@ -34,7 +34,7 @@ func (r *reach) beyondShared(networks networkSet) []message {
 }
 
 func appendAll(changes []message, s *reachedService) []message {
-	s.endpoints.Scan(func(_ string, e message) bool { changes = append(changes, e); return true })
+	s.endpoints.Scan(func(_ string, e toldEndpoint) bool { changes = append(changes, e.said); return true })
 	return changes
 }
 
@@ -46,7 +46,7 @@ func (r *reach) shared() []message {
 		return r.full.parts
 	}
 	changes := make([]message, 0, r.peers.Len())
-	r.peers.Scan(func(_ string, peer message) bool { changes = append(changes, peer); return true })
+	r.peers.Scan(func(_ string, peer *toldPeer) bool { changes = append(changes, peer.said); return true })
 	if t := r.topics.byName[everyone]; t != nil {
 		t.services.Scan(func(_ string, s *reachedService) bool {
 			changes = appendAll(append(changes, s.none), s)
@@ -78,7 +78,7 @@ type missed struct {
 	r           *reach
 	index       uint64
 	before, now networkSet
-	peers       map[string]bool // by node: whether it was there at the index
+	peers       []message
 	services    map[string]*missedService
 }
 
@@ -115,11 +115,9 @@ func (m *missed) gather(name string) bool {
 	for _, e := range t.after(m.index) {
 		switch e.kind {
 		case peerEvent:
-			if m.peers == nil {
-				m.peers = make(map[string]bool)
-			}
-			if _, ok := m.peers[e.id]; !ok {
-				m.peers[e.id] = e.before
+			// All nodes are told of all others: no more is done here than must be. Who is told to remove a peer may not know it.
+			if e.peer.since == e.index {
+				m.peers = append(m.peers, e.peer.said)
 			}
 		case joinEvent, leaveEvent:
 			s := m.service(e.service)
@@ -184,17 +182,7 @@ func (m *missed) told(id string, s *missedService) (was, kept bool) {
 // tell makes the changes.
 func (m *missed) tell() []message {
 	r := m.r
-	var changes []message
-	for _, id := range slices.Sorted(maps.Keys(m.peers)) {
-		peer, ok := r.peers.Get(id)
-		switch {
-		case ok:
-			changes = append(changes, peer)
-		case m.peers[id]:
-			changes = append(changes, &swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_RemovePeer{RemovePeer: id}})
-		}
-	}
-	changes = append(changes, r.networkChanges(m.before, m.now)...)
+	changes := append(m.peers, r.networkChanges(m.before, m.now)...)
 	for _, id := range slices.Sorted(maps.Keys(m.services)) {
 		changes = m.tellService(changes, id, m.services[id])
 	}
@@ -206,7 +194,7 @@ func (m *missed) tellService(changes []message, id string, s *missedService) []m
 	was, kept := m.told(id, s)
 	is := service.in(m.now)
 	if was && !(is && kept) {
-		changes = append(changes, &swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_RemoveService{RemoveService: id}})
+		changes = append(changes, encode(&swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_RemoveService{RemoveService: id}}))
 	}
 	switch {
 	case !is:
@@ -220,10 +208,10 @@ func (m *missed) tellService(changes []message, id string, s *missedService) []m
 		endpoint, ok := service.endpoints.Get(task)
 		switch {
 		case ok:
-			changes = append(changes, endpoint)
+			changes = append(changes, endpoint.said)
 		case s.endpoints[task].before:
-			changes = append(changes, &swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_RemoveEndpoint{
-				RemoveEndpoint: &swarmpb.RemoveEndpoint{TaskId: task}}})
+			changes = append(changes, encode(&swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_RemoveEndpoint{
+				RemoveEndpoint: &swarmpb.RemoveEndpoint{TaskId: task}}}))
 		}
 	}
 	return changes
@@ -245,7 +233,7 @@ func (r *reach) networkChanges(before, now networkSet) (changes []message) {
 func (r *reach) networkRemovals(before, now networkSet) (changes []message) {
 	for _, id := range slices.Sorted(maps.Keys(before)) {
 		if before[id] != nil && now[id] == nil {
-			changes = append(changes, &swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_RemoveNetwork{RemoveNetwork: id}})
+			changes = append(changes, encode(&swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_RemoveNetwork{RemoveNetwork: id}}))
 		}
 	}
 	return changes

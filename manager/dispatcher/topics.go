@@ -19,7 +19,7 @@ const maxEvents = 1 << 16
 type eventKind uint8
 
 const (
-	peerEvent     eventKind = iota // a peer came, changed or went; id is the node's
+	peerEvent     eventKind = iota // a peer came, changed or went
 	joinEvent                      // a service came into the topic
 	leaveEvent                     // it left the topic
 	serviceEvent                   // what is said of it has changed
@@ -30,8 +30,9 @@ const (
 type event struct {
 	index       uint64
 	kind        eventKind
-	before      bool // peers and endpoints: it was there before
+	before      bool // endpoints: it was there before
 	service, id string
+	peer        *toldPeer
 }
 
 // topic is what is told to the same nodes.

@@ -43,7 +43,7 @@ func TestTrial_ProgressMoves_OnlyItsTrialIsTold(t *testing.T) {
 		t.Fatalf("held are %v with %v", got, h.endpoints)
 	}
 	update := &swarmpb.UpdateStatus{State: updating, Strategy: canary, TemplateVersion: 2, Phase: swarmpb.RolloutPhase_ROLLOUT_PHASE_STARTING, ReplicaShare: 500}
-	step := func(change func()) []message {
+	step := func(change func()) []*swarmpb.AssignmentChange {
 		t.Helper()
 		change()
 		w.progress(swarmpb.Clone(update))

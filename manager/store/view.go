@@ -167,6 +167,9 @@ func (v *View) Nodes() iter.Seq[*swarmpb.Node] { return values(v.nodes) }
 // NodeCount is the number of members.
 func (v *View) NodeCount() int { return v.nodes.Len() }
 
+// NodeStatusCount is the number of members of which a status has been written.
+func (v *View) NodeStatusCount() int { return v.nodeStatuses.Len() }
+
 // Service is a service by ID.
 func (v *View) Service(id string) *swarmpb.Service {
 	service, _ := v.services.Get(id)
