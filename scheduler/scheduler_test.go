@@ -259,6 +259,22 @@ func TestPlace_SuccessorsOfLopsidedService_EvenOut(t *testing.T) {
 	}
 }
 
+// Zones that are equal do not keep a successor on a node that is not the best one of its own zone.
+func TestPlace_SuccessorsOfLopsidedZone_EvenOutWithinItToo(t *testing.T) {
+	for seed := range 20 { // services begin in different zones
+		g := group(fmt.Sprint("s", seed), 4, Requirements{Spread: spread(t, "node.labels.zone")})
+		for i := range g.Tasks {
+			g.Tasks[i].Held = &Claim{Node: "b1"}
+		}
+		g.OnNode["b1"] = 4
+		got := byNode(NewNodes([]Node{ready("a1", label("zone", "a")), ready("b1", label("zone", "b"), claims(0), claims(0), claims(0), claims(0)),
+			ready("b2", label("zone", "b"))}).Place(g))
+		if want := (map[string]int{"a1": 2, "b1": 1, "b2": 1}); !maps.Equal(got, want) {
+			t.Errorf("service %d: placed %v, want %v", seed, got, want)
+		}
+	}
+}
+
 func TestPlace_PredecessorsNodeUnsuitable_MovesAway(t *testing.T) {
 	g := group("s", 1, Requirements{})
 	g.OnNode["a"], g.Tasks[0].Held = 1, &Claim{Node: "a"}

@@ -83,8 +83,10 @@ func (t *tree) child(parent int32, value string, seed uint64) int32 {
 func (t *tree) isLeaf(b int32) bool { return t.branches[b].byName == nil }
 
 // best is the node for the next task; -1 = none.
-func (t *tree) best() int32 {
-	b := int32(0)
+func (t *tree) best() int32 { return t.bestIn(0) }
+
+// bestIn is the best node of a branch; -1 = none.
+func (t *tree) bestIn(b int32) int32 {
 	for {
 		heap := t.branches[b].heap
 		if len(heap) == 0 {
@@ -97,7 +99,7 @@ func (t *tree) best() int32 {
 	}
 }
 
-// notWorse reports whether the service spreads at least as well over node i as over node j.
+// notWorse reports whether the service spreads at least as well over node i as over node j, the best one.
 func (t *tree) notWorse(i, j int32) bool {
 	a, b := t.round.cands[i].leaf, t.round.cands[j].leaf
 	if a == b {
@@ -106,7 +108,12 @@ func (t *tree) notWorse(i, j int32) bool {
 	for t.branches[a].parent != t.branches[b].parent { // all leaves are equally deep
 		a, b = t.branches[a].parent, t.branches[b].parent
 	}
-	return t.branches[a].count <= t.branches[b].count
+	if t.branches[a].count > t.branches[b].count {
+		return false
+	}
+	// Of branches that are equal, its own may have a better node than it.
+	best := t.bestIn(a)
+	return best < 0 || t.notWorse(i, best)
 }
 
 // moved counts a task that was just put on the node, and restores the order.
