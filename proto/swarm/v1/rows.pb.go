@@ -1406,10 +1406,12 @@ type ServiceProgress struct {
 	// Of the newest revisions, at most 10, oldest first.
 	Outcomes []*RevisionOutcome `protobuf:"bytes,5,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
 	Job      *JobProgress       `protobuf:"bytes,6,opt,name=job,proto3" json:"job,omitempty"`
-	// When a task of it was last told to move: written with each move, so that two cannot spend one budget.
+	// When a task of it was last told to move: noted with each move, so that two cannot spend one budget.
 	MovedAt int64 `protobuf:"varint,7,opt,name=moved_at,json=movedAt,proto3" json:"moved_at,omitempty"`
 	// Cluster.rebalance_at of the newest request that is done with, as far as the service goes.
-	BalancedAt    int64 `protobuf:"varint,8,opt,name=balanced_at,json=balancedAt,proto3" json:"balanced_at,omitempty"`
+	BalancedAt int64 `protobuf:"varint,8,opt,name=balanced_at,json=balancedAt,proto3" json:"balanced_at,omitempty"`
+	// The slot whose task was last told to move for balance; 0 = none was.
+	BalanceSlot   uint64 `protobuf:"varint,9,opt,name=balance_slot,json=balanceSlot,proto3" json:"balance_slot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1496,6 +1498,13 @@ func (x *ServiceProgress) GetMovedAt() int64 {
 func (x *ServiceProgress) GetBalancedAt() int64 {
 	if x != nil {
 		return x.BalancedAt
+	}
+	return 0
+}
+
+func (x *ServiceProgress) GetBalanceSlot() uint64 {
+	if x != nil {
+		return x.BalanceSlot
 	}
 	return 0
 }
@@ -3322,7 +3331,7 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"stableEnds\x12)\n" +
 	"\x10command_sequence\x18\x11 \x01(\x04R\x0fcommandSequence\x12#\n" +
 	"\rprogressed_at\x18\x12 \x01(\x03R\fprogressedAt\x12\x1a\n" +
-	"\brevision\x18\x13 \x01(\x04R\brevision\"\xba\x02\n" +
+	"\brevision\x18\x13 \x01(\x04R\brevision\"\xdd\x02\n" +
 	"\x0fServiceProgress\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\"\n" +
@@ -3333,7 +3342,8 @@ const file_swarm_v1_rows_proto_rawDesc = "" +
 	"\x03job\x18\x06 \x01(\v2\x15.swarm.v1.JobProgressR\x03job\x12\x19\n" +
 	"\bmoved_at\x18\a \x01(\x03R\amovedAt\x12\x1f\n" +
 	"\vbalanced_at\x18\b \x01(\x03R\n" +
-	"balancedAt\"\x9c\x03\n" +
+	"balancedAt\x12!\n" +
+	"\fbalance_slot\x18\t \x01(\x04R\vbalanceSlot\"\x9c\x03\n" +
 	"\vJobProgress\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x1d\n" +
 	"\n" +

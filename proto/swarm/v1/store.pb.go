@@ -777,6 +777,87 @@ func (x *AdvanceAttempt) GetAttempt() uint64 {
 	return 0
 }
 
+// NoteMoves notes what has been moved of a service, and leaves the rest of its progress as it is. Nothing in it is ever lowered.
+type NoteMoves struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	ServiceId string                 `protobuf:"bytes,1,opt,name=service_id,json=serviceId,proto3" json:"service_id,omitempty"`
+	// When tasks are told to move; 0 = none are. It is a conflict if others were told to meanwhile: moved_at of the service's
+	// progress must still be moved_before.
+	MovedAt     int64 `protobuf:"varint,2,opt,name=moved_at,json=movedAt,proto3" json:"moved_at,omitempty"`
+	MovedBefore int64 `protobuf:"varint,3,opt,name=moved_before,json=movedBefore,proto3" json:"moved_before,omitempty"`
+	// ServiceProgress.balance_slot from now on; 0 = as it is.
+	BalanceSlot uint64 `protobuf:"varint,4,opt,name=balance_slot,json=balanceSlot,proto3" json:"balance_slot,omitempty"`
+	// ServiceProgress.balanced_at from now on, unless it is higher.
+	BalancedAt    int64 `protobuf:"varint,5,opt,name=balanced_at,json=balancedAt,proto3" json:"balanced_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NoteMoves) Reset() {
+	*x = NoteMoves{}
+	mi := &file_swarm_v1_store_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NoteMoves) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NoteMoves) ProtoMessage() {}
+
+func (x *NoteMoves) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_v1_store_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NoteMoves.ProtoReflect.Descriptor instead.
+func (*NoteMoves) Descriptor() ([]byte, []int) {
+	return file_swarm_v1_store_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *NoteMoves) GetServiceId() string {
+	if x != nil {
+		return x.ServiceId
+	}
+	return ""
+}
+
+func (x *NoteMoves) GetMovedAt() int64 {
+	if x != nil {
+		return x.MovedAt
+	}
+	return 0
+}
+
+func (x *NoteMoves) GetMovedBefore() int64 {
+	if x != nil {
+		return x.MovedBefore
+	}
+	return 0
+}
+
+func (x *NoteMoves) GetBalanceSlot() uint64 {
+	if x != nil {
+		return x.BalanceSlot
+	}
+	return 0
+}
+
+func (x *NoteMoves) GetBalancedAt() int64 {
+	if x != nil {
+		return x.BalancedAt
+	}
+	return 0
+}
+
 // RaiseAlarm makes or counts up an alarm; since and count are the store's.
 type RaiseAlarm struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -789,7 +870,7 @@ type RaiseAlarm struct {
 
 func (x *RaiseAlarm) Reset() {
 	*x = RaiseAlarm{}
-	mi := &file_swarm_v1_store_proto_msgTypes[5]
+	mi := &file_swarm_v1_store_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -801,7 +882,7 @@ func (x *RaiseAlarm) String() string {
 func (*RaiseAlarm) ProtoMessage() {}
 
 func (x *RaiseAlarm) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_store_proto_msgTypes[5]
+	mi := &file_swarm_v1_store_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -814,7 +895,7 @@ func (x *RaiseAlarm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseAlarm.ProtoReflect.Descriptor instead.
 func (*RaiseAlarm) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_store_proto_rawDescGZIP(), []int{5}
+	return file_swarm_v1_store_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RaiseAlarm) GetKind() string {
@@ -849,6 +930,7 @@ type Write struct {
 	//	*Write_AdvanceAttempt
 	//	*Write_RaiseAlarm
 	//	*Write_SetDrained
+	//	*Write_NoteMoves
 	Op            isWrite_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -856,7 +938,7 @@ type Write struct {
 
 func (x *Write) Reset() {
 	*x = Write{}
-	mi := &file_swarm_v1_store_proto_msgTypes[6]
+	mi := &file_swarm_v1_store_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -868,7 +950,7 @@ func (x *Write) String() string {
 func (*Write) ProtoMessage() {}
 
 func (x *Write) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_store_proto_msgTypes[6]
+	mi := &file_swarm_v1_store_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -881,7 +963,7 @@ func (x *Write) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Write.ProtoReflect.Descriptor instead.
 func (*Write) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_store_proto_rawDescGZIP(), []int{6}
+	return file_swarm_v1_store_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Write) GetOp() isWrite_Op {
@@ -954,6 +1036,15 @@ func (x *Write) GetSetDrained() *SetDrained {
 	return nil
 }
 
+func (x *Write) GetNoteMoves() *NoteMoves {
+	if x != nil {
+		if x, ok := x.Op.(*Write_NoteMoves); ok {
+			return x.NoteMoves
+		}
+	}
+	return nil
+}
+
 type isWrite_Op interface {
 	isWrite_Op()
 }
@@ -990,6 +1081,10 @@ type Write_SetDrained struct {
 	SetDrained *SetDrained `protobuf:"bytes,7,opt,name=set_drained,json=setDrained,proto3,oneof"`
 }
 
+type Write_NoteMoves struct {
+	NoteMoves *NoteMoves `protobuf:"bytes,8,opt,name=note_moves,json=noteMoves,proto3,oneof"`
+}
+
 func (*Write_Put) isWrite_Op() {}
 
 func (*Write_Delete) isWrite_Op() {}
@@ -1004,6 +1099,8 @@ func (*Write_RaiseAlarm) isWrite_Op() {}
 
 func (*Write_SetDrained) isWrite_Op() {}
 
+func (*Write_NoteMoves) isWrite_Op() {}
+
 // SetDrained notes that tasks get no new connections any more. Tasks that are not there are skipped.
 type SetDrained struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1016,7 +1113,7 @@ type SetDrained struct {
 
 func (x *SetDrained) Reset() {
 	*x = SetDrained{}
-	mi := &file_swarm_v1_store_proto_msgTypes[7]
+	mi := &file_swarm_v1_store_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1028,7 +1125,7 @@ func (x *SetDrained) String() string {
 func (*SetDrained) ProtoMessage() {}
 
 func (x *SetDrained) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_store_proto_msgTypes[7]
+	mi := &file_swarm_v1_store_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1041,7 +1138,7 @@ func (x *SetDrained) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetDrained.ProtoReflect.Descriptor instead.
 func (*SetDrained) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_store_proto_rawDescGZIP(), []int{7}
+	return file_swarm_v1_store_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SetDrained) GetTaskIds() []string {
@@ -1075,7 +1172,7 @@ type Proposal struct {
 
 func (x *Proposal) Reset() {
 	*x = Proposal{}
-	mi := &file_swarm_v1_store_proto_msgTypes[8]
+	mi := &file_swarm_v1_store_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1087,7 +1184,7 @@ func (x *Proposal) String() string {
 func (*Proposal) ProtoMessage() {}
 
 func (x *Proposal) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_store_proto_msgTypes[8]
+	mi := &file_swarm_v1_store_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1100,7 +1197,7 @@ func (x *Proposal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proposal.ProtoReflect.Descriptor instead.
 func (*Proposal) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_store_proto_rawDescGZIP(), []int{8}
+	return file_swarm_v1_store_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Proposal) GetTerm() uint64 {
@@ -1148,7 +1245,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_swarm_v1_store_proto_msgTypes[9]
+	mi := &file_swarm_v1_store_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1160,7 +1257,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_store_proto_msgTypes[9]
+	mi := &file_swarm_v1_store_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1173,7 +1270,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_store_proto_rawDescGZIP(), []int{9}
+	return file_swarm_v1_store_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Entry) GetProposals() []*Proposal {
@@ -1197,7 +1294,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_swarm_v1_store_proto_msgTypes[10]
+	mi := &file_swarm_v1_store_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1209,7 +1306,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_store_proto_msgTypes[10]
+	mi := &file_swarm_v1_store_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1222,7 +1319,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_store_proto_rawDescGZIP(), []int{10}
+	return file_swarm_v1_store_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Result) GetOutcome() Outcome {
@@ -1264,7 +1361,7 @@ type Request struct {
 
 func (x *Request) Reset() {
 	*x = Request{}
-	mi := &file_swarm_v1_store_proto_msgTypes[11]
+	mi := &file_swarm_v1_store_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1276,7 +1373,7 @@ func (x *Request) String() string {
 func (*Request) ProtoMessage() {}
 
 func (x *Request) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_store_proto_msgTypes[11]
+	mi := &file_swarm_v1_store_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1289,7 +1386,7 @@ func (x *Request) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Request.ProtoReflect.Descriptor instead.
 func (*Request) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_store_proto_rawDescGZIP(), []int{11}
+	return file_swarm_v1_store_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Request) GetId() string {
@@ -1319,7 +1416,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_swarm_v1_store_proto_msgTypes[12]
+	mi := &file_swarm_v1_store_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1331,7 +1428,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_v1_store_proto_msgTypes[12]
+	mi := &file_swarm_v1_store_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1344,7 +1441,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_swarm_v1_store_proto_rawDescGZIP(), []int{12}
+	return file_swarm_v1_store_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -1421,12 +1518,20 @@ const file_swarm_v1_store_proto_rawDesc = "" +
 	"\x0eAdvanceAttempt\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x18\n" +
-	"\aattempt\x18\x02 \x01(\x04R\aattempt\"R\n" +
+	"\aattempt\x18\x02 \x01(\x04R\aattempt\"\xac\x01\n" +
+	"\tNoteMoves\x12\x1d\n" +
+	"\n" +
+	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x19\n" +
+	"\bmoved_at\x18\x02 \x01(\x03R\amovedAt\x12!\n" +
+	"\fmoved_before\x18\x03 \x01(\x03R\vmovedBefore\x12!\n" +
+	"\fbalance_slot\x18\x04 \x01(\x04R\vbalanceSlot\x12\x1f\n" +
+	"\vbalanced_at\x18\x05 \x01(\x03R\n" +
+	"balancedAt\"R\n" +
 	"\n" +
 	"RaiseAlarm\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
 	"\x06object\x18\x02 \x01(\tR\x06object\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\x8e\x03\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\xc4\x03\n" +
 	"\x05Write\x12!\n" +
 	"\x03put\x18\x01 \x01(\v2\r.swarm.v1.RowH\x00R\x03put\x12*\n" +
 	"\x06delete\x18\x02 \x01(\v2\x10.swarm.v1.RowKeyH\x00R\x06delete\x129\n" +
@@ -1436,7 +1541,9 @@ const file_swarm_v1_store_proto_rawDesc = "" +
 	"\vraise_alarm\x18\x06 \x01(\v2\x14.swarm.v1.RaiseAlarmH\x00R\n" +
 	"raiseAlarm\x127\n" +
 	"\vset_drained\x18\a \x01(\v2\x14.swarm.v1.SetDrainedH\x00R\n" +
-	"setDrainedB\x04\n" +
+	"setDrained\x124\n" +
+	"\n" +
+	"note_moves\x18\b \x01(\v2\x13.swarm.v1.NoteMovesH\x00R\tnoteMovesB\x04\n" +
 	"\x02op\"7\n" +
 	"\n" +
 	"SetDrained\x12\x19\n" +
@@ -1508,7 +1615,7 @@ func file_swarm_v1_store_proto_rawDescGZIP() []byte {
 }
 
 var file_swarm_v1_store_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_swarm_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_swarm_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_swarm_v1_store_proto_goTypes = []any{
 	(Table)(0),              // 0: swarm.v1.Table
 	(Outcome)(0),            // 1: swarm.v1.Outcome
@@ -1517,75 +1624,77 @@ var file_swarm_v1_store_proto_goTypes = []any{
 	(*Guard)(nil),           // 4: swarm.v1.Guard
 	(*SetTaskState)(nil),    // 5: swarm.v1.SetTaskState
 	(*AdvanceAttempt)(nil),  // 6: swarm.v1.AdvanceAttempt
-	(*RaiseAlarm)(nil),      // 7: swarm.v1.RaiseAlarm
-	(*Write)(nil),           // 8: swarm.v1.Write
-	(*SetDrained)(nil),      // 9: swarm.v1.SetDrained
-	(*Proposal)(nil),        // 10: swarm.v1.Proposal
-	(*Entry)(nil),           // 11: swarm.v1.Entry
-	(*Result)(nil),          // 12: swarm.v1.Result
-	(*Request)(nil),         // 13: swarm.v1.Request
-	(*SnapshotHeader)(nil),  // 14: swarm.v1.SnapshotHeader
-	(*Cluster)(nil),         // 15: swarm.v1.Cluster
-	(*Node)(nil),            // 16: swarm.v1.Node
-	(*NodeStatus)(nil),      // 17: swarm.v1.NodeStatus
-	(*Service)(nil),         // 18: swarm.v1.Service
-	(*Template)(nil),        // 19: swarm.v1.Template
-	(*ServiceProgress)(nil), // 20: swarm.v1.ServiceProgress
-	(*SlotProgress)(nil),    // 21: swarm.v1.SlotProgress
-	(*Task)(nil),            // 22: swarm.v1.Task
-	(*TaskPlacement)(nil),   // 23: swarm.v1.TaskPlacement
-	(*TaskAddresses)(nil),   // 24: swarm.v1.TaskAddresses
-	(*TaskStatus)(nil),      // 25: swarm.v1.TaskStatus
-	(*Allocation)(nil),      // 26: swarm.v1.Allocation
-	(*Alarm)(nil),           // 27: swarm.v1.Alarm
-	(*Network)(nil),         // 28: swarm.v1.Network
-	(*NetworkProgress)(nil), // 29: swarm.v1.NetworkProgress
-	(*ServiceEndpoint)(nil), // 30: swarm.v1.ServiceEndpoint
-	(*ServiceRevision)(nil), // 31: swarm.v1.ServiceRevision
-	(*ServiceMetric)(nil),   // 32: swarm.v1.ServiceMetric
-	(TaskState)(0),          // 33: swarm.v1.TaskState
+	(*NoteMoves)(nil),       // 7: swarm.v1.NoteMoves
+	(*RaiseAlarm)(nil),      // 8: swarm.v1.RaiseAlarm
+	(*Write)(nil),           // 9: swarm.v1.Write
+	(*SetDrained)(nil),      // 10: swarm.v1.SetDrained
+	(*Proposal)(nil),        // 11: swarm.v1.Proposal
+	(*Entry)(nil),           // 12: swarm.v1.Entry
+	(*Result)(nil),          // 13: swarm.v1.Result
+	(*Request)(nil),         // 14: swarm.v1.Request
+	(*SnapshotHeader)(nil),  // 15: swarm.v1.SnapshotHeader
+	(*Cluster)(nil),         // 16: swarm.v1.Cluster
+	(*Node)(nil),            // 17: swarm.v1.Node
+	(*NodeStatus)(nil),      // 18: swarm.v1.NodeStatus
+	(*Service)(nil),         // 19: swarm.v1.Service
+	(*Template)(nil),        // 20: swarm.v1.Template
+	(*ServiceProgress)(nil), // 21: swarm.v1.ServiceProgress
+	(*SlotProgress)(nil),    // 22: swarm.v1.SlotProgress
+	(*Task)(nil),            // 23: swarm.v1.Task
+	(*TaskPlacement)(nil),   // 24: swarm.v1.TaskPlacement
+	(*TaskAddresses)(nil),   // 25: swarm.v1.TaskAddresses
+	(*TaskStatus)(nil),      // 26: swarm.v1.TaskStatus
+	(*Allocation)(nil),      // 27: swarm.v1.Allocation
+	(*Alarm)(nil),           // 28: swarm.v1.Alarm
+	(*Network)(nil),         // 29: swarm.v1.Network
+	(*NetworkProgress)(nil), // 30: swarm.v1.NetworkProgress
+	(*ServiceEndpoint)(nil), // 31: swarm.v1.ServiceEndpoint
+	(*ServiceRevision)(nil), // 32: swarm.v1.ServiceRevision
+	(*ServiceMetric)(nil),   // 33: swarm.v1.ServiceMetric
+	(TaskState)(0),          // 34: swarm.v1.TaskState
 }
 var file_swarm_v1_store_proto_depIdxs = []int32{
 	0,  // 0: swarm.v1.RowKey.table:type_name -> swarm.v1.Table
-	15, // 1: swarm.v1.Row.cluster:type_name -> swarm.v1.Cluster
-	16, // 2: swarm.v1.Row.node:type_name -> swarm.v1.Node
-	17, // 3: swarm.v1.Row.node_status:type_name -> swarm.v1.NodeStatus
-	18, // 4: swarm.v1.Row.service:type_name -> swarm.v1.Service
-	19, // 5: swarm.v1.Row.template:type_name -> swarm.v1.Template
-	20, // 6: swarm.v1.Row.service_progress:type_name -> swarm.v1.ServiceProgress
-	21, // 7: swarm.v1.Row.slot_progress:type_name -> swarm.v1.SlotProgress
-	22, // 8: swarm.v1.Row.task:type_name -> swarm.v1.Task
-	23, // 9: swarm.v1.Row.task_placement:type_name -> swarm.v1.TaskPlacement
-	24, // 10: swarm.v1.Row.task_addresses:type_name -> swarm.v1.TaskAddresses
-	25, // 11: swarm.v1.Row.task_status:type_name -> swarm.v1.TaskStatus
-	26, // 12: swarm.v1.Row.allocation:type_name -> swarm.v1.Allocation
-	27, // 13: swarm.v1.Row.alarm:type_name -> swarm.v1.Alarm
-	13, // 14: swarm.v1.Row.request:type_name -> swarm.v1.Request
-	28, // 15: swarm.v1.Row.network:type_name -> swarm.v1.Network
-	29, // 16: swarm.v1.Row.network_progress:type_name -> swarm.v1.NetworkProgress
-	30, // 17: swarm.v1.Row.service_endpoint:type_name -> swarm.v1.ServiceEndpoint
-	31, // 18: swarm.v1.Row.service_revision:type_name -> swarm.v1.ServiceRevision
-	32, // 19: swarm.v1.Row.service_metric:type_name -> swarm.v1.ServiceMetric
+	16, // 1: swarm.v1.Row.cluster:type_name -> swarm.v1.Cluster
+	17, // 2: swarm.v1.Row.node:type_name -> swarm.v1.Node
+	18, // 3: swarm.v1.Row.node_status:type_name -> swarm.v1.NodeStatus
+	19, // 4: swarm.v1.Row.service:type_name -> swarm.v1.Service
+	20, // 5: swarm.v1.Row.template:type_name -> swarm.v1.Template
+	21, // 6: swarm.v1.Row.service_progress:type_name -> swarm.v1.ServiceProgress
+	22, // 7: swarm.v1.Row.slot_progress:type_name -> swarm.v1.SlotProgress
+	23, // 8: swarm.v1.Row.task:type_name -> swarm.v1.Task
+	24, // 9: swarm.v1.Row.task_placement:type_name -> swarm.v1.TaskPlacement
+	25, // 10: swarm.v1.Row.task_addresses:type_name -> swarm.v1.TaskAddresses
+	26, // 11: swarm.v1.Row.task_status:type_name -> swarm.v1.TaskStatus
+	27, // 12: swarm.v1.Row.allocation:type_name -> swarm.v1.Allocation
+	28, // 13: swarm.v1.Row.alarm:type_name -> swarm.v1.Alarm
+	14, // 14: swarm.v1.Row.request:type_name -> swarm.v1.Request
+	29, // 15: swarm.v1.Row.network:type_name -> swarm.v1.Network
+	30, // 16: swarm.v1.Row.network_progress:type_name -> swarm.v1.NetworkProgress
+	31, // 17: swarm.v1.Row.service_endpoint:type_name -> swarm.v1.ServiceEndpoint
+	32, // 18: swarm.v1.Row.service_revision:type_name -> swarm.v1.ServiceRevision
+	33, // 19: swarm.v1.Row.service_metric:type_name -> swarm.v1.ServiceMetric
 	2,  // 20: swarm.v1.Guard.key:type_name -> swarm.v1.RowKey
-	33, // 21: swarm.v1.SetTaskState.desired_state:type_name -> swarm.v1.TaskState
+	34, // 21: swarm.v1.SetTaskState.desired_state:type_name -> swarm.v1.TaskState
 	3,  // 22: swarm.v1.Write.put:type_name -> swarm.v1.Row
 	2,  // 23: swarm.v1.Write.delete:type_name -> swarm.v1.RowKey
-	25, // 24: swarm.v1.Write.merge_status:type_name -> swarm.v1.TaskStatus
+	26, // 24: swarm.v1.Write.merge_status:type_name -> swarm.v1.TaskStatus
 	5,  // 25: swarm.v1.Write.set_task_state:type_name -> swarm.v1.SetTaskState
 	6,  // 26: swarm.v1.Write.advance_attempt:type_name -> swarm.v1.AdvanceAttempt
-	7,  // 27: swarm.v1.Write.raise_alarm:type_name -> swarm.v1.RaiseAlarm
-	9,  // 28: swarm.v1.Write.set_drained:type_name -> swarm.v1.SetDrained
-	4,  // 29: swarm.v1.Proposal.guards:type_name -> swarm.v1.Guard
-	8,  // 30: swarm.v1.Proposal.writes:type_name -> swarm.v1.Write
-	10, // 31: swarm.v1.Entry.proposals:type_name -> swarm.v1.Proposal
-	1,  // 32: swarm.v1.Result.outcome:type_name -> swarm.v1.Outcome
-	2,  // 33: swarm.v1.Result.conflict:type_name -> swarm.v1.RowKey
-	12, // 34: swarm.v1.Request.result:type_name -> swarm.v1.Result
-	35, // [35:35] is the sub-list for method output_type
-	35, // [35:35] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	8,  // 27: swarm.v1.Write.raise_alarm:type_name -> swarm.v1.RaiseAlarm
+	10, // 28: swarm.v1.Write.set_drained:type_name -> swarm.v1.SetDrained
+	7,  // 29: swarm.v1.Write.note_moves:type_name -> swarm.v1.NoteMoves
+	4,  // 30: swarm.v1.Proposal.guards:type_name -> swarm.v1.Guard
+	9,  // 31: swarm.v1.Proposal.writes:type_name -> swarm.v1.Write
+	11, // 32: swarm.v1.Entry.proposals:type_name -> swarm.v1.Proposal
+	1,  // 33: swarm.v1.Result.outcome:type_name -> swarm.v1.Outcome
+	2,  // 34: swarm.v1.Result.conflict:type_name -> swarm.v1.RowKey
+	13, // 35: swarm.v1.Request.result:type_name -> swarm.v1.Result
+	36, // [36:36] is the sub-list for method output_type
+	36, // [36:36] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_swarm_v1_store_proto_init() }
@@ -1616,7 +1725,7 @@ func file_swarm_v1_store_proto_init() {
 		(*Row_ServiceRevision)(nil),
 		(*Row_ServiceMetric)(nil),
 	}
-	file_swarm_v1_store_proto_msgTypes[6].OneofWrappers = []any{
+	file_swarm_v1_store_proto_msgTypes[7].OneofWrappers = []any{
 		(*Write_Put)(nil),
 		(*Write_Delete)(nil),
 		(*Write_MergeStatus)(nil),
@@ -1624,6 +1733,7 @@ func file_swarm_v1_store_proto_init() {
 		(*Write_AdvanceAttempt)(nil),
 		(*Write_RaiseAlarm)(nil),
 		(*Write_SetDrained)(nil),
+		(*Write_NoteMoves)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1631,7 +1741,7 @@ func file_swarm_v1_store_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_v1_store_proto_rawDesc), len(file_swarm_v1_store_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
