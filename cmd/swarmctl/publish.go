@@ -301,7 +301,7 @@ func conflictText(c *swarmpb.NodePortConflict) string {
 	return fmt.Sprintf("port %s on node %s is taken by %s: clients of that node reach it instead; stop it or publish another port", port, node, who)
 }
 
-// serviceNotes is what keeps clients from services.
+// serviceNotes is what keeps clients from services, and why their last updates went back.
 func serviceNotes(ctx context.Context, c *client, services []string) ([]string, error) {
 	var out []string
 	err := each(services, func(name string) error {
@@ -321,6 +321,9 @@ func serviceNotes(ctx context.Context, c *client, services []string) ([]string, 
 		}
 		for _, conflict := range r.GetService().GetConflicts() {
 			out = append(out, prefix+conflictText(conflict))
+		}
+		if why := wentBack(r.GetService()); why != "" {
+			out = append(out, prefix+why)
 		}
 		return nil
 	})

@@ -309,6 +309,32 @@ func TestHistoryAndDiff_EveryForm_ReadAsBefore(t *testing.T) {
 	golden(t, "history", got)
 }
 
+func TestPs_LastUpdateWentBack_SaysWhyBelowTheTasks(t *testing.T) {
+	f := start(t, false)
+	f.control.services = f.control.services[:1]
+	why := "task web.6 failed: exit code 1"
+	for _, test := range []struct {
+		state           swarmpb.UpdateState
+		message, before string
+		tells           bool
+	}{
+		{swarmpb.UpdateState_UPDATE_STATE_ROLLBACK_COMPLETED, "rollback completed", why, true},
+		{swarmpb.UpdateState_UPDATE_STATE_ROLLBACK_COMPLETED, "rollback completed", "rollback completed", false}, // as a user asked
+		{swarmpb.UpdateState_UPDATE_STATE_COMPLETED, "update completed", why, false},                             // somebody else's outcome
+	} {
+		f.control.services[0].Progress = &swarmpb.ServiceProgress{
+			Update: &swarmpb.UpdateStatus{State: test.state, Revision: 6, Message: test.message},
+			Outcomes: []*swarmpb.RevisionOutcome{
+				{Revision: 5, State: swarmpb.UpdateState_UPDATE_STATE_ROLLBACK_COMPLETED, Message: "of an earlier one"}, {Revision: 6, State: test.state, Message: test.before},
+			},
+		}
+		got := f.play("service ps web")
+		if note := "\n\nversion 6 was rolled back: " + why + "; `swarmctl service history web` lists all versions\n"; strings.Contains(got, note) != test.tells || strings.Contains(got, "rolled back") != test.tells {
+			t.Errorf("%s, before %q: want the reason: %t, got\n%s", test.message, test.before, test.tells, got)
+		}
+	}
+}
+
 func TestPsHealth_EveryState_ReadsAsBefore(t *testing.T) {
 	f := start(t, false)
 	health := func(state swarmpb.HealthState, notReady bool, failing, notReadyFailing uint32, output string) *swarmpb.HealthStatus {

@@ -93,6 +93,21 @@ back to one.`,
 	return cmd
 }
 
+// wentBack is why a service's last update was rolled back; empty where it was not, or a user wanted it. The tasks that failed are gone from the list
+// where they had slots of their own, as a canary's have.
+func wentBack(s *swarmpb.ServiceInfo) string {
+	update := s.GetProgress().GetUpdate()
+	if rolloutWord(update) != "rolled back" {
+		return ""
+	}
+	for _, o := range s.GetProgress().GetOutcomes() {
+		if o.GetRevision() == update.GetRevision() && o.GetMessage() != "" && o.GetMessage() != update.GetMessage() {
+			return fmt.Sprintf("version %d was rolled back: %s; `swarmctl service history %s` lists all versions", o.GetRevision(), o.GetMessage(), s.GetService().GetSpec().GetName())
+		}
+	}
+	return ""
+}
+
 // history is a service's versions, the newest first.
 func history(ctx context.Context, c *client, service string) ([]*swarmpb.RevisionInfo, error) {
 	r, err := c.GetServiceHistory(ctx, &swarmpb.GetServiceHistoryRequest{Service: service})

@@ -284,7 +284,7 @@ PREPARING shows how far its image is. --health shows instead what probes say: st
 healthy, unhealthy or not ready, with the failures in a row, and the output of the probe that changed it last.
 
 Below the table stands what keeps clients from the service: a published port that a program on some node has already, and
-what of its ports and addresses the cluster could not give it.`,
+what of its ports and addresses the cluster could not give it, and why its last update was rolled back.`,
 		Example: `  swarmctl service ps web
   swarmctl service ps --filter state=failed --no-trunc web
   swarmctl service ps --health --current web
