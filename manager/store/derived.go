@@ -22,6 +22,11 @@ func (t *tx) setTaskRow(old, next *taskRow) {
 	if next != nil {
 		t.rows.set(t.index, next.ordinal, next)
 	}
+	if asked, asks := old.asks(), next.asks(); asked != asks {
+		if t.asking--; asks {
+			t.asking += 2
+		}
+	}
 	t.indexTask(old, next)
 	switch {
 	case old == nil:
@@ -154,6 +159,9 @@ func (t *tx) unwait(row *taskRow) {
 		t.waiting.Delete(row.task.ServiceId)
 	}
 }
+
+// asks tells whether the task waits for a node and has asked others to give way.
+func (r *taskRow) asks() bool { return r != nil && len(r.placement.GetPreempts()) > 0 && r.waits() }
 
 func (r *taskRow) nodeID() string {
 	if r == nil {

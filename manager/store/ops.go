@@ -23,6 +23,8 @@ func (t *tx) apply(write *swarmpb.Write) *refusal {
 		return t.raiseAlarm(op.RaiseAlarm)
 	case *swarmpb.Write_SetDrained:
 		return t.setDrained(op.SetDrained)
+	case *swarmpb.Write_NoteMoves:
+		return t.noteMoves(op.NoteMoves)
 	default:
 		return unknown("the proposal holds a write that this version does not know; upgrade this manager")
 	}
@@ -181,8 +183,8 @@ func (t *tx) putServiceProgress(row *swarmpb.ServiceProgress) *refusal {
 	old := t.ServiceProgress(row.ServiceId)
 	row.ServiceId = service.Id
 	row.Attempt = max(row.Attempt, old.GetAttempt())
-	// Who writes the update guards neither.
-	row.MovedAt, row.BalancedAt = max(row.MovedAt, old.GetMovedAt()), max(row.BalancedAt, old.GetBalancedAt())
+	// Who writes the update or a job's runs knows nothing of moves.
+	keepMoves(row, old)
 	row.Meta = t.stamp(old.GetMeta())
 	return t.replace(swarmpb.Table_TABLE_SERVICE_PROGRESS, Key{ID: row.ServiceId}, row)
 }

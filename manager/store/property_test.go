@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -64,7 +65,15 @@ func templateOf(service string, version uint64) *swarmpb.Template {
 
 // drawWrites makes what belongs in one proposal.
 func drawWrites(t *rapid.T) []*swarmpb.Write {
-	switch rapid.IntRange(0, 20).Draw(t, "op") {
+	switch rapid.IntRange(0, 21).Draw(t, "op") {
+	case 21:
+		return []*swarmpb.Write{
+			{Op: &swarmpb.Write_NoteMoves{NoteMoves: &swarmpb.NoteMoves{
+				ServiceId: rapid.SampledFrom(someServices).Draw(t, "moves of"), BalanceSlot: rapid.Uint64Range(0, 2).Draw(t, "slot"),
+				MovedAt: rapid.Int64Range(0, 2).Draw(t, "moved"), MovedBefore: rapid.Int64Range(0, 1).Draw(t, "before"), BalancedAt: rapid.Int64Range(0, 2).Draw(t, "balanced"),
+			}}},
+			put(&swarmpb.Row{Row: &swarmpb.Row_TaskPlacement{TaskPlacement: &swarmpb.TaskPlacement{TaskId: drawTaskID(t), Preempts: []string{drawTaskID(t)}, PreemptsOn: "node-a"}}}),
+		}
 	case 19:
 		return []*swarmpb.Write{put(&swarmpb.Row{Row: &swarmpb.Row_ServiceRevision{ServiceRevision: &swarmpb.ServiceRevision{
 			ServiceId: rapid.SampledFrom(someServices).Draw(t, "revision of"), Revision: rapid.Uint64Range(1, 40).Draw(t, "revision"),
@@ -266,6 +275,21 @@ func drawEntries(t *rapid.T, low, high int) []*swarmpb.Entry {
 	return entries
 }
 
+// sameClaims compares both ways to ask for a service's claims.
+func sameClaims(t *rapid.T, view *View) {
+	for _, service := range someServices {
+		want := map[string]int{}
+		for _, node := range someNodes {
+			if n := view.TasksOnByService(node, service); n > 0 {
+				want[node] = n
+			}
+		}
+		if got := view.ClaimsOf(service); !maps.Equal(got, want) {
+			t.Fatalf("claims of %s are %v, want %v", service, got, want)
+		}
+	}
+}
+
 func snapshotOf(t interface{ Fatal(...any) }, view *View) []byte {
 	var out bytes.Buffer
 	if err := view.WriteSnapshot(&out); err != nil {
@@ -320,6 +344,7 @@ func TestApply_RandomEntries_DerivedRowsReplicasFeedAndSnapshotsAgree(t *testing
 			if err := a.View().Verify(); err != nil {
 				t.Fatal(err)
 			}
+			sameClaims(t, a.View())
 			if err := before.Verify(); err != nil {
 				t.Fatalf("an old view changed: %v", err)
 			}

@@ -307,6 +307,26 @@ func TestAdvanceAttempt_LowerNumber_ChangesNothing(t *testing.T) {
 	}
 }
 
+func TestNoteMoves_OthersWereToldMeanwhile_IsAConflict(t *testing.T) {
+	f := newFixture(t)
+	note := func(before, at int64, slot uint64) *swarmpb.Write {
+		return &swarmpb.Write{Op: &swarmpb.Write_NoteMoves{NoteMoves: &swarmpb.NoteMoves{ServiceId: "svc", MovedBefore: before, MovedAt: at, BalanceSlot: slot}}}
+	}
+	update := &swarmpb.UpdateStatus{Message: "goes on"}
+	f.apply(note(0, 5, 3), put(&swarmpb.Row{Row: &swarmpb.Row_ServiceProgress{ServiceProgress: &swarmpb.ServiceProgress{ServiceId: "svc", Update: update}}}))
+	// Whatever else changes in the row is no concern of moves.
+	f.apply(&swarmpb.Write{Op: &swarmpb.Write_AdvanceAttempt{AdvanceAttempt: &swarmpb.AdvanceAttempt{ServiceId: "svc", Attempt: 7}}}, note(5, 6, 0))
+	var conflict *ConflictError
+	if err := f.try(note(5, 7, 0)); !errors.As(err, &conflict) {
+		t.Errorf("the same moves are noted twice: %v", err)
+	}
+	f.apply(note(6, 2, 0), &swarmpb.Write{Op: &swarmpb.Write_NoteMoves{NoteMoves: &swarmpb.NoteMoves{ServiceId: "svc", BalancedAt: 9}}})
+	got := f.store.View().ServiceProgress("svc")
+	if got.MovedAt != 7 || got.BalanceSlot != 3 || got.BalancedAt != 9 || got.Attempt != 7 || got.GetUpdate().GetMessage() != "goes on" {
+		t.Errorf("progress is %v", got)
+	}
+}
+
 func TestSetTaskState_LowerState_KeepsTheHigher(t *testing.T) {
 	f := newFixture(t)
 	f.apply(task("t", 1, 1, 1, ""))

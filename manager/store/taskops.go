@@ -130,6 +130,42 @@ func (t *tx) advanceAttempt(op *swarmpb.AdvanceAttempt) *refusal {
 	return nil
 }
 
+// noteMoves notes that tasks of a service are told to move, or that a request for balance is done with.
+func (t *tx) noteMoves(op *swarmpb.NoteMoves) *refusal {
+	if refused := checkKey(swarmpb.ServiceKey(op.GetServiceId())); refused != nil {
+		return refused
+	}
+	service := t.Service(op.ServiceId)
+	if service == nil {
+		return gone(swarmpb.ServiceKey(op.ServiceId))
+	}
+	old := t.ServiceProgress(op.ServiceId)
+	if op.MovedAt != 0 && old.GetMovedAt() != op.MovedBefore {
+		return conflict(swarmpb.ServiceProgressKey(op.ServiceId), "tasks of service %s were told to move meanwhile", op.ServiceId)
+	}
+	row := &swarmpb.ServiceProgress{ServiceId: service.Id}
+	if old != nil {
+		row = swarmpb.Clone(old)
+	}
+	if op.BalanceSlot != 0 {
+		row.BalanceSlot = op.BalanceSlot
+	}
+	if op.MovedAt != 0 {
+		row.MovedAt = max(op.MovedAt, old.GetMovedAt()+1) // also where the clock of the manager before was ahead
+	}
+	row.BalancedAt = max(op.BalancedAt, row.BalancedAt)
+	row.Meta = t.stamp(old.GetMeta())
+	return t.replace(swarmpb.Table_TABLE_SERVICE_PROGRESS, Key{ID: service.Id}, row)
+}
+
+// keepMoves keeps what the row before says of moves, unless this one knows of later ones.
+func keepMoves(row, old *swarmpb.ServiceProgress) {
+	if old.GetMovedAt() >= row.MovedAt {
+		row.MovedAt, row.BalanceSlot = old.GetMovedAt(), old.GetBalanceSlot()
+	}
+	row.BalancedAt = max(row.BalancedAt, old.GetBalancedAt())
+}
+
 // putPlacement gives a task its node, or says why there is none. A placed task never moves: it is replaced.
 func (t *tx) putPlacement(row *swarmpb.TaskPlacement) *refusal {
 	task := t.taskRow(row.TaskId)

@@ -107,6 +107,38 @@ func (v *View) TasksOnByService(nodeID, serviceID string) int {
 	return count
 }
 
+// ClaimsOf counts a service's claims by node, without the nodes that have none. It reads whichever are fewer, the service's
+// tasks or the nodes. The caller owns the answer.
+func (v *View) ClaimsOf(serviceID string) map[string]int {
+	service, ok := v.perService.Get(serviceID)
+	if !ok {
+		return map[string]int{}
+	}
+	if service.tasks.count >= v.perNode.Len() {
+		counts := make(map[string]int, v.perNode.Len())
+		v.perNode.Scan(func(node string, index *nodeIndex) bool {
+			if n, _ := index.services.Get(service.number); n > 0 {
+				counts[node] = n
+			}
+			return true
+		})
+		return counts
+	}
+	counts := make(map[string]int, service.tasks.count)
+	for ordinal := range service.tasks.all() {
+		node := v.rows.at(ordinal).nodeID()
+		if _, done := counts[node]; done || node == "" {
+			continue
+		}
+		if index, ok := v.perNode.Get(node); ok {
+			if n, _ := index.services.Get(service.number); n > 0 {
+				counts[node] = n
+			}
+		}
+	}
+	return counts
+}
+
 // Counts walks the observed states of a template's tasks with the number of tasks in each, lowest first. States
 // without a task are left out.
 func (v *View) Counts(serviceID string, templateVersion uint64) iter.Seq2[swarmpb.TaskState, int] {

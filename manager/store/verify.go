@@ -31,6 +31,7 @@ type rebuild struct {
 	// heirs are the claiming tasks by the task they replace.
 	heirs          map[string][]*taskRow
 	waiting        int
+	asking         int
 	claimingHeirs  int
 	ownedAddresses int
 }
@@ -140,6 +141,9 @@ func (r *rebuild) task(v *View, row *taskRow) error {
 	}
 	if row.waits() {
 		r.waiting++
+		if row.placement.GetPreempts() != nil {
+			r.asking++
+		}
 	}
 	nodeID := row.placement.GetNodeId()
 	if nodeID == "" {
@@ -207,6 +211,7 @@ func (r *rebuild) compare(v *View) error {
 		{"owned addresses", v.owners.Len(), r.ownedAddresses},
 		{"remembered requests", v.requestOrder.Len(), v.requests.Len()},
 		{"unplaced tasks", v.unplaced, r.waiting},
+		{"asking tasks", v.asking, r.asking},
 		{"replacing tasks", v.heirs.Len(), r.claimingHeirs},
 		{"template references", v.references.Len(), len(r.references)},
 		{"nodes with tasks", v.perNode.Len(), len(r.nodes)},

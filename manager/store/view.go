@@ -55,6 +55,8 @@ type View struct {
 	// waiting is the services with tasks that wait for a node, and unplaced the number of those tasks.
 	waiting  *btree.Map[string, struct{}]
 	unplaced int
+	// asking is the number of tasks without a node that wait for others to give way.
+	asking int
 	// heirs is replaced task -> the tasks that replace it and hold a claim.
 	heirs *btree.BTreeG[heirItem]
 	// references is how many rows refer to a template.
@@ -393,6 +395,9 @@ func (v *View) UnaddressedOf(serviceID string) iter.Seq2[*swarmpb.Task, *swarmpb
 
 // UnplacedCount is the number of tasks that wait for a node.
 func (v *View) UnplacedCount() int { return v.unplaced }
+
+// AskingCount is the number of tasks without a node that have asked others to give way (TaskPlacement.preempts).
+func (v *View) AskingCount() int { return v.asking }
 
 // UnplacedOf are the tasks of a service that wait for a node, by slot and attempt.
 func (v *View) UnplacedOf(serviceID string) iter.Seq[*swarmpb.Task] {
