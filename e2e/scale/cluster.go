@@ -168,10 +168,10 @@ func (c *cluster) start(ctx context.Context, managers, nodes int) error {
 	if err != nil {
 		return err
 	}
-	if err := c.phase("join"); err != nil {
+	if c.fleet, err = spawn("fleet", strings.Join(addresses, ","), first.Worker, strconv.Itoa(nodes)); err != nil {
 		return err
 	}
-	if c.fleet, err = spawn("fleet", strings.Join(addresses, ","), first.Worker, strconv.Itoa(nodes)); err != nil {
+	if err := c.phase("join"); err != nil {
 		return err
 	}
 	began, said := time.Now(), time.Now()
@@ -180,7 +180,7 @@ func (c *cluster) start(ctx context.Context, managers, nodes int) error {
 		err := c.fleet.ask("state", &s)
 		if time.Since(said) > 10*time.Second {
 			said = time.Now()
-			fmt.Fprintf(os.Stderr, "%.0f s: %d of %d workers have sessions\n", time.Since(began).Seconds(), s.Connected, nodes)
+			fmt.Fprintf(os.Stderr, "%.0f s: %d workers have joined, %d of %d have sessions\n", time.Since(began).Seconds(), s.Joined, s.Connected, nodes)
 		}
 		return s.Connected == nodes, err
 	})

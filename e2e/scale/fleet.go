@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,12 +25,15 @@ import (
 
 // fleetState is what the workers have come to.
 type fleetState struct {
+	Joined    int64
 	Connected int
 	Running   int64 // tasks reported
 }
 
 const (
-	joinsAtOnce = 16
+	joinsAtOnce = 64
+	// fleetGC is the fleet's GOGC: memory for time that the managers have.
+	fleetGC = 300
 	// coalesce is a worker's window for statuses, reportAtMost what one report holds: as a real one's.
 	coalesce     = 100 * time.Millisecond
 	reportAtMost = 500
@@ -46,8 +50,9 @@ func runFleet(ctx context.Context, out *json.Encoder, in *json.Decoder) error {
 	if err != nil {
 		return err
 	}
+	debug.SetGCPercent(fleetGC)
 	workers := make([]*worker, count)
-	var reported atomic.Int64
+	var reported, joined atomic.Int64
 	g, ctx := errgroup.WithContext(ctx)
 	joins, _ := errgroup.WithContext(ctx)
 	joins.SetLimit(joinsAtOnce)
@@ -71,6 +76,7 @@ func runFleet(ctx context.Context, out *json.Encoder, in *json.Decoder) error {
 				if err != nil {
 					return err
 				}
+				joined.Add(1)
 				w.id, w.creds = id, wire.NewCredentials()
 				w.creds.SetDialer(w.dial)
 				w.creds.Set(id)
@@ -84,7 +90,7 @@ func runFleet(ctx context.Context, out *json.Encoder, in *json.Decoder) error {
 		return answer(in, out, func(word string) (any, error) {
 			switch word {
 			case "state":
-				s := fleetState{Running: reported.Load()}
+				s := fleetState{Joined: joined.Load(), Running: reported.Load()}
 				for _, w := range workers {
 					if w != nil && w.connected.Load() {
 						s.Connected++

@@ -28,13 +28,16 @@ import (
 // message there and back under TLS, would leave them time for little else.
 const slowFrom = 4000
 
-var (
-	slowLimits = dispatcher.Limits{BeatInterval: 2 * time.Second, Lease: 10 * time.Second, ReconnectLease: 30 * time.Second, ReportInterval: time.Second}
-	slowTuning = replica.Tuning{
-		HeartbeatTimeout: 1500 * time.Millisecond, ElectionTimeout: 1500 * time.Millisecond, LeaderLease: 1500 * time.Millisecond, WriteDeadline: 10 * time.Second,
-		ProposeTimeout: 30 * time.Second,
-	}
-)
+// slowLimits have as many beats a second whatever the number of nodes.
+func slowLimits(nodes int) dispatcher.Limits {
+	beat := time.Duration(nodes) * 400 * time.Microsecond
+	return dispatcher.Limits{BeatInterval: beat, Lease: 5 * beat, ReconnectLease: 30 * time.Second, ReportInterval: time.Second}
+}
+
+var slowTuning = replica.Tuning{
+	HeartbeatTimeout: 1500 * time.Millisecond, ElectionTimeout: 1500 * time.Millisecond, LeaderLease: 1500 * time.Millisecond, WriteDeadline: 10 * time.Second,
+	ProposeTimeout: 30 * time.Second,
+}
 
 // runManager is the role of a manager: its directory, its socket, of another manager address and token, both empty for the first, and how many workers there will be.
 func runManager(ctx context.Context, out *json.Encoder, in *json.Decoder) error {
@@ -71,7 +74,7 @@ func runManager(ctx context.Context, out *json.Encoder, in *json.Decoder) error 
 	said.Address = listener.Addr().String()
 	cfg := manager.Config{Dir: dir, Credentials: creds, Address: said.Address, Raft: listener.Raft(), Logger: slog.Default()}
 	if nodes >= slowFrom {
-		cfg.Limits, cfg.Tuning = slowLimits, slowTuning
+		cfg.Limits, cfg.Tuning = slowLimits(nodes), slowTuning
 	}
 	m, err := manager.New(cfg)
 	if err != nil {

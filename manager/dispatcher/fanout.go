@@ -122,7 +122,8 @@ func (s *Server) fan(batch store.Batch) {
 func (s *Server) resync(view *store.View) {
 	s.mu.Lock()
 	var removed []string
-	for id := range s.sessions {
+	for id, x := range s.sessions {
+		x.told.stale = true
 		if view.Node(id) == nil {
 			removed = append(removed, id)
 		}
@@ -161,6 +162,8 @@ func (s *Server) settle(index uint64, news news) {
 type owners struct {
 	all   bool
 	nodes map[string]struct{}
+	// seen have another row of what they are or are seen as.
+	seen []string
 	// hurried have a task that may stop now; removed are no nodes any more.
 	hurried map[string]struct{}
 	removed []string
@@ -203,9 +206,12 @@ func (o *owners) see(view *store.View, c *store.Change) {
 		}
 	case swarmpb.Table_TABLE_CLUSTER:
 		o.all = true
+	case swarmpb.Table_TABLE_NODE_STATUS:
+		o.seen = append(o.seen, c.Key.ID)
 	case swarmpb.Table_TABLE_NODE:
 		before, _ := c.Old.(*swarmpb.Node)
 		after, _ := c.New.(*swarmpb.Node)
+		o.seen = append(o.seen, c.Key.ID)
 		switch {
 		case after == nil:
 			o.removed = append(o.removed, before.GetId())
@@ -248,6 +254,11 @@ func (s *Server) wakeOwn(own *owners) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for _, id := range own.seen {
+		if x := s.sessions[id]; x != nil {
+			x.told.stale = true
+		}
+	}
 	for id := range own.nodes {
 		if x := s.sessions[id]; x != nil {
 			x.notify(true)

@@ -89,7 +89,7 @@ func fitting[T any](items []T, limit int, size func(T) int) int {
 const (
 	mergePerSession = 100 * time.Microsecond
 	peersPerSession = time.Millisecond
-	maxPeersWait    = 2 * time.Second
+	maxPeersWait    = 5 * time.Second
 )
 
 // missedBeats is the number of beat intervals after which a session no longer counts as beating: a second

@@ -232,23 +232,16 @@ func (s *Server) makeReport(now time.Time) *Report {
 	return report
 }
 
-// told remembers a comparison of facts with a row: both are never changed in place, and seldom another one.
+// told remembers a comparison of facts with the node's rows: both are never changed in place, and seldom others.
 type told struct {
-	index uint64 // of the view
 	facts *Facts
-	row   *swarmpb.NodeStatus
-	role  swarmpb.NodeRole
-	equal bool
+	// stale: a row of the node has changed.
+	stale, equal bool
 }
 
 func (t *told) recorded(facts *Facts, view *store.View, nodeID string) bool {
-	if t.facts == facts && t.index == view.Index() {
-		return t.equal
-	}
-	t.index = view.Index()
-	row, role := view.NodeStatus(nodeID), view.Node(nodeID).GetRole()
-	if t.facts != facts || t.row != row || t.role != role {
-		t.facts, t.row, t.role, t.equal = facts, row, role, facts.recorded(row, role)
+	if t.facts != facts || t.stale {
+		*t = told{facts: facts, equal: facts.recorded(view.NodeStatus(nodeID), view.Node(nodeID).GetRole())}
 	}
 	return t.equal
 }

@@ -30,7 +30,7 @@ type session struct {
 	ended     chan struct{}
 	// role is the one that the node was last woken for; under the server's lock.
 	role swarmpb.NodeRole
-	// told is what the facts were last compared with; the keeper's reports alone use it.
+	// told is what came of the last comparison of the facts; under the server's lock.
 	told told
 
 	mu    sync.Mutex
