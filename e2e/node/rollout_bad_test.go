@@ -105,7 +105,7 @@ func (c *netCluster) comes(t *testing.T, bad badVersion, ways []*badWay) {
 		}
 		wantWords(t, d.errs, bad.why...)
 		list := c.ok(t, c.via, "service", "ps", "--no-trunc", w.name)
-		if bad.unplaced || w.sets && w.action == "rollback" { // nothing of the new version is left, and the list is of tasks
+		if bad.unplaced { // there are no tasks of the new version, and the list is of tasks
 			list = c.ok(t, c.via, "service", "history", w.name)
 		}
 		wantWords(t, list, bad.listed...)
