@@ -190,7 +190,8 @@ func (r *round) optional(t *swarmpb.Task) bool {
 }
 
 // balance places a task that is to follow another one for balance: only where that makes things more even than they are, which
-// may be another node than the orchestrator found. So moves come to an end whatever happens meanwhile.
+// may be another node than the orchestrator found, and not on one that has not settled. So moves come to an end whatever happens
+// meanwhile.
 func (r *round) balance(t *swarmpb.Task, onNode map[string]int) {
 	q, err := r.requirements(t.GetServiceId(), t.GetTemplateVersion())
 	if err != nil {
@@ -198,9 +199,13 @@ func (r *round) balance(t *swarmpb.Task, onNode map[string]int) {
 		return
 	}
 	group := &scheduler.Group{Service: t.GetServiceId(), Requirements: q, OnNode: onNode}
-	old, failing := t.GetReplaces(), r.read.Failing(t.GetServiceId(), r.now)
+	avoid := []map[string]bool{r.read.Failing(t.GetServiceId(), r.now)}
+	if !claims.BalanceAsked(r.view, r.view.Service(t.GetServiceId()), r.now) {
+		fresh, _ := claims.Unsettled(r.view, r.now)
+		avoid = append(avoid, fresh)
+	}
 	move, ok := r.nodes.Better(&scheduler.Balance{Service: t.GetServiceId(), Requirements: q, OnNode: onNode,
-		Movable: map[string]string{r.view.NodeID(old): old}, Avoid: []map[string]bool{failing}})
+		From: r.view.NodeID(t.GetReplaces()), Avoid: avoid})
 	if !ok {
 		r.planner.stick(t.GetServiceId(), true) // it is needed when the other one ends
 		r.reject(t, notBetter)
