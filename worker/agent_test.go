@@ -100,7 +100,7 @@ func TestAgent_RemovedThenRestartedWithoutManagers_IsNotTakenUpAgain(t *testing.
 		h.wantContainers()
 		h.cut(false)
 		h.settle(10 * time.Second)
-		h.wantState("a", stateShutdown, "")
+		h.wantState("a", stateShutdown, "killed: it did not end within its grace period of 10s")
 	})
 }
 
@@ -335,7 +335,7 @@ func TestAgent_Shutdown_StopsWithSignalAndGrace(t *testing.T) {
 		}
 		h.wantState("stubborn", stateRunning, "")
 		h.settle(2 * time.Second)
-		if s := h.wantState("stubborn", stateShutdown, ""); s.Container.ExitCode != 137 {
+		if s := h.wantState("stubborn", stateShutdown, "killed: it did not end within its grace period of 10s"); s.Container.ExitCode != 137 {
 			t.Errorf("exit code is %d, want 137", s.Container.ExitCode)
 		}
 		h.wantContainers()

@@ -412,3 +412,17 @@ func TestPlan_JSON_ListsAreThereThoughEmpty(t *testing.T) {
 		}
 	}
 }
+
+func TestTrouble_MovedAndKilled_SaysBoth(t *testing.T) {
+	for want, r := range map[string]taskRow{
+		"moved to n1: the node is drained; killed: late": {State: "shutdown", Message: "moved to n1: the node is drained; stopped", Error: "killed: late"},
+		"moved to n1: the node is drained":               {State: "shutdown", Message: "moved to n1: the node is drained; stopped"},
+		"exit code 1":                                    {State: "failed", Message: "started", Error: "exit code 1"},
+		"pulling":                                        {State: "preparing", Message: "pulling"},
+		"":                                               {State: "running", Message: "started"},
+	} {
+		if got := r.trouble(); got != want {
+			t.Errorf("%+v: %q, want %q", r, got, want)
+		}
+	}
+}

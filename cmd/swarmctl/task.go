@@ -213,19 +213,20 @@ func (a *app) printTasks(l taskListing, rows []taskRow) error {
 
 // trouble is why a task ended or what it waits for, and where it has gone to.
 func (r taskRow) trouble() string {
-	switch {
-	case r.Error != "":
-		return r.Error
-	case r.State == "pending", r.State == "preparing":
-		return r.Message
-	}
+	var said []string
 	for _, gone := range []string{"moves to ", "moved to ", "gave way to "} {
 		if strings.HasPrefix(r.Message, gone) {
 			text, _, _ := strings.Cut(r.Message, "; ")
-			return text
+			said = append(said, text)
 		}
 	}
-	return ""
+	switch {
+	case r.Error != "":
+		said = append(said, r.Error)
+	case r.State == "pending", r.State == "preparing":
+		return r.Message
+	}
+	return strings.Join(said, "; ")
 }
 
 func (r taskRow) shownID(whole bool) string {

@@ -124,18 +124,19 @@ func TestContainers_ThatMakeTrouble_AreContainedAndToldInOneLine(t *testing.T) {
 	t.Run("killed", func(t *testing.T) {
 		c.ok(t, 1, "service", "create", "--name", "deaf", "--update-monitor", "100ms", "--stop-grace-period", "1s", "trouble:v1", "deaf")
 		x := c.runningAre(t, "deaf", 1)[0]
-		c.ok(t, 1, "service", "scale", "deaf=0")
+		c.ok(t, 1, "service", "update", "--force", "deaf")
+		const told = "killed: it did not end within its grace period of 1s"
 		until(t, func() error {
 			for _, now := range c.tasks(t, "deaf") {
-				if now.ID == x.ID && now.State == "shutdown" && now.ExitCode != nil && *now.ExitCode == 137 {
+				if now.ID == x.ID && now.State == "shutdown" && now.ExitCode != nil && *now.ExitCode == 137 && now.Error == told {
 					return nil
 				}
 			}
-			if len(c.tasks(t, "deaf")) == 0 && len(c.pids()) == len(good) {
-				return nil // its history is gone with its slot
-			}
 			return fmt.Errorf("want it killed after its grace period:\n%s", describe(c.tasks(t, "deaf")))
 		})
+		if ps := lines(c.ok(t, 1, "service", "ps", "--no-trunc", "deaf")); len(ps) != 3 || !strings.Contains(ps[2], told) {
+			t.Errorf("service ps says\n%s", strings.Join(ps, "\n"))
+		}
 		c.remove(t, "deaf")
 	})
 	t.Run("log-flood", func(t *testing.T) { logFlood(t, c) })
