@@ -286,11 +286,7 @@ func (r *Runtime) sweepExecs(s *state) {
 
 // processesOf are the processes of a container, sorted, as far as they can be seen from here.
 func (r *Runtime) processesOf(id string) (pids []int) {
-	file := filepath.Join("/sys/fs/cgroup/memory", r.CgroupParent, id, "cgroup.procs")
-	if r.host.unified {
-		file = filepath.Join("/sys/fs/cgroup", r.CgroupParent, id, "cgroup.procs")
-	}
-	body, err := os.ReadFile(file)
+	body, err := os.ReadFile(r.host.memoryFile(filepath.Join(r.CgroupParent, id), "cgroup.procs", "cgroup.procs"))
 	if err != nil {
 		return nil
 	}

@@ -281,11 +281,7 @@ func (r *Runtime) oomKilled(id string) bool {
 	if oom {
 		return true
 	}
-	file := filepath.Join("/sys/fs/cgroup/memory", r.CgroupParent, id, "memory.oom_control")
-	if r.host.unified {
-		file = filepath.Join("/sys/fs/cgroup", r.CgroupParent, id, "memory.events")
-	}
-	body, err := os.ReadFile(file)
+	body, err := os.ReadFile(r.host.memoryFile(filepath.Join(r.CgroupParent, id), "memory.oom_control", "memory.events"))
 	return err == nil && oomKills(body) > 0
 }
 

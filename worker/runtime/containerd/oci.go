@@ -128,14 +128,15 @@ func (o OCIRuntime) specVersion(latest string) string {
 
 func hybridCgroups() bool {
 	var fs unix.Statfs_t
-	if unix.Statfs("/sys/fs/cgroup", &fs) != nil || fs.Type == unix.CGROUP2_SUPER_MAGIC {
+	if unix.Statfs(cgroupRoot, &fs) != nil || fs.Type == unix.CGROUP2_SUPER_MAGIC {
 		return false
 	}
-	return unix.Statfs("/sys/fs/cgroup/unified", &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC
+	return unix.Statfs(cgroupRoot+"/unified", &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC
 }
 
 // host is what the specs of containers depend on.
 type host struct {
+	cgroups  string // their root
 	unified  bool   // cgroup v2
 	swap     bool   // swap can be limited
 	apparmor bool   // profiles can be loaded
@@ -147,13 +148,10 @@ type host struct {
 const noFiles = 524288
 
 func probeHost() host {
-	h := host{nofile: noFiles}
+	h := host{nofile: noFiles, cgroups: cgroupRoot}
 	var fs unix.Statfs_t
-	if unix.Statfs("/sys/fs/cgroup", &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC {
-		h.unified, h.swap = true, true
-	} else if _, err := os.Stat("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes"); err == nil {
-		h.swap = true
-	}
+	h.unified = unix.Statfs(cgroupRoot, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC
+	h.swap = boundsSwap(cgroupRoot, h.unified)
 	if body, err := os.ReadFile("/sys/module/apparmor/parameters/enabled"); err == nil && strings.HasPrefix(string(body), "Y") {
 		_, err = exec.LookPath("apparmor_parser")
 		h.apparmor = err == nil
