@@ -262,16 +262,32 @@ func (c *cluster) create(ctx context.Context, manager int, name string, replicas
 	return err
 }
 
-func (c *cluster) running(ctx context.Context, manager int, name string, replicas int) error {
+// reported is how many tasks the workers have reported as running.
+func (c *cluster) reported() (int64, error) {
+	var s fleetState
+	err := c.fleet.ask("state", &s)
+	return s.Running, err
+}
+
+// running waits until the workers have reported so many tasks more than before, and the manager then says that they run.
+func (c *cluster) running(ctx context.Context, manager int, name string, replicas int, before int64) error {
 	said := time.Now()
+	err := c.until(ctx, fmt.Sprintf("%d tasks of %s are reported", replicas, name), func() (bool, error) {
+		var s fleetState
+		err := c.fleet.ask("state", &s)
+		if time.Since(said) > 10*time.Second {
+			said = time.Now()
+			fmt.Fprintf(os.Stderr, "%s: %d of %d tasks are reported\n", name, s.Running-before, replicas)
+		}
+		return s.Running-before >= int64(replicas), err
+	})
+	if err != nil {
+		return err
+	}
 	return c.until(ctx, fmt.Sprintf("%d tasks of %s run", replicas, name), func() (bool, error) {
 		r, err := c.managers[manager].client.GetService(ctx, &swarmpb.GetServiceRequest{Service: name})
 		if err != nil {
 			return false, nil // an election, perhaps
-		}
-		if running := r.GetService().GetRunning(); time.Since(said) > 10*time.Second {
-			said = time.Now()
-			fmt.Fprintf(os.Stderr, "%s: %d of %d tasks run\n", name, running, replicas)
 		}
 		return int(r.GetService().GetRunning()) == replicas, nil
 	})
@@ -287,10 +303,14 @@ func (c *cluster) small(ctx context.Context, name string) ([]float64, error) {
 	for i := range 7 {
 		began := time.Now()
 		service := fmt.Sprintf("%s-%d", name, i)
+		before, err := c.reported()
+		if err != nil {
+			return nil, err
+		}
 		if err := c.create(ctx, leader, service, 10); err != nil {
 			return nil, err
 		}
-		if err := c.running(ctx, leader, service, 10); err != nil {
+		if err := c.running(ctx, leader, service, 10, before); err != nil {
 			return nil, err
 		}
 		out = append(out, time.Since(began).Seconds())

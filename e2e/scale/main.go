@@ -208,11 +208,15 @@ func one(ctx context.Context, s size, o options) (r result, err error) {
 	if err != nil {
 		return r, err
 	}
+	reported, err := c.reported()
+	if err != nil {
+		return r, err
+	}
 	before, began = c.cpu(), time.Now()
 	if err := c.create(ctx, leader, "big", s.tasks); err != nil {
 		return r, err
 	}
-	if err := c.running(ctx, leader, "big", s.tasks); err != nil {
+	if err := c.running(ctx, leader, "big", s.tasks, reported); err != nil {
 		return r, err
 	}
 	r.Time = time.Since(began).Seconds()

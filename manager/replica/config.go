@@ -61,9 +61,10 @@ type Tuning struct {
 	WriteDeadline time.Duration
 	// ProposeTimeout bounds a proposal and a read index that find no leader or no majority.
 	ProposeTimeout time.Duration
-	// A snapshot is taken when SnapshotThreshold entries have come since the last, looked at every SnapshotInterval
-	// (to twice that), or SnapshotBytes of them. The log reaches back to the snapshot before the newest, and
-	// TrailingLogs entries at least, for followers that are behind.
+	// A snapshot is taken when SnapshotThreshold entries have come since the last, which is SnapshotInterval ago, or
+	// SnapshotBytes of them; but not before the entries are as large as that snapshot, or maxThresholds times as many: so
+	// snapshots take a bounded part of the work, however large the state is. The log reaches back to the snapshot before the
+	// newest, and TrailingLogs entries at least, for followers that are behind.
 	SnapshotInterval  time.Duration
 	SnapshotThreshold uint64
 	SnapshotBytes     uint64
@@ -109,9 +110,22 @@ const (
 	commitTimeout        = 20 * time.Millisecond // how late followers learn of a commit when no write follows it
 	retryDelay           = 25 * time.Millisecond // between attempts to find a leader
 	enqueueTimeout       = 2 * time.Second       // for Raft's loop to take an entry
-	sizeCheckInterval    = time.Second
+	snapshotCheck        = time.Second
+	maxThresholds        = 16
 	maxQueuedTurns       = 64 // changes of leadership that wait for Lead to return
 )
+
+// snapshotDue tells whether to take a snapshot of so many entries, for which so much was written, after the last one of that size.
+func (t Tuning) snapshotDue(age time.Duration, entries, written, size uint64) bool {
+	old := age >= t.SnapshotInterval
+	switch {
+	case old && entries >= maxThresholds*t.SnapshotThreshold:
+		return true
+	case written < size:
+		return false
+	}
+	return old && entries >= t.SnapshotThreshold || written >= t.SnapshotBytes
+}
 
 func (t Tuning) withDefaults() Tuning {
 	d := DefaultTuning()

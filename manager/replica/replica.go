@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"sync"
@@ -183,7 +184,7 @@ func (r *Replica) Run(ctx context.Context) error {
 	group.Go(func() error { r.commitWrites(loops); return nil })
 	group.Go(func() error { r.leaderReads.run(loops, r.tuning.ProposeTimeout, r.confirm); return nil })
 	group.Go(func() error { r.followerReads.run(loops, r.tuning.ProposeTimeout, r.askLeader); return nil })
-	group.Go(func() error { r.snapshotBySize(loops); return nil })
+	group.Go(func() error { r.takeSnapshots(loops); return nil })
 	group.Go(func() error { r.watchSpace(loops); return nil })
 	group.Go(func() error { r.followLeader(loops, node); return nil })
 
@@ -226,8 +227,7 @@ func (r *Replica) raftConfig() *raft.Config {
 	c.LeaderLeaseTimeout = r.tuning.LeaderLease
 	c.CommitTimeout = commitTimeout
 	c.MaxAppendEntries = maxAppendEntries
-	c.SnapshotInterval = r.tuning.SnapshotInterval
-	c.SnapshotThreshold = r.tuning.SnapshotThreshold
+	c.SnapshotThreshold = math.MaxUint64 // see takeSnapshots
 	c.TrailingLogs = r.tuning.TrailingLogs
 	c.ShutdownOnRemove = false
 	c.NoSnapshotRestoreOnStart = true // New has restored it
@@ -263,17 +263,19 @@ func (r *Replica) drain() {
 	}
 }
 
-// snapshotBySize takes a snapshot when the log has grown by SnapshotBytes, however few entries that are.
-func (r *Replica) snapshotBySize(ctx context.Context) {
-	ticker := time.NewTicker(sizeCheckInterval)
+// takeSnapshots takes a snapshot whenever one is due, until ctx ends.
+func (r *Replica) takeSnapshots(ctx context.Context) {
+	check := min(snapshotCheck, r.tuning.SnapshotInterval)
+	ticker := time.NewTicker(check)
 	defer ticker.Stop()
+	last := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
-		if r.logs.writtenBytes() < r.tuning.SnapshotBytes {
+		if !r.snapshotDue(time.Since(last)) {
 			continue
 		}
 		err := r.await(ctx, r.node.Load().Snapshot())
@@ -282,6 +284,18 @@ func (r *Replica) snapshotBySize(ctx context.Context) {
 			ticker.Reset(r.tuning.SnapshotInterval)
 			continue
 		}
-		ticker.Reset(sizeCheckInterval)
+		last = time.Now()
+		ticker.Reset(check)
 	}
+}
+
+// snapshotDue tells whether to take one, age after the last or the start.
+func (r *Replica) snapshotDue(age time.Duration) bool {
+	known, _ := r.snapshots.List()
+	index, size := uint64(0), uint64(0)
+	if len(known) > 0 {
+		index, size = known[0].Index, uint64(known[0].Size)
+	}
+	applied := r.node.Load().AppliedIndex()
+	return applied > index && r.tuning.snapshotDue(age, applied-index, r.logs.writtenBytes(), size)
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/raft"
 	"pgregory.net/rapid"
@@ -208,6 +209,30 @@ func TestSnapshot_OfAnIndexThatIsThere_TakesItsPlace(t *testing.T) {
 			t.Fatalf("the snapshot that has just come is gone: %v", err)
 		} else {
 			r.Close()
+		}
+	}
+}
+
+func TestSnapshotDue_LargeState_WaitsUntilTheLogIsAsLarge(t *testing.T) {
+	tuning := DefaultTuning()
+	const mib = 1 << 20
+	for name, tc := range map[string]struct {
+		age                    time.Duration
+		entries, written, size uint64
+		want                   bool
+	}{
+		"many entries":                                {time.Minute, 8192, 3 * mib, mib, true},
+		"few entries":                                 {time.Hour, 8191, 3 * mib, mib, false},
+		"many entries, just after one":                {time.Second, 8192, 3 * mib, mib, false},
+		"few and large":                               {time.Second, 100, 128 * mib, mib, true},
+		"many, of a state that is larger":             {time.Minute, 9000, 200 * mib, 400 * mib, false},
+		"as large as the state":                       {time.Second, 9000, 400 * mib, 400 * mib, true},
+		"very many small ones of a large state":       {time.Minute, 16 * 8192, 200 * mib, 400 * mib, true},
+		"very many small ones, just after one":        {time.Second, 16 * 8192, 200 * mib, 400 * mib, false},
+		"the first, before which nothing was written": {time.Minute, 8192, 0, 0, true},
+	} {
+		if got := tuning.snapshotDue(tc.age, tc.entries, tc.written, tc.size); got != tc.want {
+			t.Errorf("%s: %t", name, got)
 		}
 	}
 }
