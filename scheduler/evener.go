@@ -1,6 +1,9 @@
 package scheduler
 
-import "slices"
+import (
+	"cmp"
+	"slices"
+)
 
 // evener finds the move that makes a service's tasks most even, in a tree of the branches of its spread preferences. Two nodes
 // part at one branch, below which their counts are different ones: so of all moves that part there the best is from the
@@ -8,6 +11,8 @@ import "slices"
 type evener struct {
 	n        *Nodes
 	s        *Balance
+	// of is how many of the service's tasks each node has.
+	of       []int
 	levels   int
 	branches []evenBranch // the first is the root; each comes after the one that it is a part of
 	index    map[evenKey]int32
@@ -38,14 +43,15 @@ type end struct {
 }
 
 func (n *Nodes) newEvener(s *Balance) *evener {
-	return &evener{n: n, s: s, levels: min(len(s.Requirements.Spread), maxLevels), branches: make([]evenBranch, 1), index: map[evenKey]int32{}}
+	return &evener{n: n, s: s, of: make([]int, len(n.nodes)), levels: min(len(s.Requirements.Spread), maxLevels), branches: make([]evenBranch, 1), index: map[evenKey]int32{}}
 }
 
-// count enters a node's tasks, and answers with its last branch.
-func (e *evener) count(node *Node) int32 {
-	at, tasks := int32(0), e.s.OnNode[node.ID]
+// count enters how many of the service's tasks a node has, and answers with its last branch.
+func (e *evener) count(node int32, tasks int) int32 {
+	at := int32(0)
+	e.of[node] = tasks
 	for l := range e.levels {
-		key := evenKey{at, e.s.Requirements.Spread[l].Of(node)}
+		key := evenKey{at, e.s.Requirements.Spread[l].Of(&e.n.nodes[node])}
 		next, known := e.index[key]
 		if !known {
 			next = int32(len(e.branches))
@@ -60,13 +66,13 @@ func (e *evener) count(node *Node) int32 {
 
 // leaving and taking enter a node at one end of a move.
 func (e *evener) leaving(leaf, node int32) {
-	if b := &e.branches[leaf].from[0]; !b.known || e.n.compare(e.s, node, b.node) > 0 {
+	if b := &e.branches[leaf].from[0]; !b.known || e.fuller(node, b.node) > 0 {
 		*b = end{true, leaf, leaf, node}
 	}
 }
 
 func (e *evener) taking(leaf, node int32) {
-	if b := &e.branches[leaf].to[0]; !b.known || e.n.compare(e.s, node, b.node) < 0 {
+	if b := &e.branches[leaf].to[0]; !b.known || e.fuller(node, b.node) < 0 {
 		*b = end{true, leaf, leaf, node}
 	}
 }
@@ -76,19 +82,29 @@ func (e *evener) compare(a, b end) int {
 	if x, y := &e.branches[a.leaf].path, &e.branches[b.leaf].path; *x != *y {
 		return slices.Compare(x[:], y[:])
 	}
-	return e.n.compare(e.s, a.node, b.node)
+	return e.fuller(a.node, b.node)
 }
 
-// best is the best move, if one is an improvement.
-func (e *evener) best() (from, to int32, ok bool) {
+// fuller orders nodes by how full they are for the service.
+func (e *evener) fuller(i, j int32) int {
+	a, b := &e.n.nodes[i], &e.n.nodes[j]
+	return cmp.Or(cmp.Compare(e.of[i], e.of[j]), cmp.Compare(a.Tasks, b.Tasks), cmp.Compare(a.reserved, b.reserved), cmp.Compare(a.ID, b.ID))
+}
+
+// tie settles which of two equally good moves is made.
+func (e *evener) tie(from, to, otherFrom, otherTo int32) int {
+	return cmp.Or(e.fuller(otherFrom, from), e.fuller(to, otherTo))
+}
+
+// best is the best move and what it changes, if one is an improvement.
+func (e *evener) best() (from, to int32, best skew, ok bool) {
 	e.setPaths()
-	var best skew
 	try := func(f, t end) {
 		if !f.known || !t.known || f.node == t.node {
 			return
 		}
 		d := e.gain(f, t)
-		if d.improves() && (!ok || less(d, best) || d == best && e.n.tie(e.s, f.node, t.node, from, to) < 0) {
+		if d.improves() && (!ok || less(d, best) || d == best && e.tie(f.node, t.node, from, to) < 0) {
 			from, to, best, ok = f.node, t.node, d, true
 		}
 	}
@@ -104,7 +120,7 @@ func (e *evener) best() (from, to int32, ok bool) {
 			e.offer(int32(i))
 		}
 	}
-	return from, to, ok
+	return from, to, best, ok
 }
 
 // setPaths fills in the counts along the way to each branch.
@@ -146,8 +162,7 @@ func (e *evener) gain(from, to end) skew {
 			a, b = e.branches[a].parent, e.branches[b].parent
 		}
 	}
-	f, t := &e.n.nodes[from.node], &e.n.nodes[to.node]
-	d[maxLevels] = 2*(e.s.OnNode[t.ID]-e.s.OnNode[f.ID]) + 2
-	d[maxLevels+1] = 2*(t.Tasks-f.Tasks) + 2
+	d[maxLevels] = 2*(e.of[to.node]-e.of[from.node]) + 2
+	d[maxLevels+1] = 2*(e.n.nodes[to.node].Tasks-e.n.nodes[from.node].Tasks) + 2
 	return d
 }

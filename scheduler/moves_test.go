@@ -286,25 +286,17 @@ func TestRebalance_AnyCluster_ComesToRestAndNothingIsViolated(t *testing.T) {
 			if round > 2000 {
 				t.Fatal("it never comes to rest")
 			}
-			for i := range services {
-				services[i].Movable = map[string]string{}
-				for node, tasks := range where[services[i].Service] {
-					if len(tasks) > 0 {
-						services[i].Movable[node] = tasks[0]
-					}
-				}
-			}
-			moves := all.Rebalance(services, 3)
+			moves := all.rebalance(services, 3)
 			if len(moves) == 0 {
 				break
 			}
 			for _, m := range moves {
 				from := where[m.Service][m.From]
-				if len(from) == 0 || from[0] != m.Task || m.From == m.To {
+				if len(from) == 0 || m.From == m.To {
 					t.Fatalf("%+v is no move", m)
 				}
 				where[m.Service][m.From] = from[1:]
-				where[m.Service][m.To] = append(where[m.Service][m.To], m.Task)
+				where[m.Service][m.To] = append(where[m.Service][m.To], from[0])
 				n := &all.nodes[all.index[m.To]]
 				q := services[slices.IndexFunc(services, func(s Balance) bool { return s.Service == m.Service })].Requirements
 				if !n.Ready || q.Reserve.NanoCPUs > 0 && n.Free.NanoCPUs < 0 {
@@ -337,18 +329,18 @@ func TestRebalance_NodeJoins_GetsItsShareAFewAtATime(t *testing.T) {
 		on := nodes[i%2].ID
 		nodes[i%2].Claim(Resources{}, nil)
 		services = append(services, Balance{Service: fmt.Sprint("s", i), Requirements: &Requirements{},
-			OnNode: map[string]int{on: 1}, Movable: map[string]string{on: fmt.Sprint("t", i)}})
+			OnNode: map[string]int{on: 1}})
 	}
 	all := NewNodes(nodes)
-	moves := all.Rebalance(services, 1)
+	moves := all.rebalance(services, 1)
 	if len(moves) != 1 || moves[0].To != "c" {
 		t.Fatalf("moves %v", moves)
 	}
-	moves = append(moves, all.Rebalance(services, 5)...)
+	moves = append(moves, all.rebalance(services, 5)...)
 	if len(moves) != 2 || all.nodes[2].Tasks != 2 {
 		t.Fatalf("moves %v", moves)
 	}
-	if more := all.Rebalance(services, 5); len(more) > 0 {
+	if more := all.rebalance(services, 5); len(more) > 0 {
 		t.Fatalf("more: %v", more)
 	}
 }

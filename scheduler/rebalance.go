@@ -1,21 +1,26 @@
 package scheduler
 
 import (
-	"cmp"
 	"math"
 	"slices"
 )
 
-// Balance is a service as Rebalance sees it.
+// Balance is a service as Better sees it.
 type Balance struct {
 	Service      string
 	Requirements *Requirements
 	// OnNode is the number of the service's tasks by node.
 	OnNode map[string]int
-	// Movable are the nodes from which a task may be moved now, with one such task of each.
-	Movable map[string]string
+	// From, when set, is the only node that a task may leave; none may leave those that Stays has.
+	From  string
+	Stays map[string]bool
 	// Avoid are the nodes that none is to be moved to.
 	Avoid []map[string]bool
+}
+
+// leaves tells whether a task may leave the node.
+func (s *Balance) leaves(node string) bool {
+	return (s.From == "" || s.From == node) && !s.Stays[node]
 }
 
 func (s *Balance) avoids(node string) bool {
@@ -27,15 +32,21 @@ func (s *Balance) avoids(node string) bool {
 	return false
 }
 
-// Move is a task that would be better off elsewhere.
+// Move is one task of a service that would be better off elsewhere.
 type Move struct {
-	Service, Task, From, To string
+	Service, From, To string
+	// Load: it is for nothing but how many tasks the nodes have, which are FromTasks and ToTasks before it.
+	Load               bool
+	FromTasks, ToTasks int
 }
 
 // skew is how a move changes the sums of squares of what is to be even: the tasks in the branches of each spread
 // preference, the service's tasks a node, and the tasks a node. A move is an improvement if the first of them that
 // changes gets smaller. All of them are whole numbers that no sequence of improvements can lower for ever, so it ends.
 type skew [maxLevels + 2]int
+
+// load tells whether only the tasks a node change.
+func (s skew) load() bool { return s[maxLevels+1] != 0 && s == skew{maxLevels + 1: s[maxLevels+1]} }
 
 // maxLevels of spread preferences are looked at.
 const maxLevels = 6
@@ -49,38 +60,23 @@ func (s skew) improves() bool {
 	return false
 }
 
-// Rebalance proposes at most so many moves, at most one a service, in the order of the services. Each makes the
-// placement more even by itself and after those before it; the nodes and OnNode count it as done.
-// Services that pack tasks are left alone, and so are nodes that no filter accepts.
-func (n *Nodes) Rebalance(services []Balance, most int) []Move {
-	var out []Move
-	for i := range services {
-		if len(out) == most {
-			break
-		}
-		s := &services[i]
-		move, ok := n.Better(s)
-		if !ok {
-			continue
-		}
-		out = append(out, move)
-		delete(s.Movable, move.From)
-		n.shift(s, n.index[move.From], n.index[move.To])
-	}
-	return out
-}
-
-// Better is the move of one service that makes the placement most even, if any does. It counts nothing as done.
+// Better is the move of one service that makes the placement most even, if any does. It counts nothing as done. A service
+// that packs its tasks is left alone, and so are nodes that no filter accepts. One that is for load alone is the answer only
+// where none is for more than that, and it is from the fullest to the emptiest node.
 func (n *Nodes) Better(s *Balance) (Move, bool) {
-	if s.Requirements.Binpack || len(s.Movable) == 0 || n.cannotBeEvener(s) {
+	if s.Requirements.Binpack || n.cannotBeEvener(s) {
 		return Move{}, false
 	}
-	from, to, ok := n.move(s)
+	from, to, d, ok := n.move(s)
 	if !ok {
 		return Move{}, false
 	}
-	return Move{Service: s.Service, Task: s.Movable[n.nodes[from].ID], From: n.nodes[from].ID, To: n.nodes[to].ID}, true
+	a, b := &n.nodes[from], &n.nodes[to]
+	return Move{Service: s.Service, From: a.ID, To: b.ID, Load: d.load(), FromTasks: a.Tasks, ToTasks: b.Tasks}, true
 }
+
+// Made counts a move of the service as done, in the nodes and in OnNode: what is asked for next is to be better after it.
+func (n *Nodes) Made(s *Balance, m Move) { n.shift(s, n.index[m.From], n.index[m.To]) }
 
 // cannotBeEvener tells cheaply that no node is better: where there is nothing to spread over, that no node has two of the
 // service's tasks, or two tasks more than any other.
@@ -96,9 +92,11 @@ func (n *Nodes) cannotBeEvener(s *Balance) bool {
 			}
 		}
 	}
-	for id := range s.Movable {
-		at, known := n.index[id]
-		if known && (s.OnNode[id] > 1 || n.nodes[at].Tasks-n.fewest > 1) {
+	for id, of := range s.OnNode {
+		if of < 1 || !s.leaves(id) {
+			continue
+		}
+		if at, known := n.index[id]; known && (of > 1 || n.nodes[at].Tasks-n.fewest > 1) {
 			return false
 		}
 	}
@@ -124,17 +122,18 @@ func (n *Nodes) shift(s *Balance, from, to int32) {
 }
 
 // move finds the best improvement of one service; of equally good ones that from the fuller to the emptier node.
-func (n *Nodes) move(s *Balance) (from, to int32, ok bool) {
+func (n *Nodes) move(s *Balance) (from, to int32, d skew, ok bool) {
 	q := s.Requirements
 	n.judge(q)
 	e := n.newEvener(s)
 	for i := range n.nodes {
 		at, node := int32(i), &n.nodes[i]
-		leaf := e.count(node)
-		if s.Movable[node.ID] != "" {
+		of := s.OnNode[node.ID]
+		leaf := e.count(at, of)
+		if of > 0 && s.leaves(node.ID) {
 			e.leaving(leaf, at)
 		}
-		if n.fixed(q, at) == Accepted && !s.avoids(node.ID) && q.variable(node, s.OnNode[node.ID]) == Accepted {
+		if n.fixed(q, at) == Accepted && !s.avoids(node.ID) && q.variable(node, of) == Accepted {
 			e.taking(leaf, at)
 		}
 	}
@@ -142,15 +141,3 @@ func (n *Nodes) move(s *Balance) (from, to int32, ok bool) {
 }
 
 func less(a, b skew) bool { return slices.Compare(a[:], b[:]) < 0 }
-
-// compare orders nodes by how full they are for the service.
-func (n *Nodes) compare(s *Balance, i, j int32) int {
-	a, b := &n.nodes[i], &n.nodes[j]
-	return cmp.Or(cmp.Compare(s.OnNode[a.ID], s.OnNode[b.ID]), cmp.Compare(a.Tasks, b.Tasks),
-		cmp.Compare(a.reserved, b.reserved), cmp.Compare(a.ID, b.ID))
-}
-
-// tie settles which of two equally good moves is made.
-func (n *Nodes) tie(s *Balance, from, to, otherFrom, otherTo int32) int {
-	return cmp.Or(n.compare(s, otherFrom, from), n.compare(s, to, otherTo))
-}

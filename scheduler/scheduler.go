@@ -23,7 +23,7 @@
 // balanced service is updated in place, and an unbalanced one evens out.
 //
 // When no node is left, Rejections says how many nodes each filter refused, in Docker's words; Explain says it node by
-// node, Preempt which tasks of lower priority would have to go, and Rebalance which tasks would be better off elsewhere.
+// node, Preempt which tasks of lower priority would have to go, and Better which would be better off elsewhere.
 package scheduler
 
 import (

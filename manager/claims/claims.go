@@ -25,17 +25,15 @@ const (
 type Claims struct {
 	view  *store.View
 	nodes *scheduler.Nodes
-	ids   []string
 	*Templates
 }
 
 // Of reads all nodes of a view with what is claimed on them.
 func Of(view *store.View) *Claims {
-	c := &Claims{view: view, Templates: TemplatesOf(view), ids: make([]string, 0, view.NodeCount())}
+	c := &Claims{view: view, Templates: TemplatesOf(view)}
 	nodes := make([]scheduler.Node, 0, view.NodeCount())
 	for row := range view.Nodes() {
 		nodes = append(nodes, NodeOf(view, row))
-		c.ids = append(c.ids, row.GetId())
 	}
 	c.nodes = scheduler.NewNodes(nodes)
 	return c
@@ -87,29 +85,8 @@ func genericBefore(view *store.View, t *swarmpb.Task, node string) []*swarmpb.Ge
 	return old.Placement.GetGeneric()
 }
 
-// OnNode counts the service's claims by node. It reads whichever are fewer, the service's tasks or the nodes.
-func (c *Claims) OnNode(service string) map[string]int {
-	counts := map[string]int{}
-	add := func(node string) {
-		if _, done := counts[node]; !done {
-			if n := c.view.TasksOnByService(node, service); n > 0 {
-				counts[node] = n
-			}
-		}
-	}
-	if c.view.TaskCountOf(service) >= len(c.ids) {
-		for _, node := range c.ids {
-			add(node)
-		}
-		return counts
-	}
-	for t := range c.view.TasksOf(service) {
-		if node := c.view.NodeID(t.GetId()); node != "" {
-			add(node)
-		}
-	}
-	return counts
-}
+// OnNode counts the service's claims by node.
+func (c *Claims) OnNode(service string) map[string]int { return c.view.ClaimsOf(service) }
 
 // Failing are the nodes that the service is better kept from for a while.
 func (c *Claims) Failing(service string, now time.Time) map[string]bool {

@@ -43,7 +43,7 @@ var _ reconcile.Reconciler = Moves{}
 // Name is moves.
 func (Moves) Name() string { return "moves" }
 
-// Affects names the services with tasks on a node that changes, one that changes itself, and one in which a move has got
+// Affects names what services have on a node that changes, one that changes itself, and one in which a move has got
 // further; and the cluster's balance when something may be out of it.
 func (Moves) Affects(view *store.View, change store.Change) (ids []reconcile.ID) {
 	switch change.Table {
@@ -117,13 +117,13 @@ func movedFurther(view *store.View, task *swarmpb.Task) (ids []reconcile.ID) {
 	return ids
 }
 
-// servicesOn are the services with tasks on a node.
+// servicesOn are what services have on a node.
 func servicesOn(view *store.View, nodeID string) (ids []reconcile.ID) {
 	seen := map[string]bool{}
 	for task := range view.TasksOn(nodeID) {
 		if !seen[task.ServiceId] {
 			seen[task.ServiceId] = true
-			ids = append(ids, reconcile.ID{Object: task.ServiceId})
+			ids = append(ids, reconcile.ID{Object: task.ServiceId, Node: nodeID})
 		}
 	}
 	return ids
@@ -145,15 +145,20 @@ func (Moves) Of(_ *store.View, serviceID string) []reconcile.ID {
 
 // Reconcile begins as many moves as the service's budget leaves, or some for balance.
 func (Moves) Reconcile(view *store.View, id reconcile.ID, now time.Time) (reconcile.Plan, error) {
-	if id == balanceID {
-		return balance(view, now), nil
+	if forBalance(id) {
+		return balance(view, id, now), nil
 	}
 	service := view.Service(id.Object)
 	if !movable(service) {
 		return reconcile.Plan{}, nil
 	}
 	m := &moving{planner: newPlanner(view, service, now)}
-	if m.displaced() {
+	switch {
+	case id.Node != "":
+		if m.displacedOn(view.Node(id.Node), m.constrained(), newFits(view)) {
+			return reconcile.Plan{Also: []reconcile.Look{{ID: reconcile.ID{Object: id.Object}}}}, nil
+		}
+	case m.displaced():
 		m.look()
 		m.begin()
 	}
@@ -188,28 +193,32 @@ type moving struct {
 
 // displaced tells cheaply whether a task of the service may be where it should not.
 func (m *moving) displaced() bool {
-	f := newFits(m.view)
-	var with []*swarmpb.Task // one of each template with constraints
+	with, f := m.constrained(), newFits(m.view)
+	for node := range m.view.Nodes() {
+		if m.displacedOn(node, with, f) {
+			return true
+		}
+	}
+	return false
+}
+
+// constrained are the service's templates with constraints, a task of each.
+func (m *moving) constrained() (with []*swarmpb.Task) {
 	for template := range m.view.TemplatesOf(m.service.Id) {
 		if constrained(template) {
 			with = append(with, &swarmpb.Task{ServiceId: m.service.Id, TemplateVersion: template.Version})
 		}
 	}
-	for node := range m.view.Nodes() {
-		drained := node.GetSpec().GetAvailability() == swarmpb.NodeAvailability_NODE_AVAILABILITY_DRAIN
-		if !drained && len(with) == 0 || m.view.TasksOnByService(node.Id, m.service.Id) == 0 {
-			continue
-		}
-		if drained {
-			return true
-		}
-		for _, task := range with {
-			if f.misfit(task, node.Id) {
-				return true
-			}
-		}
+	return with
+}
+
+// displacedOn is displaced for one node; nil is none.
+func (m *moving) displacedOn(node *swarmpb.Node, with []*swarmpb.Task, f *fits) bool {
+	drained := node.GetSpec().GetAvailability() == swarmpb.NodeAvailability_NODE_AVAILABILITY_DRAIN
+	if !drained && len(with) == 0 || m.view.TasksOnByService(node.GetId(), m.service.Id) == 0 {
+		return false
 	}
-	return false
+	return drained || slices.ContainsFunc(with, func(task *swarmpb.Task) bool { return f.misfit(task, node.GetId()) })
 }
 
 // budgetOf is how many of the service's tasks may be down for the sake of moves, and whether the user has said so.
@@ -327,7 +336,7 @@ func (m *moving) begin() {
 	if len(begun) == 0 {
 		return
 	}
-	m.moved()
+	m.moved(0)
 	for _, s := range begun {
 		if !m.room() {
 			m.plan.More = true
@@ -337,16 +346,11 @@ func (m *moving) begin() {
 	}
 }
 
-// moved writes that tasks of the service are told to move. The row is guarded: of two who do so at a time one is refused,
-// and counts anew.
-func (p *planner) moved() {
-	progress := &swarmpb.ServiceProgress{ServiceId: p.service.Id}
-	if p.progress != nil {
-		progress = swarmpb.Clone(p.progress)
-	}
-	p.guard(swarmpb.ServiceProgressKey(p.service.Id), p.progress.GetMeta().GetVersion())
-	progress.MovedAt = p.now.UnixNano()
-	p.put(&swarmpb.Row{Row: &swarmpb.Row_ServiceProgress{ServiceProgress: progress}})
+// moved notes that tasks of the service are told to move, of balanceSlot for balance if it is one. Of two who do so at a time
+// one is refused, and counts anew; whatever else becomes of the service meanwhile does not matter.
+func (p *planner) moved(balanceSlot uint64) {
+	p.write(&swarmpb.Write{Op: &swarmpb.Write_NoteMoves{NoteMoves: &swarmpb.NoteMoves{ServiceId: p.service.Id,
+		MovedBefore: p.progress.GetMovedAt(), MovedAt: p.now.UnixNano(), BalanceSlot: balanceSlot}}})
 }
 
 // relocate has a slot's task replaced, by the order in which the service is updated.

@@ -199,13 +199,13 @@ func (r *round) balance(t *swarmpb.Task, onNode map[string]int) {
 		return
 	}
 	group := &scheduler.Group{Service: t.GetServiceId(), Requirements: q, OnNode: onNode}
-	old, avoid := t.GetReplaces(), []map[string]bool{r.read.Failing(t.GetServiceId(), r.now)}
+	avoid := []map[string]bool{r.read.Failing(t.GetServiceId(), r.now)}
 	if !claims.BalanceAsked(r.view, r.view.Service(t.GetServiceId()), r.now) {
 		fresh, _ := claims.Unsettled(r.view, r.now)
 		avoid = append(avoid, fresh)
 	}
 	move, ok := r.nodes.Better(&scheduler.Balance{Service: t.GetServiceId(), Requirements: q, OnNode: onNode,
-		Movable: map[string]string{r.view.NodeID(old): old}, Avoid: avoid})
+		From: r.view.NodeID(t.GetReplaces()), Avoid: avoid})
 	if !ok {
 		r.planner.stick(t.GetServiceId(), true) // it is needed when the other one ends
 		r.reject(t, notBetter)
