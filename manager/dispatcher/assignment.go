@@ -27,7 +27,9 @@ type assignment struct {
 	tasks map[string]taskMark
 	// templates are those told, with the credentials that went along; nil = none did.
 	templates map[templateKey]*swarmpb.RegistryAuth
-	config    configMark
+	// uses counts the tasks of each template that have not ended.
+	uses   map[templateKey]int
+	config configMark
 	// networks are those of the node's tasks.
 	networks networkSet
 }
@@ -48,6 +50,10 @@ type templateKey struct {
 	version uint64
 }
 
+func (k templateKey) compare(other templateKey) int {
+	return cmp.Or(cmp.Compare(k.service, other.service), cmp.Compare(k.version, other.version))
+}
+
 type configMark struct {
 	block, pool, prefix6 string
 	number, port         uint32
@@ -57,14 +63,14 @@ type configMark struct {
 }
 
 func newAssignment() *assignment {
-	return &assignment{tasks: make(map[string]taskMark), templates: make(map[templateKey]*swarmpb.RegistryAuth)}
+	return &assignment{tasks: make(map[string]taskMark), templates: make(map[templateKey]*swarmpb.RegistryAuth), uses: make(map[templateKey]int)}
 }
 
 // advance brings the assignment to what reach holds and returns the changes in the parts in which they are sent: what all
 // nodes are told alike, node configuration, how tasks are reached, templates, tasks, tasks to remove, templates to remove.
-// Before the first call they are the full set. Nothing of the node itself has changed unless own. It is false when what
+// Before the first call they are the full set. own is what has changed of the node itself. It is false when what
 // was told before cannot be gone on from. Call with reach's lock held for reading.
-func (a *assignment) advance(r *reach, nodeID string, role swarmpb.NodeRole, own bool) ([][]message, bool) {
+func (a *assignment) advance(r *reach, nodeID string, role swarmpb.NodeRole, own owed) ([][]message, bool) {
 	full, from := a.version == 0, a.version
 	if !full && (a.epoch != r.epoch || from > r.view.Index()) {
 		return nil, false
@@ -72,10 +78,12 @@ func (a *assignment) advance(r *reach, nodeID string, role swarmpb.NodeRole, own
 	a.version, a.epoch = r.view.Index(), r.epoch
 	networks := maps.Clone(a.networks)
 	var shared, changes, tasks []message
-	if own || full {
+	if own.config || full {
 		changes = a.advanceConfig(r.view, nodeID, role, full)
+	}
+	if own.any() || full {
 		networks = make(networkSet)
-		tasks = a.advanceTasks(r, nodeID, networks)
+		tasks = a.advanceTasks(r, nodeID, own, networks)
 	}
 	if full {
 		shared, changes = r.shared(), append(changes, r.beyondShared(networks)...)
@@ -102,44 +110,89 @@ func (a *assignment) advanceConfig(view *store.View, nodeID string, role swarmpb
 }
 
 // advanceTasks brings tasks and templates to the view, and fills in the networks of the tasks.
-func (a *assignment) advanceTasks(r *reach, nodeID string, networks networkSet) (changes []message) {
-	view := r.view
-	var tasks []message
-	needed := make(map[templateKey]struct{}, len(a.templates))
-	seen := make(map[string]struct{}, len(a.tasks))
-	for task := range view.TasksOn(nodeID) {
-		before, told := a.tasks[task.GetId()]
-		mark := markOf(r, task, before)
-		if !told && mark.ended {
-			continue
+func (a *assignment) advanceTasks(r *reach, nodeID string, own owed, networks networkSet) (changes []message) {
+	var told, gone []message
+	look := func(id string, task *swarmpb.Task) {
+		before, known := a.tasks[id]
+		mark := taskMark{}
+		if task != nil {
+			mark = markOf(r, task, before)
 		}
-		if !mark.ended {
-			template := view.Template(mark.template.service, mark.template.version)
-			if template == nil {
-				// Apply keeps a template that a task refers to; without it the worker could do nothing with the task.
-				continue
+		switch {
+		case task == nil, !mark.ended && r.view.Template(mark.template.service, mark.template.version) == nil:
+			// Apply keeps a template that a task refers to; without it the worker could do nothing with the task.
+			if known {
+				a.forget(id)
+				gone = append(gone, encode(&swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_RemoveTask{RemoveTask: id}}))
 			}
-			if _, looked := needed[mark.template]; !looked {
-				needed[mark.template] = struct{}{}
-				auth := view.Service(mark.template.service).RegistryAuthFor(template.GetSpec().GetContainer().GetImage())
-				if had, ok := a.templates[mark.template]; !ok || had != auth && !proto.Equal(had, auth) {
-					changes = append(changes, templateChange(template, auth))
-				}
-				a.templates[mark.template] = auth
-				for _, network := range template.GetSpec().GetNetworks() {
-					networks[network.GetNetwork()] = nil
-				}
+		case known || !mark.ended:
+			a.note(id, mark)
+			if !mark.ended && (!known || before != mark) {
+				told = append(told, taskChange(r.view, task, mark))
 			}
-		}
-		seen[task.GetId()] = struct{}{}
-		a.tasks[task.GetId()] = mark
-		if !mark.ended && (!told || before != mark) {
-			tasks = append(tasks, taskChange(view, task, mark))
 		}
 	}
-	changes = append(changes, tasks...)
-	changes = append(changes, a.removeTasks(seen)...)
-	return append(changes, a.removeTemplates(needed)...)
+	for _, id := range a.changed(r.view, nodeID, own) {
+		task := r.view.Task(id)
+		if task != nil && r.view.NodeID(id) != nodeID {
+			task = nil
+		}
+		look(id, task)
+	}
+	changes = append(a.advanceTemplates(r.view, networks), told...)
+	changes = append(changes, gone...)
+	return append(changes, a.removeTemplates()...)
+}
+
+// changed are the IDs of the tasks to look at, in order.
+func (a *assignment) changed(view *store.View, nodeID string, own owed) []string {
+	ids := slices.Clone(own.tasks)
+	if own.all || a.networks == nil {
+		for task := range view.TasksOn(nodeID) {
+			ids = append(ids, task.GetId())
+		}
+		ids = slices.AppendSeq(ids, maps.Keys(a.tasks))
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids)
+}
+
+func (a *assignment) note(id string, mark taskMark) {
+	a.forget(id)
+	a.tasks[id] = mark
+	if !mark.ended {
+		a.uses[mark.template]++
+	}
+}
+
+func (a *assignment) forget(id string) {
+	before, known := a.tasks[id]
+	if !known {
+		return
+	}
+	delete(a.tasks, id)
+	if before.ended {
+		return
+	}
+	if a.uses[before.template]--; a.uses[before.template] == 0 {
+		delete(a.uses, before.template)
+	}
+}
+
+// advanceTemplates tells of the templates in use that are new, or have other credentials, and fills in their networks.
+func (a *assignment) advanceTemplates(view *store.View, networks networkSet) (changes []message) {
+	for _, key := range slices.SortedFunc(maps.Keys(a.uses), templateKey.compare) {
+		template := view.Template(key.service, key.version)
+		auth := view.Service(key.service).RegistryAuthFor(template.GetSpec().GetContainer().GetImage())
+		if had, ok := a.templates[key]; !ok || had != auth && !proto.Equal(had, auth) {
+			changes = append(changes, templateChange(template, auth))
+		}
+		a.templates[key] = auth
+		for _, network := range template.GetSpec().GetNetworks() {
+			networks[network.GetNetwork()] = nil
+		}
+	}
+	return changes
 }
 
 // markOf is what a node must know of a task. Once it has been told that it may stop the task at once, that is final; so is
@@ -167,37 +220,13 @@ func takesVolumes(view *store.View, task *swarmpb.Task) bool {
 	return task.GetSameNode() && task.GetReplaces() != "" && node != "" && view.NodeID(task.GetReplaces()) == node
 }
 
-func (a *assignment) removeTasks(keep map[string]struct{}) []message {
-	var gone []string
-	for id := range a.tasks {
-		if _, ok := keep[id]; !ok {
-			gone = append(gone, id)
+func (a *assignment) removeTemplates() (changes []message) {
+	for _, key := range slices.SortedFunc(maps.Keys(a.templates), templateKey.compare) {
+		if a.uses[key] == 0 {
+			delete(a.templates, key)
+			changes = append(changes, encode(&swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_RemoveTemplate{
+				RemoveTemplate: &swarmpb.TemplateKey{ServiceId: key.service, Version: key.version}}}))
 		}
-	}
-	slices.Sort(gone)
-	changes := make([]message, 0, len(gone))
-	for _, id := range gone {
-		delete(a.tasks, id)
-		changes = append(changes, encode(&swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_RemoveTask{RemoveTask: id}}))
-	}
-	return changes
-}
-
-func (a *assignment) removeTemplates(keep map[templateKey]struct{}) []message {
-	var gone []templateKey
-	for key := range a.templates {
-		if _, ok := keep[key]; !ok {
-			gone = append(gone, key)
-		}
-	}
-	slices.SortFunc(gone, func(x, y templateKey) int {
-		return cmp.Or(cmp.Compare(x.service, y.service), cmp.Compare(x.version, y.version))
-	})
-	changes := make([]message, 0, len(gone))
-	for _, key := range gone {
-		delete(a.templates, key)
-		changes = append(changes, encode(&swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_RemoveTemplate{
-			RemoveTemplate: &swarmpb.TemplateKey{ServiceId: key.service, Version: key.version}}}))
 	}
 	return changes
 }

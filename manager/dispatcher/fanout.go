@@ -131,7 +131,7 @@ func (s *Server) resync(view *store.View) {
 	s.mu.Unlock()
 	s.reach.mu.Lock()
 	news := s.reach.step(view, s.reach.everything(view))
-	s.notifyAll(true)
+	s.notifyAll(allOwn)
 	s.reach.mu.Unlock()
 	s.settle(view.Index(), news)
 	for _, id := range removed {
@@ -146,7 +146,7 @@ func (s *Server) settle(index uint64, news news) {
 	for x, wanted := range s.behind {
 		if wanted <= index {
 			delete(s.behind, x)
-			x.notify(false)
+			x.notify(nothingOwn)
 		}
 	}
 	s.mu.Unlock()
@@ -161,7 +161,7 @@ func (s *Server) settle(index uint64, news news) {
 // owners are the nodes whose own tasks or configuration a batch concerns.
 type owners struct {
 	all   bool
-	nodes map[string]struct{}
+	nodes map[string]*owed
 	// seen have another row of what they are or are seen as.
 	seen []string
 	// hurried have a task that may stop now; removed are no nodes any more.
@@ -170,32 +170,38 @@ type owners struct {
 }
 
 func newOwners() *owners {
-	return &owners{nodes: make(map[string]struct{}), hurried: make(map[string]struct{})}
+	return &owners{nodes: make(map[string]*owed), hurried: make(map[string]struct{})}
 }
 
-func (o *owners) add(nodeID string) {
-	if nodeID != "" {
-		o.nodes[nodeID] = struct{}{}
+func (o *owners) add(nodeID string, own owed) {
+	if nodeID == "" {
+		return
 	}
+	if o.nodes[nodeID] == nil {
+		o.nodes[nodeID] = &owed{}
+	}
+	o.nodes[nodeID].add(own)
 }
+
+func (o *owners) addTask(nodeID, taskID string) { o.add(nodeID, owed{tasks: []string{taskID}}) }
 
 // see adds the nodes that a change of a row concerns.
 func (o *owners) see(view *store.View, c *store.Change) {
 	switch c.Table {
 	case swarmpb.Table_TABLE_TASK, swarmpb.Table_TABLE_TASK_ADDRESSES:
-		o.add(view.NodeID(c.Key.ID)) // a placement goes with its task
+		o.addTask(view.NodeID(c.Key.ID), c.Key.ID) // a placement goes with its task
 	case swarmpb.Table_TABLE_TASK_PLACEMENT:
 		before, _ := c.Old.(*swarmpb.TaskPlacement)
 		after, _ := c.New.(*swarmpb.TaskPlacement)
-		o.add(before.GetNodeId())
-		o.add(after.GetNodeId())
+		o.addTask(before.GetNodeId(), c.Key.ID)
+		o.addTask(after.GetNodeId(), c.Key.ID)
 	case swarmpb.Table_TABLE_TASK_STATUS:
 		o.seeStatus(view, c)
 	case swarmpb.Table_TABLE_ALLOCATION:
 		before, _ := c.Old.(*swarmpb.Allocation)
 		after, _ := c.New.(*swarmpb.Allocation)
-		o.add(before.GetOwner())
-		o.add(after.GetOwner())
+		o.add(before.GetOwner(), owed{config: true})
+		o.add(after.GetOwner(), owed{config: true})
 	case swarmpb.Table_TABLE_SERVICE:
 		before, _ := c.Old.(*swarmpb.Service)
 		after, _ := c.New.(*swarmpb.Service)
@@ -216,7 +222,7 @@ func (o *owners) see(view *store.View, c *store.Change) {
 		case after == nil:
 			o.removed = append(o.removed, before.GetId())
 		case before.GetRole() != after.GetRole() || before.GetSpec().GetDesiredRole() != after.GetSpec().GetDesiredRole():
-			o.add(after.GetId())
+			o.add(after.GetId(), owed{config: true})
 		}
 	}
 }
@@ -230,10 +236,10 @@ func (o *owners) seeStatus(view *store.View, c *store.Change) {
 	switch {
 	case node == "":
 	case after.GetDrainedAt() != before.GetDrainedAt():
-		o.add(node)
+		o.addTask(node, c.Key.ID)
 		o.hurried[node] = struct{}{}
 	case after.GetState().Ended() && !before.GetState().Ended():
-		o.add(node)
+		o.addTask(node, c.Key.ID)
 	}
 }
 
@@ -241,7 +247,7 @@ func (o *owners) seeStatus(view *store.View, c *store.Change) {
 func (o *owners) stopping(view *store.View, serviceID string) {
 	for task := range view.TasksOf(serviceID) {
 		if stops(task) && !view.Observed(task.GetId()).Ended() {
-			o.add(view.NodeID(task.GetId()))
+			o.addTask(view.NodeID(task.GetId()), task.GetId())
 		}
 	}
 }
@@ -250,7 +256,7 @@ func (o *owners) stopping(view *store.View, serviceID string) {
 // of it is its own.
 func (s *Server) wakeOwn(own *owners) {
 	if own.all {
-		s.notifyAll(true)
+		s.notifyAll(allOwn)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -259,9 +265,9 @@ func (s *Server) wakeOwn(own *owners) {
 			x.told.stale = true
 		}
 	}
-	for id := range own.nodes {
+	for id, what := range own.nodes {
 		if x := s.sessions[id]; x != nil {
-			x.notify(true)
+			x.notify(*what)
 			if _, hurried := own.hurried[id]; hurried {
 				poke(x.hurry)
 			}
@@ -271,7 +277,7 @@ func (s *Server) wakeOwn(own *owners) {
 
 func (s *Server) wakeTopics(news news) {
 	if _, all := news.topics[everyone]; all {
-		s.notifyAll(false)
+		s.notifyAll(nothingOwn)
 		return
 	}
 	for name := range news.topics {
@@ -295,6 +301,6 @@ func (s *Server) wakeLater() {
 		s.mu.Lock()
 		s.peersLater = false
 		s.mu.Unlock()
-		s.notifyAll(false)
+		s.notifyAll(nothingOwn)
 	})
 }

@@ -157,7 +157,7 @@ func (s *Server) refreshRoles() {
 	for id, x := range s.sessions {
 		if role := s.cfg.Role(id); role != x.role {
 			x.role = role
-			x.notify(true)
+			x.notify(owed{config: true})
 		}
 	}
 }
@@ -217,8 +217,8 @@ func (s *Server) endNode(nodeID string) {
 	}
 }
 
-// notifyAll wakes the streams of all nodes; own: each for what is its own.
-func (s *Server) notifyAll(own bool) {
+// notifyAll wakes the streams of all nodes.
+func (s *Server) notifyAll(own owed) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, x := range s.sessions {

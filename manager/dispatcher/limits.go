@@ -26,6 +26,8 @@ const (
 	// maxChunkBytes bounds what is put together into one message or proposal: what a server and the log take is a
 	// multiple of it, and one thing alone is far smaller.
 	maxChunkBytes = 1 << 20
+	// maxOwed is how many of a node's tasks are remembered as changed; beyond it, all are looked at.
+	maxOwed = 1000
 	// maxStatuses bounds an UpdateStatus request and a proposal of merged statuses.
 	maxStatuses = 500
 	// maxPendingStatuses bounds what waits to be proposed; calls beyond it are refused for the moment.

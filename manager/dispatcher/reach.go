@@ -49,10 +49,12 @@ func (l *fullList) drop() {
 
 type networkMessage struct{ change message }
 
-// toldPeer is what is told of a node, or that it is gone, and since when: of its events that one alone is news.
+// toldPeer is what is told of a node, or that it is gone, and since when: of its events that one alone is news. came is the
+// index from which on anything was told.
 type toldPeer struct {
-	said  message
-	since uint64
+	said        message
+	gone        bool
+	came, since uint64
 }
 
 // toldEndpoint is what is told of a task.
@@ -252,13 +254,14 @@ func (r *reach) stepPeer(view *store.View, id string, note func(string, event)) 
 		return
 	}
 	if !was {
-		told = &toldPeer{}
+		told = &toldPeer{came: view.Index()}
 	}
 	said := encode(&swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_Peer{Peer: peer}})
 	switch {
 	case peer == nil:
 		said = encode(&swarmpb.AssignmentChange{Change: &swarmpb.AssignmentChange_RemovePeer{RemovePeer: id}})
 		r.peers.Delete(id)
+		told.gone = true
 	case bytes.Equal(told.said, said):
 		return
 	case !was:

@@ -129,7 +129,7 @@ func decode(t failer, messages []message) []*swarmpb.AssignmentChange {
 func (p *teller) anew(node string) {
 	p.server.reach.topics.listen(p.server.sessions[node], p.told[node].networks, nil)
 	p.told[node] = newAssignment()
-	p.server.sessions[node].notify(true)
+	p.server.sessions[node].notify(allOwn)
 }
 
 // expectReach compares with what docs/design-network.md says that a node is told.

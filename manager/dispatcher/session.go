@@ -42,10 +42,10 @@ type session struct {
 	// acked is the highest version that the worker has applied, sent that of the last set sent to it, and
 	// current the index at which nothing was left to send.
 	acked, sent, current uint64
-	// wakes counts what has concerned the node; looked is the count that the last set took in. own: some of it was about
-	// the node's own tasks or configuration.
+	// wakes counts what has concerned the node; looked is the count that the last set took in. owed is what of it was about
+	// the node's own.
 	wakes, looked uint64
-	own           bool
+	owed          owed
 	// heard is the newest beat that was heard while a leader was within reach; 0 = none, or none that wants an answer.
 	heard uint64
 	// newer is closed when another Assignments stream takes the place of the last one.
@@ -54,7 +54,7 @@ type session struct {
 
 func newSession(id, nodeID, boot string, facts *Facts, now time.Time) *session {
 	return &session{
-		id: id, nodeID: nodeID, boot: boot, facts: facts, last: now, wakes: 1, own: true,
+		id: id, nodeID: nodeID, boot: boot, facts: facts, last: now, wakes: 1, owed: allOwn,
 		wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), renew: make(chan struct{}, 1),
 		updating: make(chan struct{}, 1), streaming: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
@@ -134,21 +134,44 @@ func (x *session) describe(now time.Time, d *swarmpb.NodeDescription) (soon bool
 	return soon
 }
 
-// notify wakes the session's Assignments stream; own: for the node's own tasks or configuration.
-func (x *session) notify(own bool) {
+// owed is what of a node's own has changed and is not yet told.
+type owed struct {
+	// config: its configuration, or credentials of its tasks.
+	config bool
+	// tasks are by ID, all stands for every one.
+	tasks []string
+	all   bool
+}
+
+var (
+	nothingOwn = owed{}
+	allOwn     = owed{config: true, all: true}
+)
+
+func (o *owed) add(other owed) {
+	o.config, o.all = o.config || other.config, o.all || other.all
+	if o.tasks = append(o.tasks, other.tasks...); o.all || len(o.tasks) > maxOwed {
+		o.all, o.tasks = true, nil
+	}
+}
+
+func (o *owed) any() bool { return o.config || o.all || len(o.tasks) > 0 }
+
+// notify wakes the session's Assignments stream, for what is the node's own and for what others are told too.
+func (x *session) notify(own owed) {
 	x.mu.Lock()
 	x.wakes++
-	x.own = x.own || own
+	x.owed.add(own)
 	x.mu.Unlock()
 	poke(x.wake)
 }
 
 // looking is called before reach is looked at for changes, with its lock held: what is noted later is of a later view.
 // wakes goes to delivered.
-func (x *session) looking() (wakes uint64, own bool) {
+func (x *session) looking() (wakes uint64, own owed) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	own, x.own = x.own, false
+	own, x.owed = x.owed, owed{}
 	return x.wakes, own
 }
 

@@ -115,8 +115,8 @@ func (m *missed) gather(name string) bool {
 	for _, e := range t.after(m.index) {
 		switch e.kind {
 		case peerEvent:
-			// All nodes are told of all others: no more is done here than must be. Who is told to remove a peer may not know it.
-			if e.peer.since == e.index {
+			// All nodes are told of all others: no more is done here than must be.
+			if e.peer.since == e.index && !(e.peer.gone && e.peer.came > m.index) {
 				m.peers = append(m.peers, e.peer.said)
 			}
 		case joinEvent, leaveEvent:

@@ -122,7 +122,7 @@ func (s *Server) nextSet(x *session, told *assignment) (base, wakes uint64, part
 		// All is told anew.
 		base, *told = 0, *newAssignment()
 		x.restarted()
-		parts, _ = told.advance(r, x.nodeID, role, true)
+		parts, _ = told.advance(r, x.nodeID, role, allOwn)
 	}
 	r.topics.listen(x, before, told.networks)
 	return base, wakes, parts

@@ -135,7 +135,7 @@ func (s *topics) wake(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for x := range s.listeners[name] {
-		x.notify(false)
+		x.notify(nothingOwn)
 	}
 }
 
