@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 )
@@ -48,6 +49,21 @@ func completeWords(cmd *cobra.Command, flag string, words ...string) {
 	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 }
 
+// fileFlags are those whose values are files of this host.
+var fileFlags = []string{"env-file", "host"}
+
+// completeNoFiles keeps shells from offering the names of files where a flag does not take one.
+func completeNoFiles(cmd *cobra.Command) {
+	cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
+		if _, known := cmd.GetFlagCompletionFunc(f.Name); !known && !slices.Contains(fileFlags, f.Name) {
+			_ = cmd.RegisterFlagCompletionFunc(f.Name, cobra.NoFileCompletions)
+		}
+	})
+	for _, sub := range cmd.Commands() {
+		completeNoFiles(sub)
+	}
+}
+
 func serviceNames(ctx context.Context, c *client) ([]cobra.Completion, error) {
 	r, err := c.ListServices(ctx, &swarmpb.ListServicesRequest{})
 	var out []cobra.Completion
@@ -57,9 +73,20 @@ func serviceNames(ctx context.Context, c *client) ([]cobra.Completion, error) {
 	return out, err
 }
 
+func replicatedNames(ctx context.Context, c *client) ([]cobra.Completion, error) {
+	r, err := c.ListServices(ctx, &swarmpb.ListServicesRequest{})
+	var out []cobra.Completion
+	for _, s := range r.GetServices() {
+		if spec := s.GetService().GetSpec(); spec.GetMode().GetReplicated() != nil {
+			out = append(out, cobra.CompletionWithDesc(spec.GetName(), spec.GetTask().GetContainer().GetImage()))
+		}
+	}
+	return out, err
+}
+
 // scalable completes to NAME=, after which the number comes.
 func (a *app) scalable(cmd *cobra.Command, args []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	offered, directive := a.complete(serviceNames)(cmd, args, word)
+	offered, directive := a.complete(replicatedNames)(cmd, args, word)
 	for i, name := range offered {
 		service, description, _ := strings.Cut(name, "\t")
 		offered[i] = cobra.CompletionWithDesc(service+"=", description)

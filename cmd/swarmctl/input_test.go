@@ -41,6 +41,9 @@ func TestWrongInput_AnyKind_OneLineAndExit1(t *testing.T) {
 		{"service", "create", "--constraint", "disk", "nginx"}, {"service", "create", "--constraint", "node.labels.cores>=many", "nginx"}, {"service", "create", "--constraint", "node.hostname=~(", "nginx"}, {"service", "update", "--constraint-add", "node.zone==a", "web"},
 		{"service", "create", "--generic-resource", "=2", "nginx"}, {"service", "create", "--generic-resource", "gpu=0", "nginx"}, {"service", "create", "--generic-resource", "gpu=u1", "nginx"}, {"service", "create", "--generic-resource", "gpu=1", "--generic-resource", "gpu=2", "nginx"}, {"service", "create", "--generic-resource", "a b=1", "nginx"},
 		{"service", "create", "--placement-strategy", "random", "nginx"}, {"service", "create", "--max-unavailable", "0", "nginx"}, {"service", "create", "--max-unavailable", "101%", "nginx"}, {"service", "create", "--max-unavailable", "half", "nginx"},
+		{"service", "create", "--priority", "high", "nginx"}, {"service", "create", "--priority", "-5000000", "nginx"}, {"service", "update", "--priority", "2000000", "web"},
+		{"service", "create", "--mode", "replicated-job", "--schedule", "", "nginx"}, {"service", "create", "--mode", "replicated-job", "--schedule", "* * *", "nginx"}, {"service", "create", "--mode", "replicated-job", "--total", "0", "nginx"},
+		{"service", "create", "--mode", "replicated-job", "--schedule", "@daily", "--timezone", "Asia/Soul", "nginx"}, {"service", "create", "--mode", "replicated-job", "--schedule", "0 0 * * funday", "nginx"},
 		{"service", "update", "--generic-resource-rm", "gpu", "web"}, {"service", "update", "--placement-pref-add", "zone", "web"},
 		{"service", "create", "--placement-pref", "zone", "nginx"}, {"service", "create", "--entrypoint", "sh -c 'x", "nginx"},
 		{"service", "create", "--name", "a b", "nginx"}, {"service", "create", "UPPER"},
@@ -150,9 +153,13 @@ func TestCompletion_ShellsAndNames_AreOffered(t *testing.T) {
 		"service plan web --placement-strategy ":    "spread|binpack",
 		"service ls --format ":                      "table|json",
 		"service ls ":                               "",
+		"service create --timezone ":                "",
 	} {
 		o := f.run(append([]string{"__complete"}, strings.Split(line, " ")...)...)
 		lines := strings.Split(strings.TrimSpace(o.stdout), "\n")
+		if end := lines[len(lines)-1]; end != ":4" && end != ":6" { // no names of files
+			t.Errorf("%q ends with %s", line, end)
+		}
 		if got := strings.Join(lines[:len(lines)-1], "|"); got != want {
 			t.Errorf("%q: %q, want %q", line, got, want)
 		}

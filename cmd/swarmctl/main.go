@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -95,6 +96,9 @@ func timedOut(err error) error { return coded{err, exitTimeout} }
 func (a *app) main(ctx context.Context, args []string) int {
 	cmd := a.command()
 	cmd.SetArgs(args)
+	if slices.Contains(args, cobra.ShellCompRequestCmd) || slices.Contains(args, cobra.ShellCompNoDescRequestCmd) {
+		completeNoFiles(cmd)
+	}
 	cmd.SetOut(a.out)
 	cmd.SetErr(a.err)
 	err := cmd.ExecuteContext(ctx)

@@ -208,6 +208,14 @@ func cpus(nano int64) string {
 	return strings.TrimSuffix(strings.TrimRight(text, "0"), ".")
 }
 
+// cpusText is a number of CPUs with its unit.
+func cpusText(nano int64) string {
+	if nano == 1e9 {
+		return "1 CPU"
+	}
+	return cpus(nano) + " CPUs"
+}
+
 func memory(bytes int64) string { return units.BytesSize(float64(bytes)) }
 
 // size is that of files and images, in decimal units.

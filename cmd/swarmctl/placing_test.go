@@ -38,8 +38,11 @@ func TestExplain_EveryForm_ReadsAsBefore(t *testing.T) {
 	lines := f.play(
 		"service explain web", "service explain --refused web", "service explain --filter filter=resources --filter node=n2 web", "service explain --filter accepted=true web",
 		"service explain --format json --filter node=node3 web", `service explain --format '{{.Accepted}}/{{.PendingTotal}}{{range .Nodes}} {{.Hostname}}:{{.Filter}}{{end}}' web`, "service explain --format '{{.Nope}}' web",
-		"service explain", "service explain nope", "service explain --filter colour=red web", "service explain --filter accepted=yes web", "service explain --format table web",
+		"service explain", "service explain nope", "service explain --filter colour=red web", "service explain --filter accepted=yes web", "service explain --filter filter=memory web", "service explain --format table web",
 	)
+	f.control.nodes[0].NotAccepted = []string{"3 of licence", "engine label rack=7"}
+	lines += f.play("service explain web", "service explain --filter node=n1 web")
+	f.control.nodes[0].NotAccepted = nil
 	f.control.explained = explained(0)
 	lines += f.play("service explain --filter node=n1 web")
 	f.control.explained = explained(8)

@@ -316,7 +316,7 @@ func (p *picture) settling(now time.Time) verdict {
 		v.summary += fmt.Sprintf(", %d to stop", surplus)
 	}
 	last, template := s.GetProgress().GetUpdate(), s.GetService().GetTemplateVersion()
-	if u == nil && p.goal.revision != 0 && last.GetTemplateVersion() != template && last.GetFailedTemplateVersion() != template && settled < len(wanted) {
+	if u == nil && p.goal.revision != 0 && template >= p.goal.revision && last.GetTemplateVersion() != template && last.GetFailedTemplateVersion() != template && settled < len(wanted) {
 		v.summary = "the rollout has not begun"
 	}
 	if p.judgeRollout(u, &v, now) {

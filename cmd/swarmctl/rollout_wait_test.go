@@ -352,10 +352,17 @@ func TestRollout_NotBegun_IsSaidInsteadOfNumbersOfTheFormerVersion(t *testing.T)
 	first.service.Progress = nil
 	second := rollingWeb(2, rollingStrategy).with(func(u *swarmpb.UpdateStatus) { u.State, u.TemplateVersion, u.Revision = completed, 1, 4 })
 	for _, s := range []scene{first, second} {
+		s.service.Service.TemplateVersion = 5
 		p := newPicture(goal{service: "s", revision: 5})
 		p.take(tell(s.service, replicas(1, 1, 2)...))
 		if v := p.judge(noon); v.done || v.summary != "the rollout has not begun" {
 			t.Errorf("%+v", v)
+		}
+		s.service.Service.TemplateVersion = 2 // as before: a priority, a budget or the like was changed while a replica is not up
+		p = newPicture(goal{service: "s", revision: 5})
+		p.take(tell(s.service, replicas(2, 1, 1)...))
+		if v := p.judge(noon); v.done || v.summary != "1 of 2 replicas running" {
+			t.Errorf("a change of what is no template: %+v", v)
 		}
 	}
 }

@@ -240,7 +240,7 @@ func restartText(r *swarmpb.RestartPolicy) string {
 func resourcesText(r *swarmpb.Resources, pids int64) string {
 	var parts []string
 	if r.GetNanoCpus() != 0 {
-		parts = append(parts, cpus(r.GetNanoCpus())+" CPUs")
+		parts = append(parts, cpusText(r.GetNanoCpus()))
 	}
 	if r.GetMemoryBytes() != 0 {
 		parts = append(parts, memory(r.GetMemoryBytes())+" memory")

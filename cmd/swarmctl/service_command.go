@@ -15,7 +15,11 @@ import (
 func (a *app) rolloutCommand(cmd *cobra.Command, g goal, request func() *swarmpb.CommandRolloutRequest) *cobra.Command {
 	var w waiting
 	cmd.Args = oneArg("service")
-	cmd.ValidArgsFunction = first(a.complete(rollingServices))
+	completed := rollingServices
+	if g.paused || g.told && cmd.Name() == "resume" {
+		completed = pausableServices
+	}
+	cmd.ValidArgsFunction = first(a.complete(completed))
 	cmd.RunE = a.call(func(ctx context.Context, c *client, names []string) error {
 		req := request()
 		req.Service, req.RequestId, req.Author = names[0], swarmpb.NewID(), a.author
@@ -150,6 +154,21 @@ func rollingServices(ctx context.Context, c *client) ([]cobra.Completion, error)
 	for _, s := range r.GetServices() {
 		if u := s.GetProgress().GetUpdate(); u.Underway() {
 			out = append(out, cobra.CompletionWithDesc(s.GetService().GetSpec().GetName(), rolloutWord(u)))
+		}
+	}
+	return out, err
+}
+
+// pausableServices completes to those as well that have a schedule, which is paused and resumed too.
+func pausableServices(ctx context.Context, c *client) ([]cobra.Completion, error) {
+	out, err := rollingServices(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	r, err := c.ListServices(ctx, &swarmpb.ListServicesRequest{})
+	for _, s := range r.GetServices() {
+		if spec := s.GetService().GetSpec(); spec.GetSchedule() != nil {
+			out = append(out, cobra.CompletionWithDesc(spec.GetName(), spec.GetSchedule().GetCron()))
 		}
 	}
 	return out, err

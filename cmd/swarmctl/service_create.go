@@ -121,7 +121,7 @@ func (a *app) serviceCreateCommand() *cobra.Command {
 			}
 			r, err := c.CreateService(ctx, request)
 			if err != nil {
-				return err
+				return wrongIn("service create", err)
 			}
 			a.warn(r.Warnings)
 			if _, err := fmt.Fprintln(a.out, r.Id); err != nil {

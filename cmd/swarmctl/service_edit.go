@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -113,7 +114,15 @@ func (a *app) change(ctx context.Context, c *client, name string, edit func(*swa
 			return change{goal{service: resp.Id, name: s.GetSpec().GetName(), revision: resp.GetRevision(), told: same && paused}, true}, nil
 		}
 		if !errors.Is(err, wire.ErrConflict) || try == changeTries {
-			return change{}, err
+			return change{}, wrongIn("service "+name, err)
 		}
 	}
+}
+
+// wrongIn says on each line of what the managers find wrong with a spec whose it is.
+func wrongIn(what string, err error) error {
+	if !errors.Is(err, wire.ErrInvalid) {
+		return err
+	}
+	return errors.New(what + ": " + strings.ReplaceAll(err.Error(), "\n", "\n"+what+": "))
 }

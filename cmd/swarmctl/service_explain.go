@@ -101,6 +101,9 @@ func newExplanation(r *swarmpb.ExplainServiceResponse, drops func(nodeVerdict) b
 	return e
 }
 
+// placementFilters are what a node may be refused by, in the order in which they judge.
+var placementFilters = []string{"availability", "constraint", "platform", "encryption", "resources", "generic-resource", "host-port", "max-replicas-per-node"}
+
 // newVerdictFilter is --filter of explain.
 func newVerdictFilter() *filter[nodeVerdict] {
 	return &filter[nodeVerdict]{
@@ -111,8 +114,11 @@ func newVerdictFilter() *filter[nodeVerdict] {
 		},
 		want: "node=, filter= or accepted= and a value, for example accepted=false",
 		check: func(key, value string) error {
-			if key == "accepted" && value != "true" && value != "false" {
+			switch {
+			case key == "accepted" && value != "true" && value != "false":
 				return errors.New("want accepted=true or accepted=false")
+			case key == "filter" && !slices.Contains(placementFilters, value):
+				return fmt.Errorf("no filter is called %q; there are %s", value, strings.Join(placementFilters, ", "))
 			}
 			return nil
 		},
@@ -144,8 +150,11 @@ labels or becomes active, a task that ends. Nothing has to be done for that.`,
 	f.define(cmd, "text", formatJSON)
 	cmd.Flags().BoolVar(&refused, "refused", false, "only nodes that would not take one")
 	cmd.Flags().Var(only, "filter", "only nodes with `key=value`: node, filter (by which they were refused) or accepted; may be repeated")
-	completeWords(cmd, "filter", "accepted=true", "accepted=false", "node=", "filter=availability", "filter=constraint", "filter=platform", "filter=encryption",
-		"filter=resources", "filter=generic-resource", "filter=host-port", "filter=max-replicas-per-node")
+	words := []string{"accepted=true", "accepted=false", "node="}
+	for _, name := range placementFilters {
+		words = append(words, "filter="+name)
+	}
+	completeWords(cmd, "filter", words...)
 	a.reading(cmd)
 	cmd.RunE = a.call(func(ctx context.Context, c *client, names []string) error {
 		r, err := c.ExplainService(ctx, &swarmpb.ExplainServiceRequest{Service: names[0]})
@@ -159,7 +168,10 @@ labels or becomes active, a task that ends. Nothing has to be done for that.`,
 		case formatTemplate:
 			return f.execute(a.out, fieldsOf[*explanation](), []any{e})
 		}
-		return a.printExplanation(e)
+		if err := a.printExplanation(e); err != nil {
+			return err
+		}
+		return a.printNotAccepted(ctx, c, e)
 	})
 	return cmd
 }
@@ -207,6 +219,32 @@ func (e *explanation) counts() string {
 		text += "; refused: " + strings.Join(filters, ", ")
 	}
 	return text + "."
+}
+
+// mightHelp tells whether what a node says of itself beyond what is accepted could make it suit. Of constraints the detail tells that.
+func (v nodeVerdict) mightHelp() bool {
+	return slices.Contains([]string{"platform", "resources", "generic-resource"}, v.Filter)
+}
+
+// printNotAccepted names the nodes that would have more if somebody accepted it.
+func (a *app) printNotAccepted(ctx context.Context, c *client, e *explanation) error {
+	if !slices.ContainsFunc(e.Nodes, nodeVerdict.mightHelp) {
+		return nil
+	}
+	r, err := c.ListNodes(ctx, &swarmpb.ListNodesRequest{})
+	if err != nil {
+		return err
+	}
+	for _, n := range r.GetNodes() {
+		says := n.GetNotAccepted()
+		if len(says) == 0 || !slices.ContainsFunc(e.Nodes, func(v nodeVerdict) bool { return v.NodeID == n.GetNode().GetId() && v.mightHelp() }) {
+			continue
+		}
+		if err := a.say("%s says of itself what is not accepted: %s; `swarmctl node update --accept %s` takes it", nodeName(n), strings.Join(says, "; "), nodeName(n)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // shownWaiting is how many tasks are named of those that wait for the same.

@@ -18,6 +18,7 @@ type jobFlags struct {
 	cron, timezone, overlap, missed string
 	history                         uint32
 	suspend                         bool
+	removes                         bool // an empty schedule takes one away that there is
 }
 
 var (
@@ -30,8 +31,8 @@ func (j *jobFlags) define(cmd *cobra.Command, create bool) {
 	f.Uint64Var(&j.total, "total", 1, "replicated-job: `number` of tasks that are to complete")
 	f.Uint64Var(&j.maxConcurrent, "max-concurrent", 0, "replicated-job: `number` of tasks at a time (default: all)")
 	remove := ""
-	if !create {
-		remove = `; "" takes the schedule away`
+	if j.removes = !create; j.removes {
+		remove = `; "" takes it away: then the job runs once more, at once, if it has not run since its tasks were changed`
 	}
 	f.StringVar(&j.cron, "schedule", "", "job: `when` it runs, such as \"*/5 * * * *\", @daily or \"@every 90s\""+remove)
 	f.StringVar(&j.timezone, "timezone", "", "job: time `zone` of the schedule, such as Asia/Seoul (default: UTC)")
@@ -59,6 +60,8 @@ func (j *jobFlags) apply(f *pflag.FlagSet, spec *swarmpb.ServiceSpec) error {
 		return nil
 	case !spec.IsJob():
 		return fmt.Errorf("--%s is of a job; this service is %s", scheduleFlags[slices.IndexFunc(scheduleFlags, f.Changed)], modeWord(spec.GetMode()))
+	case f.Changed("schedule") && j.cron == "" && !j.removes:
+		return errors.New("--schedule \"\": it says no times, and without a schedule the job would run at once; give it times, or leave the flag out")
 	case f.Changed("schedule") && j.cron == "":
 		spec.Schedule = nil
 		return nil
@@ -168,7 +171,11 @@ func (p *picture) job(now time.Time) verdict {
 		if !known {
 			return verdict{summary: "waiting for the leader"}
 		}
-		return verdict{done: true, summary: "scheduled", note: "next run: " + nextRun(s)}
+		v := verdict{done: true, summary: "scheduled", note: "next run: " + nextRun(s)}
+		if schedule.GetSuspended() {
+			v.summary = "suspended"
+		}
+		return v
 	}
 	if job.GetRun() == 0 || job.GetTemplateVersion() != s.GetService().GetTemplateVersion() {
 		return verdict{summary: "waiting for the leader"}

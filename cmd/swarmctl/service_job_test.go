@@ -78,6 +78,11 @@ func TestProgress_Schedule_SaysWhenItRunsNext(t *testing.T) {
 	if v := p.judge(noon); !v.done || v.note != "next run: 2026-01-01 21:00:00 KST" {
 		t.Errorf("%+v", v)
 	}
+	s.Service.Spec.Schedule.Suspended, s.Progress.Job.NextAt = true, 0
+	p.take(tell(s))
+	if v := p.judge(noon); !v.done || v.summary != "suspended" || v.note != "next run: none, it is suspended" {
+		t.Errorf("suspended: %+v", v)
+	}
 }
 
 func TestReplicasWord_Job_SaysWhatHasCompleted(t *testing.T) {
@@ -100,6 +105,7 @@ func TestJobFlags_Applied_OrRefusedWithAReason(t *testing.T) {
 		"schedule of web": {"global", []string{"--overlap=allow"}, "--overlap is of a job; this service is global"},
 		"no schedule":     {"global-job", []string{"--timezone=Asia/Seoul"}, "give one with --schedule"},
 		"overlap":         {"replicated-job", []string{"--schedule=@daily", "--overlap=no"}, "use allow, forbid, replace"},
+		"empty schedule":  {"replicated-job", []string{"--schedule="}, "would run at once"},
 		"missed":          {"replicated-job", []string{"--schedule=@daily", "--missed=twice"}, "use once, skip"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -97,8 +97,10 @@ func offset(ns int64) string { return time.Duration(ns).Round(time.Millisecond).
 // plan asks what a change would do and shows it. One that would not come to an end is an error.
 func (a *app) plan(ctx context.Context, c *client, flags planFlags, service string, req *swarmpb.PlanServiceRequest) error {
 	r, err := c.PlanService(ctx, req)
-	if err != nil {
-		return err
+	if err != nil && req.GetCreate() != nil {
+		return wrongIn("service create", err)
+	} else if err != nil {
+		return wrongIn("service "+service, err)
 	}
 	change := "update"
 	switch {

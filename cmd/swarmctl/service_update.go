@@ -171,7 +171,11 @@ func parseScale(arg string) (scale, error) {
 
 func (s scale) edit(spec *swarmpb.ServiceSpec) error {
 	if spec.GetMode().GetReplicated() == nil {
-		return fmt.Errorf("only a replicated service can be scaled; this one is %s", modeWord(spec.GetMode()))
+		hint := ""
+		if spec.GetMode().GetReplicatedJob() != nil {
+			hint = "; `swarmctl service update --total` and --max-concurrent say how many tasks it has"
+		}
+		return fmt.Errorf("only a replicated service can be scaled; this one is %s%s", modeWord(spec.GetMode()), hint)
 	}
 	spec.Mode = replicated(s.replicas)
 	return nil

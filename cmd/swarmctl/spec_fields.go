@@ -178,7 +178,7 @@ func scalarText(f protoreflect.FieldDescriptor, v protoreflect.Value) string {
 func amountText(field string, n int64) string {
 	switch {
 	case field == "nano_cpus":
-		return cpus(n) + " CPUs"
+		return cpusText(n)
 	case strings.HasSuffix(field, "_bytes"):
 		if back, err := units.RAMInBytes(memory(n)); err == nil && back == n {
 			return memory(n)

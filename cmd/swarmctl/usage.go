@@ -119,7 +119,7 @@ func valueError(e *pflag.InvalidValueError) error {
 	switch e.GetFlag().Value.Type() {
 	case "uint32", "uint64":
 		return errors.New("want a whole number, 0 or more")
-	case "int64":
+	case "int32", "int64":
 		return errors.New("want a whole number")
 	case "float64":
 		return errors.New("want a number such as 0.5")

@@ -111,7 +111,7 @@ func (p *problems) schedule(x *ServiceSpec) {
 	times, err := s.Timetable()
 	switch {
 	case err != nil:
-		p.addf(field, `use five fields as in crontab, such as "*/5 * * * *", or @hourly, @daily, @every 90s`, "%v", err)
+		p.list = append(p.list, err)
 	case times.Next(time.Unix(0, 0)).IsZero():
 		p.add(field, "it has no time at all", "name days that exist")
 	}

@@ -34,32 +34,44 @@ type Timetable struct {
 // Zone is the time zone that the schedule's times are meant in.
 func (t *Timetable) Zone() *time.Location { return t.zone }
 
-// Timetable reads the schedule's five fields, or @hourly, @every 90s and the like, and its time zone.
+// Timetable reads the schedule's five fields, or @hourly, @every 90s and the like, and its time zone. Its errors are *FieldErrors.
 func (x *Schedule) Timetable() (*Timetable, error) {
 	text := strings.TrimSpace(x.GetCron())
+	wrong := func(problem, fix string) (*Timetable, error) {
+		return nil, &FieldError{Field: fmt.Sprintf("schedule %q", x.GetCron()), Problem: problem, Fix: fix}
+	}
 	switch {
 	case len(text) > MaxScheduleLength:
-		return nil, fmt.Errorf("it has %d characters, at most %d are taken", len(text), MaxScheduleLength)
+		return wrong(fmt.Sprintf("it has %d characters", len(text)), fmt.Sprintf("use at most %d", MaxScheduleLength))
 	case strings.Contains(text, "TZ="):
-		return nil, fmt.Errorf("it names a time zone; that is a field of its own (--timezone)")
+		return wrong("it names a time zone", "that is a field of its own (--timezone)")
 	}
 	zone, err := time.LoadLocation(cmp.Or(x.GetTimezone(), "UTC"))
 	if err != nil || zone == time.Local {
-		return nil, fmt.Errorf("time zone %q is not known; use an IANA name such as Asia/Seoul", x.GetTimezone())
+		return nil, &FieldError{Field: fmt.Sprintf("time zone %q", x.GetTimezone()), Problem: "it is not known", Fix: "use an IANA name such as Asia/Seoul"}
 	}
 	times, err := cronParser.Parse(text)
 	if err != nil {
-		return nil, err
+		return wrong(cronProblem(err), `use five fields as in crontab, such as "*/5 * * * *", or @hourly, @daily, @every 90s`)
 	}
 	t := &Timetable{times: times, zone: zone}
 	every, err := time.ParseDuration(strings.TrimPrefix(text, "@every "))
 	if err == nil && (every < MinScheduleInterval || every > MaxScheduleInterval) { // shorter ones would be rounded up
-		return nil, fmt.Errorf("@every takes %s to %s", MinScheduleInterval, MaxScheduleInterval)
+		return wrong(fmt.Sprintf("%s is not a time that @every takes", every), fmt.Sprintf("use %s to %s", MinScheduleInterval, MaxScheduleInterval))
 	}
 	spec, fields := times.(*cron.SpecSchedule)
 	const allHours = 1<<24 - 1
 	t.elapsed = !fields || spec.Hour&allHours == allHours
 	return t, nil
+}
+
+// cronProblem is what the parser found, without what it says of Go.
+func cronProblem(err error) string {
+	if rest, ok := strings.CutPrefix(err.Error(), "failed to parse int from "); ok {
+		word, _, _ := strings.Cut(rest, ": ")
+		return fmt.Sprintf("%q is neither a number nor the name of a day or a month", word)
+	}
+	return err.Error()
 }
 
 // Next is the first time of the schedule after another; zero when there is none within five years. A time of day that
