@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -340,6 +341,16 @@ func TestLogs_Flood(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("read %d MB in %s: %.1f MB/s", lines*lineBytes/1_000_000, took.Round(time.Millisecond), lines*lineBytes/1e6/took.Seconds())
+	var kept int64 // what was read first was rotated away meanwhile
+	files, err := os.ReadDir(filepath.Join(c.host(2).Dir, "data/logs", x.ID))
+	for _, file := range files {
+		if info, err := file.Info(); err == nil {
+			kept += info.Size()
+		}
+	}
+	if err != nil || len(files) != 3 || kept > 3*10<<20 {
+		t.Errorf("of the log %d MB in %d files are kept, %v; want at most 30 MB in 3", kept>>20, len(files), err)
+	}
 	for i := 1; i <= 2; i++ {
 		rss := c.swarmdRSS(t, i)
 		t.Logf("swarmd of %s had %d MB", c.host(i).Name, rss>>20)

@@ -79,11 +79,17 @@ func (m *mirror) gave(t *testing.T) int {
 
 func (m *mirror) start(t *testing.T, c *cluster) {
 	t.Helper()
+	m.serve(t, c, m)
+}
+
+// serve is start with a handler before the mirror's own.
+func (m *mirror) serve(t *testing.T, c *cluster, h http.Handler) {
+	t.Helper()
 	l, err := c.lab.Listen("tcp", m.addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.served, m.server = make(chan error, 1), &http.Server{Handler: m, ErrorLog: log.New(io.Discard, "", 0)}
+	m.served, m.server = make(chan error, 1), &http.Server{Handler: h, ErrorLog: log.New(io.Discard, "", 0)}
 	go func() { m.served <- m.server.Serve(l) }()
 	t.Cleanup(m.stop)
 }
