@@ -24,7 +24,7 @@ var _ reconcile.Reconciler = Global{}
 // Name is global.
 func (Global) Name() string { return "global" }
 
-// Affects names the service that changes, and all global ones when a node does.
+// Affects names the service that changes, and what all global ones have on a node that does.
 func (g Global) Affects(view *store.View, change store.Change) []reconcile.ID {
 	switch change.Table {
 	case swarmpb.Table_TABLE_SERVICE:
@@ -33,7 +33,11 @@ func (g Global) Affects(view *store.View, change store.Change) []reconcile.ID {
 		}
 	case swarmpb.Table_TABLE_NODE, swarmpb.Table_TABLE_NODE_STATUS:
 		if nodeMatters(change) {
-			return g.All(view)
+			ids := g.All(view)
+			for i := range ids {
+				ids[i].Node = change.Key.ID
+			}
+			return ids
 		}
 	}
 	return nil
@@ -54,13 +58,38 @@ func (Global) Of(_ *store.View, serviceID string) []reconcile.ID {
 	return []reconcile.ID{{Object: serviceID}}
 }
 
-// Reconcile fills the slots of nodes that have come to suit, and empties those of nodes that do not suit any more.
+// allNodes is as many nodes as a look at all of them costs next to nothing.
+const allNodes = 1000
+
+// Pace keeps looks at all nodes apart, so that of many nodes which join one after another those that have come meanwhile are
+// looked at together.
+func (Global) Pace(view *store.View, id reconcile.ID) time.Duration {
+	if id.Node != "" {
+		return 0
+	}
+	return lookPace(view)
+}
+
+// lookPace is the distance between looks at all nodes, which take a few hundredths of the time then.
+func lookPace(view *store.View) time.Duration {
+	return time.Duration(view.NodeCount()/allNodes) * 100 * time.Millisecond
+}
+
+// Reconcile fills the slots of nodes that have come to suit, and empties those of nodes that do not suit any more. For one node
+// it finds out whether there is anything to do, and leaves that to the look at all: so two plans never give a slot its first
+// task.
 func (Global) Reconcile(view *store.View, id reconcile.ID, now time.Time) (reconcile.Plan, error) {
 	service := view.Service(id.Object)
 	if service == nil || service.Removing || !global(service) {
 		return reconcile.Plan{}, nil
 	}
 	p := newPlanner(view, service, now)
+	if id.Node != "" {
+		if p.amissOn(id.Node) {
+			return reconcile.Plan{Also: []reconcile.Look{{ID: reconcile.ID{Object: id.Object}}}}, nil
+		}
+		return reconcile.Plan{}, nil
+	}
 	p.spread()
 	return p.finish(), nil
 }
@@ -94,14 +123,44 @@ func suitable(view *store.View, template *swarmpb.Template) map[string]bool {
 		return nodes
 	}
 	for node := range view.Nodes() {
-		if node.GetSpec().GetAvailability() == swarmpb.NodeAvailability_NODE_AVAILABILITY_DRAIN {
-			continue
-		}
-		if n := scheduler.NewNode(node, view.NodeStatus(node.Id)); q.Suits(&n) == scheduler.Accepted {
-			nodes[node.Id] = n.Ready
+		if suits, takes := suitsOne(view, node, q); suits {
+			nodes[node.Id] = takes
 		}
 	}
 	return nodes
+}
+
+// suitsOne tells whether a task with the requirements belongs on the node, nil being none, and whether it takes a new one now.
+func suitsOne(view *store.View, node *swarmpb.Node, q *scheduler.Requirements) (suits, takes bool) {
+	if node == nil || node.GetSpec().GetAvailability() == swarmpb.NodeAvailability_NODE_AVAILABILITY_DRAIN {
+		return false, false
+	}
+	n := scheduler.NewNode(node, view.NodeStatus(node.Id))
+	suits = q.Suits(&n) == scheduler.Accepted
+	return suits, suits && n.Ready
+}
+
+// slotProbe is how many slots from a node's own one on are searched for its tasks: numbers are of 62 bits, so that not many
+// nodes have the same.
+const slotProbe = 8
+
+// amissOn tells whether spread would do something about a node.
+func (p *planner) amissOn(node string) bool {
+	q, err := scheduler.NewRequirements(p.view.Template(p.service.Id, p.template()))
+	if err != nil {
+		return true
+	}
+	suits, takes := suitsOne(p.view, p.view.Node(node), q)
+	own, has := swarmpb.NodeSlot(node), 0
+	for s := range slots(p.view, p.service, own-1, p.now) {
+		if s.number >= own+slotProbe {
+			break
+		}
+		if s.replicas[len(s.replicas)-1].task.NodeId == node && len(s.live()) > 0 {
+			has++
+		}
+	}
+	return has > 1 || has == 1 && !suits || has == 0 && takes
 }
 
 // spread gives each node that suits its slot, and takes it from the others.

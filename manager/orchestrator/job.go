@@ -93,6 +93,14 @@ func (Job) Of(_ *store.View, serviceID string) []reconcile.ID {
 	return []reconcile.ID{{Object: serviceID}}
 }
 
+// Pace keeps looks at jobs with a task a node apart: each is at all nodes, and nodes may join, or tasks end, one after another.
+func (Job) Pace(view *store.View, id reconcile.ID) time.Duration {
+	if view.Service(id.Object).GetSpec().GetMode().GetGlobalJob() == nil {
+		return 0
+	}
+	return lookPace(view)
+}
+
 // Reconcile takes a job's runs as far as they can go.
 func (Job) Reconcile(view *store.View, id reconcile.ID, now time.Time) (reconcile.Plan, error) {
 	service := view.Service(id.Object)

@@ -2,7 +2,9 @@ package orchestrator_test
 
 import (
 	"fmt"
+	"syscall"
 	"testing"
+	"time"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 
@@ -10,6 +12,7 @@ import (
 	"github.com/swarmd/swarmd/manager/orchestrator"
 	"github.com/swarmd/swarmd/manager/reconcile"
 	"github.com/swarmd/swarmd/manager/reconcile/script"
+	"github.com/swarmd/swarmd/manager/store"
 )
 
 // wide is a balanced cluster of many nodes, with services whose tasks all run.
@@ -59,6 +62,38 @@ var wideSizes = []struct {
 	replicas        uint64
 }{{10_000, 100, 1000}, {10_000, 100, 10_000}, {10_000, 10_000, 100}}
 
+// parts are the units of work of a look at the balance of a cluster, with a time at which it is the turn of each.
+func parts(tb testing.TB, view *store.View, now time.Time) map[reconcile.ID]time.Time {
+	plan := func(id reconcile.ID, at time.Time) reconcile.Plan {
+		plan, err := (orchestrator.Moves{}).Reconcile(view, id, at)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		return plan
+	}
+	whole := orchestrator.Moves{}.All(view)[0]
+	looks := plan(whole, now).Also
+	if len(looks) == 0 {
+		looks = []reconcile.Look{{ID: whole}}
+	}
+	out := map[reconcile.ID]time.Time{}
+	for _, look := range looks {
+		if out[look.ID] = now; len(looks) > 1 {
+			out[look.ID] = plan(look.ID, now.Add(-time.Hour)).At
+		}
+	}
+	return out
+}
+
+// cpu is what the process has used.
+func cpu(tb testing.TB) time.Duration {
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		tb.Fatal(err)
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+}
+
 // BenchmarkBalanceWide: one look at the balance of a large cluster in which nothing is to be moved, and what a user's request
 // would move there.
 func BenchmarkBalanceWide(b *testing.B) {
@@ -66,14 +101,22 @@ func BenchmarkBalanceWide(b *testing.B) {
 		b.Run(fmt.Sprintf("nodes=%d/services=%d/replicas=%d", size.nodes, size.services, size.replicas), func(b *testing.B) {
 			c := wide(b, size.nodes, size.services, size.replicas)
 			view := c.store.View()
-			id := orchestrator.Moves{}.All(view)[0]
 			b.Run("look", func(b *testing.B) {
+				looks, longest := 0, time.Duration(0)
 				for b.Loop() {
-					plan, err := (orchestrator.Moves{}).Reconcile(view, id, c.now.Truncate(1_000_000_000_000))
-					if err != nil || len(plan.Writes) > 0 {
-						b.Fatal(err, len(plan.Writes))
+					looks = 0
+					for id, at := range parts(b, view, c.now.Add(time.Hour)) {
+						begun := cpu(b)
+						plan, err := (orchestrator.Moves{}).Reconcile(view, id, at)
+						if err != nil || len(plan.Writes) > 0 {
+							b.Fatal(err, len(plan.Writes))
+						}
+						longest = max(longest, cpu(b)-begun)
+						looks++
 					}
 				}
+				b.ReportMetric(float64(looks), "parts")
+				b.ReportMetric(float64(longest.Microseconds())/1000, "longest-cpu-ms")
 			})
 			b.Run("request", func(b *testing.B) {
 				for b.Loop() {
@@ -87,11 +130,15 @@ func BenchmarkBalanceWide(b *testing.B) {
 					claims.Of(view)
 				}
 			})
-			b.Run("service", func(b *testing.B) {
-				for b.Loop() {
-					_, _ = (orchestrator.Moves{}).Reconcile(view, reconcile.ID{Object: "s00000"}, c.now)
-				}
-			})
+			for name, id := range map[string]reconcile.ID{"service": {Object: "s00000"}, "service-on-node": {Object: "s00000", Node: nodeOf(0)}} {
+				b.Run(name, func(b *testing.B) {
+					for b.Loop() {
+						if plan, err := (orchestrator.Moves{}).Reconcile(view, id, c.now); err != nil || len(plan.Writes) > 0 {
+							b.Fatal(err, len(plan.Writes))
+						}
+					}
+				})
+			}
 		})
 	}
 }
