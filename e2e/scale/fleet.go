@@ -33,7 +33,7 @@ type fleetState struct {
 const (
 	joinsAtOnce = 64
 	// fleetGC is the fleet's GOGC: memory for time that the managers have.
-	fleetGC = 300
+	fleetGC = 200
 	// coalesce is a worker's window for statuses, reportAtMost what one report holds: as a real one's.
 	coalesce     = 100 * time.Millisecond
 	reportAtMost = 500
