@@ -207,8 +207,9 @@ func (l *leaderPart) judge(ctx context.Context, g *errgroup.Group) error {
 			}
 			l.log.Warn("writing node states failed; it is tried again", "error", err)
 		}
-		// While thousands of nodes come, judging them all again for each must not be all that the leader does.
-		rest.Reset(judgeRest * took)
+		// While thousands of nodes come, judging them all again for each must not be all that the leader does. On a host that
+		// has no time for it, the rest is no longer than the time between two ticks.
+		rest.Reset(min(judgeRest*took, l.limits.ReportInterval))
 		select {
 		case <-ctx.Done():
 			return nil

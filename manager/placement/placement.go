@@ -34,6 +34,8 @@ const (
 	// planRest is how long there is no further plan, as a multiple of how long the last one took: in a large cluster reading the
 	// nodes costs more than placing, so that tasks which come one after another are placed together.
 	planRest = 4
+	// maxPlanRest bounds it, for a host that has no time for a plan.
+	maxPlanRest = 250 * time.Millisecond
 	// The pause after an error doubles from the one to the other.
 	backoffMin, backoffMax = 50 * time.Millisecond, 5 * time.Second
 )
@@ -189,7 +191,7 @@ func (p *Placer) decide() {
 	for len(p.decided) == 0 && p.planner.waiting() {
 		p.decided = p.planner.plan(p.cfg.Store.View(), now)
 		if done := p.cfg.Clock(); done.After(now) {
-			p.pause = done.Add(planRest * done.Sub(now))
+			p.pause = done.Add(min(planRest*done.Sub(now), maxPlanRest))
 		}
 	}
 }
