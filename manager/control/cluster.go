@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/pem"
-	"errors"
 
 	"github.com/swarmd/swarmd/manager/store"
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
@@ -81,16 +80,8 @@ func (s *Server) RotateJoinToken(ctx context.Context, req *swarmpb.RotateJoinTok
 	if role != swarmpb.NodeRole_NODE_ROLE_WORKER && role != swarmpb.NodeRole_NODE_ROLE_MANAGER {
 		return nil, wire.Errorf(wire.CodeInvalid, "join token: role %d is not known; use worker or manager", role)
 	}
-	for try := 1; ; try++ {
-		err := s.rotate(ctx, request, role)
-		var conflict *store.ConflictError
-		if errors.As(err, &conflict) && try < rewrites {
-			continue
-		}
-		if err != nil {
-			return nil, conflictError(err, "the cluster")
-		}
-		break
+	if err := s.rewrite(ctx, func(view *store.View) error { return s.rotate(ctx, view, request, role) }, nil); err != nil {
+		return nil, conflictError(err, "the cluster")
 	}
 	view, err := s.fresh(ctx)
 	if err != nil {
@@ -99,11 +90,7 @@ func (s *Server) RotateJoinToken(ctx context.Context, req *swarmpb.RotateJoinTok
 	return &swarmpb.RotateJoinTokenResponse{Tokens: view.Cluster().GetJoinTokens(), ManagerAddress: s.cfg.ManagerAddress()}, nil
 }
 
-func (s *Server) rotate(ctx context.Context, request string, role swarmpb.NodeRole) error {
-	view, err := s.fresh(ctx)
-	if err != nil {
-		return err
-	}
+func (s *Server) rotate(ctx context.Context, view *store.View, request string, role swarmpb.NodeRole) error {
 	cluster := swarmpb.Clone(view.Cluster())
 	token, err := s.cfg.NewJoinToken(cluster.GetRootCa().GetCert())
 	if err != nil {

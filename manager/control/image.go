@@ -102,13 +102,21 @@ func (s *Server) pinDigest(ctx context.Context, spec, before *swarmpb.ServiceSpe
 	if !sameImage && before != nil && container.GetImageDigest() == was.GetImageDigest() {
 		container.ImageDigest = "" // it came along with the old image
 	}
+	forced := spec.GetTask().GetForceUpdate() != before.GetTask().GetForceUpdate()
 	if _, digest, ok := cutLast(image, "@"); ok {
 		if strings.HasPrefix(digest, "sha256:") {
 			container.ImageDigest = digest
 		}
-		return nil, nil
+		settled := sameImage && !(forced && len(before.GetTask().GetPlacement().GetPlatforms()) == 0)
+		if settled || !resolve || s.cfg.Resolver == nil {
+			return nil, nil
+		}
+		_, platforms, err := s.cfg.Resolver.Resolve(ctx, image, auth)
+		if err != nil {
+			return nil, nil // the digest is known, and a node of another platform says so when it has pulled the image
+		}
+		return platforms, nil
 	}
-	forced := spec.GetTask().GetForceUpdate() != before.GetTask().GetForceUpdate()
 	settled := sameImage && was.GetImageDigest() == container.GetImageDigest() && !(forced && was.GetImageDigest() == "")
 	if container.GetImageDigest() != "" || settled || !resolve || s.cfg.Resolver == nil {
 		return nil, nil

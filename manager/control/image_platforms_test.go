@@ -1,6 +1,7 @@
 package control
 
 import (
+	"errors"
 	"testing"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
@@ -48,4 +49,23 @@ func TestImage_PlatformsGoWithTheDigest(t *testing.T) {
 	w.wantPlatforms(t, id, "linux/amd64")
 	w.update(t, id, &swarmpb.UpdateServiceRequest{NoResolveImage: true}, func(c *swarmpb.ContainerSpec) { c.Image = "web:1" })
 	w.wantPlatforms(t, id)
+}
+
+// A reference with a digest has the platforms that the registry tells for it, and needs no answer.
+func TestImage_AReferenceWithADigest_HasPlatforms(t *testing.T) {
+	w, f := registryWorld(t)
+	image := "web:1@" + digestOf("7")
+	f.platforms = map[string][]string{image: {"linux/arm64"}}
+	id := w.create("web", 1)
+	w.wantPlatforms(t, id)
+	w.update(t, id, &swarmpb.UpdateServiceRequest{}, func(c *swarmpb.ContainerSpec) { c.Image = image })
+	w.wantPlatforms(t, id, "linux/arm64")
+	w.wantDigest(t, id, image, digestOf("7"), 2)
+	// Another change does not ask again, nor lose them.
+	f.err = errors.New("the registry is away")
+	w.update(t, id, &swarmpb.UpdateServiceRequest{}, func(c *swarmpb.ContainerSpec) { c.Env = []string{"A=1"} })
+	w.wantPlatforms(t, id, "linux/arm64")
+	w.update(t, id, &swarmpb.UpdateServiceRequest{}, func(c *swarmpb.ContainerSpec) { c.Image = "web@" + digestOf("8") })
+	w.wantPlatforms(t, id)
+	w.wantDigest(t, id, "web@"+digestOf("8"), digestOf("8"), 4)
 }

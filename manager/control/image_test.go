@@ -107,11 +107,11 @@ func TestImage_CreateAndUpdate_KeepTagAndDigest(t *testing.T) {
 	f.digests["web:2"] = digestOf("4")
 	w.update(t, id, &swarmpb.UpdateServiceRequest{}, func(c *swarmpb.ContainerSpec) { c.ImageDigest = "" })
 	w.wantDigest(t, id, "web:2", digestOf("4"), 4)
-	// A reference with a digest needs no registry.
+	// A reference with a digest is that digest: the registry is asked for the platforms alone.
 	w.update(t, id, &swarmpb.UpdateServiceRequest{}, func(c *swarmpb.ContainerSpec) { c.Image = "web:2@" + digestOf("5") })
 	w.wantDigest(t, id, "web:2@"+digestOf("5"), digestOf("5"), 5)
-	if len(f.asked) != 3 {
-		t.Errorf("asked for %v, want three questions", f.asked)
+	if len(f.asked) != 4 {
+		t.Errorf("asked for %v, want four questions", f.asked)
 	}
 	w.update(t, id, &swarmpb.UpdateServiceRequest{NoResolveImage: true}, func(c *swarmpb.ContainerSpec) { c.Image = "web:1" })
 	w.wantDigest(t, id, "web:1", "", 6)

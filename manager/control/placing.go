@@ -3,7 +3,6 @@ package control
 import (
 	"cmp"
 	"context"
-	"errors"
 	"slices"
 	"time"
 
@@ -134,22 +133,14 @@ func (s *Server) moves(ctx context.Context, view *store.View) (*swarmpb.Rebalanc
 func (s *Server) askForBalance(caller context.Context, request string) error {
 	ctx, cancel := writing(caller)
 	defer cancel()
-	for try := 1; ; try++ {
-		view, err := s.fresh(ctx)
-		if err != nil {
-			return err
-		}
+	err := s.rewrite(ctx, func(view *store.View) error {
 		cluster := swarmpb.Clone(view.Cluster())
 		// Each request counts, also where the clock of the manager before was ahead.
 		cluster.RebalanceAt = max(time.Now().UnixNano(), cluster.GetRebalanceAt()+1)
-		err = s.changeCluster(ctx, request, cluster.GetMeta().GetVersion(), cluster)
-		var conflict *store.ConflictError
-		if err == nil {
-			s.log.Info("rebalance asked for")
-			return nil
-		}
-		if !errors.As(err, &conflict) || try == rewrites {
-			return conflictError(err, "the cluster")
-		}
+		return s.changeCluster(ctx, request, cluster.GetMeta().GetVersion(), cluster)
+	}, nil)
+	if err == nil {
+		s.log.Info("rebalance asked for")
 	}
+	return conflictError(err, "the cluster")
 }

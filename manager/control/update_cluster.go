@@ -3,7 +3,6 @@ package control
 import (
 	"cmp"
 	"context"
-	"errors"
 
 	"google.golang.org/protobuf/proto"
 
@@ -25,31 +24,30 @@ func (s *Server) UpdateCluster(ctx context.Context, req *swarmpb.UpdateClusterRe
 	if req.GetSpec() == nil {
 		return nil, wire.Errorf(wire.CodeInvalid, "cluster: the spec is missing")
 	}
-	for try := 1; ; try++ {
-		view, err := s.fresh(ctx)
-		if err != nil {
-			return nil, err
-		}
+	var response *swarmpb.UpdateClusterResponse
+	err = s.rewrite(ctx, func(view *store.View) error {
 		cluster := view.Cluster()
 		spec, err := clusterSpec(cluster.GetSpec(), req.GetSpec())
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if proto.Equal(cluster.GetSpec(), spec) {
-			return &swarmpb.UpdateClusterResponse{Spec: spec, Meta: cluster.GetMeta()}, nil
+			response = &swarmpb.UpdateClusterResponse{Spec: spec, Meta: cluster.GetMeta()}
+			return nil
 		}
 		next := swarmpb.Clone(cluster)
 		next.Spec = spec
-		err = s.changeCluster(ctx, request, cmp.Or(req.GetVersion(), cluster.GetMeta().GetVersion()), next)
-		if err == nil {
-			s.log.Info("cluster updated")
-			return s.updatedCluster(ctx, next), nil
+		if err := s.changeCluster(ctx, request, cmp.Or(req.GetVersion(), cluster.GetMeta().GetVersion()), next); err != nil {
+			return err
 		}
-		var conflict *store.ConflictError
-		if !errors.As(err, &conflict) || req.GetVersion() != 0 || try == rewrites {
-			return nil, conflictError(err, "the cluster")
-		}
+		s.log.Info("cluster updated")
+		response = s.updatedCluster(ctx, next)
+		return nil
+	}, func(*store.ConflictError) bool { return req.GetVersion() != 0 })
+	if err != nil {
+		return nil, conflictError(err, "the cluster")
 	}
+	return response, nil
 }
 
 // changeCluster writes the cluster's row, made from the one of the version.

@@ -3,7 +3,6 @@ package control
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -27,45 +26,50 @@ func (s *Server) UpdateNode(ctx context.Context, req *swarmpb.UpdateNodeRequest)
 	if req.GetSpec() == nil {
 		return nil, wire.Errorf(wire.CodeInvalid, "node %q: the spec is missing", req.GetNode())
 	}
-	for try := 1; ; try++ {
-		view, err := s.fresh(ctx)
-		if err != nil {
-			return nil, err
-		}
+	name, row := "", ""
+	var response *swarmpb.UpdateNodeResponse
+	err = s.rewrite(ctx, func(view *store.View) error {
 		node, err := s.findNode(view, req.GetNode())
 		if err != nil {
-			return nil, err
+			return err
 		}
+		name, row = "node "+view.NodeName(node.GetId()), swarmpb.NodeKey(node.GetId()).ID()
 		spec, err := nodeSpec(view, node, req)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		before := node.GetMeta().GetVersion()
-		same := proto.Equal(node.GetSpec(), spec)
-		if !same {
-			err = s.changeNode(ctx, view, node, spec, req.GetVersion(), request)
+		if !proto.Equal(node.GetSpec(), spec) {
+			if err := s.changeNode(ctx, view, node, spec, req.GetVersion(), request); err != nil {
+				return err
+			}
 		}
-		if err == nil {
-			// A write that was passed on to the leader may not have arrived here yet.
-			if now, err := s.fresh(ctx); err == nil {
-				view = now
-			}
-			if now := view.Node(node.GetId()); now != nil {
-				node = now
-			}
-			if node.GetMeta().GetVersion() == before { // no leader answers any more, but the write was acknowledged
-				node = swarmpb.Clone(node)
-				node.Spec = spec
-			}
-			return &swarmpb.UpdateNodeResponse{Node: s.nodes(view).info(node)}, nil
-		}
+		response = s.updatedNode(ctx, view, node, spec)
+		return nil
+	}, func(conflict *store.ConflictError) bool {
 		// A change of another row is no concern of the user's, unless it leads to another decision.
-		var conflict *store.ConflictError
-		ours := errors.As(err, &conflict) && conflict.Key.ID() == swarmpb.NodeKey(node.GetId()).ID()
-		if conflict == nil || ours && req.GetVersion() != 0 || try == rewrites {
-			return nil, conflictError(err, "node "+view.NodeName(node.GetId()))
-		}
+		return req.GetVersion() != 0 && conflict.Key.ID() == row
+	})
+	if err != nil {
+		return nil, conflictError(err, name)
 	}
+	return response, nil
+}
+
+// updatedNode answers with the node as it is by now: a write that was passed on to the leader may not have arrived here yet.
+// Where no leader answers any more, but the write was acknowledged, with what was written.
+func (s *Server) updatedNode(ctx context.Context, view *store.View, node *swarmpb.Node, spec *swarmpb.NodeSpec) *swarmpb.UpdateNodeResponse {
+	before := node.GetMeta().GetVersion()
+	if now, err := s.fresh(ctx); err == nil {
+		view = now
+	}
+	if now := view.Node(node.GetId()); now != nil {
+		node = now
+	}
+	if node.GetMeta().GetVersion() == before {
+		node = swarmpb.Clone(node)
+		node.Spec = spec
+	}
+	return &swarmpb.UpdateNodeResponse{Node: s.nodes(view).info(node)}
 }
 
 // nodeSpec is the spec that was asked for, made whole and checked.

@@ -96,6 +96,17 @@ func TestResolve_AnImage_TellsThePlatformsThatItIsThereFor(t *testing.T) {
 		if err != nil || !strings.HasPrefix(digest, "sha256:") || strings.Join(got, " ") != c.want {
 			t.Errorf("%s: %s, %q, %v, want %q", tag, digest, got, err, c.want)
 		}
+		// By its digest, whatever tag stands beside it, it is the same image.
+		for _, ref := range []string{"@" + digest, ":other@" + digest} {
+			same, its, err := r.Resolve(context.Background(), host+"/team/app"+ref, nil)
+			if err != nil || same != digest || len(its) != len(platforms) {
+				t.Errorf("%s%s: %s, %v, %v, want %v", tag, ref, same, its, err, platforms)
+			}
+		}
+	}
+	unknown := "sha256:" + strings.Repeat("0", 64)
+	if digest, platforms, err := r.Resolve(context.Background(), host+"/team/app@"+unknown, nil); err != nil || digest != unknown || len(platforms) > 0 {
+		t.Errorf("a digest that the registry does not have: %s, %v, %v", digest, platforms, err)
 	}
 }
 

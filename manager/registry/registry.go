@@ -70,16 +70,25 @@ func New(cfg Config) *Resolver {
 }
 
 // Resolve returns the digest (sha256:...) of the manifest or index that the image's reference stands for now, and the
-// platforms that it is there for; none where that cannot be found out. A reference with a digest is that digest; nobody is
-// asked. The error says in one line what the user can do.
+// platforms that it is there for; none where that cannot be found out. A reference with a digest is that digest, whatever the
+// registry says: it is asked for the platforms alone, and without an answer there are none. The error says in one line what
+// the user can do.
 func (r *Resolver) Resolve(ctx context.Context, image string, auth *swarmpb.RegistryAuth) (string, []*swarmpb.Platform, error) {
 	ref, err := reference.ParseDockerRef(image)
 	if err != nil {
 		return "", nil, fmt.Errorf("image %q is no reference: %w", image, err)
 	}
-	if digested, ok := ref.(reference.Digested); ok {
-		return digested.Digest().String(), nil, nil
+	digest, platforms, err := r.resolve(ctx, ref, auth)
+	if digested, ok := ref.(reference.Digested); ok && ctx.Err() == nil {
+		if digest != digested.Digest().String() {
+			platforms = nil
+		}
+		return digested.Digest().String(), platforms, nil
 	}
+	return digest, platforms, err
+}
+
+func (r *Resolver) resolve(ctx context.Context, ref reference.Named, auth *swarmpb.RegistryAuth) (string, []*swarmpb.Platform, error) {
 	host := reference.Domain(ref)
 	if r.isSilent(host) {
 		return "", nil, fmt.Errorf("registry %s did not answer a moment ago", host)
