@@ -134,6 +134,7 @@ func (b *bench) productRound(ctx context.Context, c *measure.Cluster, round int,
 	if err != nil {
 		return shims, err
 	}
+	before := c.Manager().Kept()
 	took, err := createAll(ctx, c, name, b.replicas)
 	if err != nil {
 		return shims, err
@@ -151,7 +152,7 @@ func (b *bench) productRound(ctx context.Context, c *measure.Cluster, round int,
 	if cpu, err = meter(c.Manager()); err != nil {
 		return shims, err
 	}
-	if took, err = removeAll(ctx, c, name); err != nil {
+	if took, err = removeAll(ctx, c, name, before); err != nil {
 		return shims, err
 	}
 	if used, err = cpu(); err == nil {
@@ -207,8 +208,9 @@ func settle(ctx context.Context, c *measure.Cluster, name string, replicas uint6
 	return time.Since(begin), err
 }
 
-// removeAll removes a service and returns how long it took until all of it was gone.
-func removeAll(ctx context.Context, c *measure.Cluster, name string) (time.Duration, error) {
+// removeAll removes a service and returns how long it took until all of it was gone: from what users see, and then, as the end of a
+// task is told before what it leaves is taken away, from the host, which kept so much before the service was made.
+func removeAll(ctx context.Context, c *measure.Cluster, name string, before int) (time.Duration, error) {
 	w, err := c.Watch(ctx, name)
 	if err != nil {
 		return 0, err
@@ -218,15 +220,34 @@ func removeAll(ctx context.Context, c *measure.Cluster, name string) (time.Durat
 	if err := c.Remove(ctx, name); err != nil {
 		return 0, err
 	}
-	err = w.Until(func(p *measure.Picture) bool { return p.Gone })
-	return time.Since(begin), err
+	if err := w.Until(func(p *measure.Picture) bool { return p.Gone }); err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, keptWithin)
+	defer cancel()
+	tick := time.NewTicker(keptEvery)
+	defer tick.Stop()
+	for c.Manager().Kept() > before {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return 0, fmt.Errorf("wait until what tasks of %s have left is gone: %w", name, ctx.Err())
+		}
+	}
+	return time.Since(begin), nil
 }
+
+// keptEvery is between two looks at what a host keeps, keptWithin when what was removed has to be gone from it.
+const (
+	keptEvery  = 5 * time.Millisecond
+	keptWithin = 2 * time.Minute
+)
 
 func (b *bench) scale(ctx context.Context) error {
 	return b.on(ctx, func(c *measure.Cluster) error {
 		var took measure.Series
 		for round := range b.rounds {
-			name := fmt.Sprintf("round-%d", round)
+			name, before := fmt.Sprintf("round-%d", round), c.Manager().Kept()
 			if _, err := createAll(ctx, c, name, 10); err != nil {
 				return err
 			}
@@ -239,7 +260,7 @@ func (b *bench) scale(ctx context.Context) error {
 				return err
 			}
 			took = append(took, d)
-			if _, err := removeAll(ctx, c, name); err != nil {
+			if _, err := removeAll(ctx, c, name, before); err != nil {
 				return err
 			}
 		}

@@ -55,6 +55,16 @@ func (h *Host) CPU() (time.Duration, error) {
 	return time.Duration(n), err
 }
 
+// Kept counts the containers and their network namespaces that the host's worker has, those without a process too.
+func (h *Host) Kept() int {
+	n := 0
+	for _, dir := range []string{"data/containers", "run/network/netns"} {
+		entries, _ := os.ReadDir(filepath.Join(h.Dir, dir)) // none of one that is not there yet
+		n += len(entries)
+	}
+	return n
+}
+
 // OwnCPU is what this process has used.
 func OwnCPU() time.Duration {
 	var ru unix.Rusage
