@@ -69,20 +69,17 @@ func claimGeneric(view *store.View, node *scheduler.Node) {
 	}
 }
 
-// GenericBefore is what the task's predecessor holds on the node, if the task takes that over there.
+// GenericBefore is what the task whose place it takes holds on the node, if the task takes that over there.
 func (c *Claims) GenericBefore(t *swarmpb.Task, node string) []*swarmpb.GenericResource {
 	return genericBefore(c.view, t, node)
 }
 
 func genericBefore(view *store.View, t *swarmpb.Task, node string) []*swarmpb.GenericResource {
-	if t.GetReplaces() == "" || t.GetBeside() {
+	base, beside := view.Base(t, nil)
+	if beside || base.Placement.GetNodeId() != node {
 		return nil
 	}
-	old := view.TaskRows(t.GetReplaces())
-	if old.Placement.GetNodeId() != node || old.Observed.Ended() {
-		return nil
-	}
-	return old.Placement.GetGeneric()
+	return base.Placement.GetGeneric()
 }
 
 // OnNode counts the service's claims by node.

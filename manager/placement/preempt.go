@@ -140,9 +140,9 @@ func (r *round) running(node, service string) []scheduler.Running {
 	return out
 }
 
-// shares tells whether a task claims nothing of its own: it takes over what the one that it replaces holds there, and goes
+// shares tells whether a task claims nothing of its own: it takes over what the one whose place it takes holds there, and goes
 // with that.
 func (r *round) shares(t *swarmpb.Task, node string) bool {
-	old := r.view.TaskRows(t.GetReplaces())
-	return t.GetReplaces() != "" && !t.GetBeside() && old.Task != nil && old.Placement.GetNodeId() == node && !old.Observed.Ended()
+	base, beside := r.view.Base(t, nil)
+	return !beside && base.Task != nil && base.Placement.GetNodeId() == node
 }

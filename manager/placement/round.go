@@ -21,9 +21,9 @@ type round struct {
 	nodes   *scheduler.Nodes // those of read
 	// extra are the claims that the view does not count, by service and node.
 	extra map[string]map[string]int
-	// heirs are the tasks of the overlay that share the claim of the task they replace, by the task replaced.
+	// heirs are the tasks of the overlay that share the claim of the task whose place they take, by that.
 	heirs map[string]string
-	// claims are those that this round's tasks may take over, by the task replaced.
+	// inherited are the claims that this round's tasks may take over, by the task whose place they take.
 	inherited map[string]inheritance
 	decisions []*decision
 
@@ -73,8 +73,9 @@ func (r *round) claim(e *entry) {
 		return
 	}
 	node.ClaimGeneric(scheduler.Beyond(e.generic, r.read.GenericBefore(e.task, e.node)))
-	if held := r.held(e.task); held != nil && held.Node == e.node {
-		r.heirs[e.task.GetReplaces()] = e.task.GetId()
+	base, beside := r.base(e.task)
+	if held := r.held(e.task, base, beside); held != nil && held.Node == e.node {
+		r.heirs[base.Task.GetId()] = e.task.GetId()
 		node.Extend(held.Resources, q.Reserve, q.Ports)
 		return
 	}
@@ -100,52 +101,62 @@ type inheritance struct {
 	beside bool
 }
 
-// inherits is held, once for all successors of a task.
+// inherits is held, once for all tasks that are to take one's place.
 func (r *round) inherits(t *swarmpb.Task) *scheduler.Claim {
-	if t.GetReplaces() == "" {
+	base, beside := r.base(t)
+	if base.Task == nil {
 		return nil
 	}
-	i, known := r.inherited[t.GetReplaces()]
+	i, known := r.inherited[base.Task.GetId()]
 	if !known {
-		i = inheritance{r.held(t), t.GetBeside()}
-		r.inherited[t.GetReplaces()] = i
+		i = inheritance{r.held(t, base, beside), beside}
+		r.inherited[base.Task.GetId()] = i
 	}
-	if i.beside != t.GetBeside() {
+	if i.beside != beside {
 		return nil
 	}
 	return i.claim
 }
 
-// held is the claim that the task takes over if it is put on the node of the task that it replaces; nil when
-// that one holds none, or another successor shares it. The claim is empty when the two run beside each other: they
-// are one task of the node's, but need the resources of both. The store counts such a pair by the same rule.
-func (r *round) held(t *swarmpb.Task) *scheduler.Claim {
+// base is the task whose place another one is to take, and whether it runs beside that: as the store counts, but that it knows
+// what has been decided.
+func (r *round) base(t *swarmpb.Task) (base store.TaskRows, beside bool) {
 	if t.GetReplaces() == "" {
+		return store.TaskRows{}, false
+	}
+	return r.view.Base(t, func(id string) bool {
+		e := r.planner.overlay[id]
+		return e != nil && e.node != ""
+	})
+}
+
+// held is the claim that the task takes over if it is put on the node of its base; nil when there is none, or another task
+// shares its claim. The claim is empty when the two run beside each other: they are one task of the node's, but need the
+// resources of both. The store counts such a pair by the same rule.
+func (r *round) held(t *swarmpb.Task, base store.TaskRows, beside bool) *scheduler.Claim {
+	if base.Task == nil {
 		return nil
 	}
-	old := r.view.TaskRows(t.GetReplaces())
-	node := old.Placement.GetNodeId()
-	if node == "" || old.Observed.Ended() || old.Task.GetServiceId() != t.GetServiceId() ||
-		old.Task.GetSlot() != t.GetSlot() || old.Task.GetAttempt() >= t.GetAttempt() {
-		return nil
-	}
-	if heir := r.heirs[t.GetReplaces()]; heir != "" && heir != t.GetId() {
+	id, node := base.Task.GetId(), base.Placement.GetNodeId()
+	if heir := r.heirs[id]; heir != "" && heir != t.GetId() {
 		return nil
 	}
 	for other := range r.view.TasksIn(t.GetServiceId(), t.GetSlot()) {
-		if other.GetReplaces() == t.GetReplaces() && other.GetId() != t.GetId() &&
-			r.view.NodeID(other.GetId()) == node && !r.view.Observed(other.GetId()).Ended() {
+		if other.GetReplaces() == "" || other.GetId() == t.GetId() || r.view.NodeID(other.GetId()) != node || r.view.Observed(other.GetId()).Ended() {
+			continue
+		}
+		if its, _ := r.view.Base(other, nil); its.Task.GetId() == id {
 			return nil
 		}
 	}
-	if t.GetBeside() {
+	if beside {
 		return &scheduler.Claim{Node: node} // nothing of the other's is free for it
 	}
-	q, err := r.requirements(old.Task.GetServiceId(), old.Task.GetTemplateVersion())
+	q, err := r.requirements(base.Task.GetServiceId(), base.Task.GetTemplateVersion())
 	if err != nil {
 		return nil
 	}
-	held := &scheduler.Claim{Node: node, Resources: q.Reserve, Generic: old.Placement.GetGeneric()}
+	held := &scheduler.Claim{Node: node, Resources: q.Reserve, Generic: base.Placement.GetGeneric()}
 	if t.GetDesiredState() < swarmpb.TaskState_TASK_STATE_RUNNING {
 		held.Ports = q.Ports // else it does not wait for the other to stop, and needs ports that are free now
 	}

@@ -13,7 +13,8 @@ import (
 // is derived from tasks. Whatever it derives is a function of the rows alone, so that putting the old row back
 // undoes it.
 func (t *tx) setTaskRow(old, next *taskRow) {
-	moved := old.claims() != next.claims() || (old.claims() && old.placement.NodeId != next.placement.NodeId)
+	// Others share what it holds, or what a task before it holds, as long as it is there.
+	moved := old == nil || next == nil || old.claims() != next.claims() || (old.claims() && old.placement.NodeId != next.placement.NodeId)
 	var heirs []string
 	if moved {
 		heirs = t.affected(cmp.Or(next, old))
@@ -43,35 +44,18 @@ func (t *tx) setTaskRow(old, next *taskRow) {
 	}
 }
 
-// affected are the tasks whose part in a node's usage may change, beside its own, when the claim of a task comes or
-// goes: those that replace it, and those that replace the same one as it does.
-func (t *tx) affected(row *taskRow) []string {
-	if t.heirs.Len() == 0 {
+// affected are the tasks whose part in a node's usage may change, beside its own, when a task or its claim comes or goes: those
+// of its slot that replace others.
+func (t *tx) affected(row *taskRow) (ids []string) {
+	if t.heirs == 0 {
 		return nil
 	}
-	id := row.task.Id
-	var ids []string
-	collect := func(replaced string) {
-		for heir := range t.heirsOf(replaced) {
-			if heir != id {
-				ids = append(ids, heir)
-			}
+	for task := range t.TasksIn(row.task.ServiceId, row.task.Slot) {
+		if task.Replaces != "" && task.Id != row.task.Id && t.taskRow(task.Id).claims() {
+			ids = append(ids, task.Id)
 		}
 	}
-	collect(id)
-	if row.task.Replaces != "" && row.task.Replaces != id {
-		collect(row.task.Replaces)
-	}
 	return ids
-}
-
-// heirsOf are the claiming tasks that replace one, by attempt, then ID.
-func (v *View) heirsOf(replaced string) func(func(string) bool) {
-	return func(yield func(string) bool) {
-		v.heirs.Ascend(heirItem{replaced: replaced}, func(item heirItem) bool {
-			return item.replaced == replaced && yield(item.heir)
-		})
-	}
 }
 
 // indexTask keeps the secondary indexes: each is touched only when the task's key in it changes.
@@ -172,10 +156,10 @@ func (r *taskRow) nodeID() string {
 
 func (t *tx) indexHeir(old, next *taskRow) {
 	if old.claims() && old.task.Replaces != "" {
-		t.heirs.Delete(heirAt(old))
+		t.heirs--
 	}
 	if next.claims() && next.task.Replaces != "" {
-		t.heirs.Set(heirAt(next))
+		t.heirs++
 	}
 }
 
@@ -210,7 +194,8 @@ type claim struct {
 }
 
 // claimOf is what a task adds to its node. A task that replaces another one on the same node adds only what it
-// needs beyond that: the pair holds one claim. One that runs beside the other needs all of its own resources and ports
+// needs beyond that: the pair holds one claim. So does one that replaces a task which holds nothing, on the node of the one
+// before that. One that runs beside the other needs all of its own resources and ports
 // and makes the pair one task all the same, since one of the two is about to go. Of several tasks that replace the same one, that of the lowest attempt
 // shares the claim and the others count in full: a later successor never takes it from an earlier one.
 func (v *View) claimOf(row *taskRow) (claim, bool) {
@@ -220,12 +205,12 @@ func (v *View) claimOf(row *taskRow) (claim, bool) {
 	c := claim{node: row.placement.NodeId, service: row.task.ServiceId, claims: 1}
 	reserved, ports := v.needs(row.task)
 	c.nanoCPUs, c.memoryBytes, c.ports = reserved.GetNanoCpus(), reserved.GetMemoryBytes(), ports
-	replaced := v.sharedWith(row)
+	replaced, beside := v.sharedWith(row)
 	if replaced == nil {
 		return c, true
 	}
 	c.claims = 0
-	if row.task.Beside {
+	if beside {
 		return c, true
 	}
 	held, heldPorts := v.needs(replaced.task)
@@ -235,32 +220,59 @@ func (v *View) claimOf(row *taskRow) (claim, bool) {
 	return c, true
 }
 
-// sharedWith is the task that row shares its claim with, if any.
-func (v *View) sharedWith(row *taskRow) *taskRow {
-	if row.task.Replaces == "" {
-		return nil
+// sharedWith is the task that row shares its claim with, if any, and whether it runs beside that one.
+func (v *View) sharedWith(row *taskRow) (base *taskRow, beside bool) {
+	base, beside = v.baseOf(row.task, nil)
+	if base == nil || base.placement.NodeId != row.placement.NodeId {
+		return nil, false
 	}
-	replaced := v.taskRow(row.task.Replaces)
-	if !shares(replaced, row) {
-		return nil
-	}
-	for heir := range v.heirsOf(replaced.task.Id) {
-		if heir == row.task.Id {
-			return replaced
+	for task := range v.TasksIn(row.task.ServiceId, row.task.Slot) {
+		if task.Id == row.task.Id {
+			break // those before it come first
 		}
-		if shares(replaced, v.taskRow(heir)) {
-			return nil
+		if task.Replaces == "" || task.Attempt <= base.task.Attempt {
+			continue
+		}
+		if other := v.taskRow(task.Id); other.claims() && other.placement.NodeId == row.placement.NodeId {
+			if its, _ := v.baseOf(task, nil); its == base {
+				return nil, false
+			}
 		}
 	}
-	return replaced
+	return base, beside
 }
 
-// shares tells whether the two can be a pair: both hold a claim on one node, in one slot. The order of attempts
-// keeps tasks from replacing each other in a ring.
-func shares(replaced, heir *taskRow) bool {
-	return replaced.claims() && heir.claims() && replaced.placement.NodeId == heir.placement.NodeId &&
-		replaced.task.ServiceId == heir.task.ServiceId && replaced.task.Slot == heir.task.Slot &&
-		replaced.task.Attempt < heir.task.Attempt
+// baseOf is the task whose place another one is to take: of those that it replaces, one after the other, the first that holds a
+// claim, if that is in the same slot; beside: it runs beside that, or one between does. The order of attempts keeps tasks from
+// replacing each other in a ring. claimed, when set, tells the tasks that hold a claim which the view does not show: none is
+// looked for beyond one.
+func (v *View) baseOf(task *swarmpb.Task, claimed func(id string) bool) (base *taskRow, beside bool) {
+	for at := task; at.Replaces != ""; {
+		beside = beside || at.Beside
+		before := v.taskRow(at.Replaces)
+		if before == nil || before.task.ServiceId != at.ServiceId || before.task.Slot != at.Slot || before.task.Attempt >= at.Attempt {
+			return nil, false
+		}
+		if before.claims() {
+			return before, beside
+		}
+		if claimed != nil && claimed(before.task.Id) {
+			return nil, false
+		}
+		at = before.task
+	}
+	return nil, false
+}
+
+// Base is the task whose place another one is to take, with its rows: of those that it replaces, one after the other, the first
+// that holds a claim on a node, without one none. beside: it runs beside that, or one between does. claimed, when set, tells the
+// tasks that hold a claim which the view does not show: none is looked for beyond one.
+func (v *View) Base(task *swarmpb.Task, claimed func(id string) bool) (base TaskRows, beside bool) {
+	row, beside := v.baseOf(task, claimed)
+	if row == nil {
+		return TaskRows{}, false
+	}
+	return TaskRows{row.task, row.placement, row.addresses, row.status, row.observed()}, beside
 }
 
 // needs are a task's reservation and fixed host ports, from its template.

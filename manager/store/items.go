@@ -103,27 +103,6 @@ func compareBySlot(a, b *swarmpb.Task) int {
 	}
 }
 
-// heirItem says that the task heir, which holds a claim, names the task replaced.
-type heirItem struct {
-	replaced string
-	attempt  uint64
-	heir     string
-}
-
-func heirAt(row *taskRow) heirItem {
-	return heirItem{row.task.Replaces, row.task.Attempt, row.task.Id}
-}
-
-func lessHeir(a, b heirItem) bool {
-	if c := strings.Compare(a.replaced, b.replaced); c != 0 {
-		return c < 0
-	}
-	if a.attempt != b.attempt {
-		return a.attempt < b.attempt
-	}
-	return a.heir < b.heir
-}
-
 // ownerItem is an allocation by its owner.
 type ownerItem struct {
 	owner   string

@@ -296,6 +296,28 @@ func TestUsage_ReplacementElsewhereOrASecondOne_CountsInFull(t *testing.T) {
 	f.usage("n1", 100, 1000, 1, 8080, 9001)
 }
 
+// The third task of a slot takes the place of the first when the second has ended, or never had a node: it shares the claim of
+// what is there still.
+func TestUsage_TheTaskBetweenHoldsNothing_TheFirstAndTheThirdAreOneClaim(t *testing.T) {
+	f := newFixture(t)
+	f.apply(task("first", 1, 1, 1, ""), placement("first", "n1"), task("second", 1, 2, 1, "first"), placement("second", "n1"))
+	f.usage("n1", 100, 1000, 1, 8080, 9001)
+	f.apply(task("third", 1, 3, 1, "second"), placement("third", "n1"))
+	f.usage("n1", 100, 1000, 1, 8080, 9001)
+	ended := func(id string) *swarmpb.Write {
+		return &swarmpb.Write{Op: &swarmpb.Write_MergeStatus{MergeStatus: &swarmpb.TaskStatus{TaskId: id, State: swarmpb.TaskState_TASK_STATE_FAILED}}}
+	}
+	f.apply(ended("second"))
+	f.usage("n1", 100, 1000, 1, 8080, 9001)
+	f.apply(task("fourth", 1, 4, 1, "third"), task("fifth", 1, 5, 1, "fourth"), placement("fifth", "n1"))
+	f.usage("n1", 100, 1000, 1, 8080, 9001)
+	f.apply(ended("first"))
+	f.usage("n1", 100, 1000, 1, 8080, 9001)
+	// Without the row between nobody knows what belongs together.
+	f.apply(deletion(swarmpb.TaskKey("fourth")))
+	f.usage("n1", 200, 2000, 2, 8080, 9001)
+}
+
 func TestAdvanceAttempt_LowerNumber_ChangesNothing(t *testing.T) {
 	f := newFixture(t)
 	for _, n := range []uint64{3, 2} {

@@ -28,7 +28,7 @@ type rebuild struct {
 	references map[reference]int
 	nodes      map[string]*nodeTotals
 	services   map[string]*serviceTotals
-	// heirs are the claiming tasks by the task they replace.
+	// heirs are the claiming tasks by the task whose claim they may share.
 	heirs          map[string][]*taskRow
 	waiting        int
 	asking         int
@@ -164,20 +164,38 @@ func (r *rebuild) task(v *View, row *taskRow) error {
 	}
 	if task.Replaces != "" {
 		r.claimingHeirs++
-		r.heirs[task.Replaces] = append(r.heirs[task.Replaces], row)
-		if _, ok := v.heirs.Get(heirItem{task.Replaces, task.Attempt, task.Id}); !ok {
-			return fmt.Errorf("task %s is not among those that replace %s", task.Id, task.Replaces)
+		if base := baseByHand(v, row); base != "" {
+			r.heirs[base] = append(r.heirs[base], row)
 		}
 	}
 	return nil
 }
 
-// pair takes away what a task and the one that replaces it on the same node have counted twice.
+// baseByHand is the task on the same node that a task may share a claim with: the nearest of those before it that is still on a
+// node, through those that are on none any more or yet.
+func baseByHand(v *View, row *taskRow) string {
+	before := v.taskRow(row.task.Replaces)
+	for last := row; before != nil; last, before = before, v.taskRow(before.task.Replaces) {
+		a, b := before.task, last.task
+		if a.ServiceId != b.ServiceId || a.Slot != b.Slot || a.Attempt >= b.Attempt {
+			return ""
+		}
+		if on := before.placement.GetNodeId(); on != "" && !before.observed().Ended() {
+			if on != row.placement.GetNodeId() {
+				return ""
+			}
+			return a.Id
+		}
+	}
+	return ""
+}
+
+// pair takes away what a task and the one that takes its place on the same node have counted twice.
 func (r *rebuild) pair(v *View, replaced *taskRow) {
 	var heir *taskRow
 	for _, row := range r.heirs[replaced.task.Id] {
 		// They come by ID, so that the first of an attempt stays.
-		if shares(replaced, row) && (heir == nil || row.task.Attempt < heir.task.Attempt) {
+		if heir == nil || row.task.Attempt < heir.task.Attempt {
 			heir = row
 		}
 	}
@@ -187,8 +205,10 @@ func (r *rebuild) pair(v *View, replaced *taskRow) {
 	node := r.node(replaced.placement.NodeId)
 	node.claims--
 	node.services[replaced.task.ServiceId]--
-	if heir.task.Beside {
-		return
+	for between := heir; between != replaced; between = v.taskRow(between.task.Replaces) {
+		if between.task.Beside {
+			return
+		}
 	}
 	a, portsA := v.needs(replaced.task)
 	b, portsB := v.needs(heir.task)
@@ -212,7 +232,7 @@ func (r *rebuild) compare(v *View) error {
 		{"remembered requests", v.requestOrder.Len(), v.requests.Len()},
 		{"unplaced tasks", v.unplaced, r.waiting},
 		{"asking tasks", v.asking, r.asking},
-		{"replacing tasks", v.heirs.Len(), r.claimingHeirs},
+		{"replacing tasks", v.heirs, r.claimingHeirs},
 		{"template references", v.references.Len(), len(r.references)},
 		{"nodes with tasks", v.perNode.Len(), len(r.nodes)},
 		{"services with tasks", v.perService.Len(), len(r.services)},

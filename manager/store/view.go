@@ -57,8 +57,8 @@ type View struct {
 	unplaced int
 	// asking is the number of tasks without a node that wait for others to give way.
 	asking int
-	// heirs is replaced task -> the tasks that replace it and hold a claim.
-	heirs *btree.BTreeG[heirItem]
+	// heirs is the number of tasks that replace another one and hold a claim.
+	heirs int
 	// references is how many rows refer to a template.
 	references *btree.BTreeG[reference]
 	perNode    *btree.Map[string, *nodeIndex]
@@ -87,7 +87,6 @@ func newView() *View {
 		resting:      newTree(lessRest),
 		runs:         newTree(lessRun),
 		waiting:      btree.NewMap[string, struct{}](0),
-		heirs:        newTree(lessHeir),
 		references:   newTree(lessReference),
 		perNode:      btree.NewMap[string, *nodeIndex](degree),
 		perService:   btree.NewMap[string, *serviceIndex](degree),
@@ -120,7 +119,6 @@ func (v *View) fork() *View {
 	next.resting = copyTree(v.resting)
 	next.runs = copyTree(v.runs)
 	next.waiting = copyMap(v.waiting)
-	next.heirs = copyTree(v.heirs)
 	next.references = copyTree(v.references)
 	next.perNode = copyMap(v.perNode)
 	next.perService = copyMap(v.perService)
