@@ -363,6 +363,9 @@ func (c *fakeControl) UpdateService(_ context.Context, req *swarmpb.UpdateServic
 }
 
 func (c *fakeControl) RemoveService(ctx context.Context, req *swarmpb.RemoveServiceRequest) (*swarmpb.RemoveServiceResponse, error) {
+	if err := c.answer(ctx); err != nil {
+		return nil, err
+	}
 	r, err := c.GetService(ctx, &swarmpb.GetServiceRequest{Service: req.Service})
 	return &swarmpb.RemoveServiceResponse{Id: r.GetService().GetService().GetId()}, err
 }

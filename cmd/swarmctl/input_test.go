@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/swarmd/swarmd/proto/wire"
 )
@@ -83,6 +84,16 @@ func TestServerRefuses_Anything_ItsWordsAreShown(t *testing.T) {
 	f.local.fail = wire.Errorf(wire.CodeFailedPrecondition, "leave: this is the last manager; if that is what you want, use `swarmctl leave --force`")
 	f.control.fail = wire.Errorf(wire.CodeExists, "service name \"web\": already taken by service "+webID)
 	golden(t, "refused", f.play("leave", "init", "join --token x 10.0.0.1", "image load /dev/null", "service create --name web nginx:1", "version"))
+}
+
+func TestRemove_NoLeader_EachErrorNamesItsService(t *testing.T) {
+	f := start(t, false)
+	f.patience = time.Millisecond
+	f.control.fail = wire.Errorf(wire.CodeUnavailable, "no leader answers; try again")
+	want := "swarmctl: service web: no leader answers; try again\nswarmctl: service api: no leader answers; try again\n"
+	if o := f.run("service", "rm", "web", "api"); o.code != exitFailed || o.stderr != want {
+		t.Errorf("%+v", o)
+	}
 }
 
 func TestNoSwarmd_SocketLeftBehind_SaysThatItDoesNotRun(t *testing.T) {

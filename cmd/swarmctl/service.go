@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
+	"github.com/swarmd/swarmd/proto/wire"
 )
 
 // serviceRow is a service in a listing.
@@ -287,8 +288,11 @@ func (a *app) serviceRemoveCommand() *cobra.Command {
 			var goals []goal
 			err := each(args, func(arg string) error {
 				r, err := c.RemoveService(ctx, &swarmpb.RemoveServiceRequest{Service: arg, RequestId: swarmpb.NewID()})
-				if err == nil {
+				switch {
+				case err == nil:
 					goals = append(goals, goal{service: r.Id, name: arg, removed: true})
+				case errors.Is(err, wire.ErrUnavailable): // which names no service
+					return fmt.Errorf("service %s: %w", arg, err)
 				}
 				return err
 			})
