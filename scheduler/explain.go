@@ -57,7 +57,11 @@ func (q *Requirements) detail(n *Node, f Filter, g *Group) string {
 	case Insufficient:
 		var short []string
 		if q.Reserve.NanoCPUs > n.Free.NanoCPUs {
-			short = append(short, fmt.Sprintf("needs %s CPUs, %s of %s free", cpus(q.Reserve.NanoCPUs), cpus(n.Free.NanoCPUs), cpus(n.Capacity.NanoCPUs)))
+			unit := "CPUs"
+			if q.Reserve.NanoCPUs == 1e9 {
+				unit = "CPU"
+			}
+			short = append(short, fmt.Sprintf("needs %s %s, %s of %s free", cpus(q.Reserve.NanoCPUs), unit, cpus(n.Free.NanoCPUs), cpus(n.Capacity.NanoCPUs)))
 		}
 		if q.Reserve.MemoryBytes > n.Free.MemoryBytes {
 			short = append(short, fmt.Sprintf("needs %s of memory, %s of %s free", mebibytes(q.Reserve.MemoryBytes), mebibytes(n.Free.MemoryBytes), mebibytes(n.Capacity.MemoryBytes)))
@@ -65,11 +69,11 @@ func (q *Requirements) detail(n *Node, f Filter, g *Group) string {
 		return strings.Join(short, "; ")
 	case NoGeneric:
 		for _, w := range q.Generic {
-			have := int64(0)
-			if g := n.generic(w.Kind); g != nil {
-				have = max(g.left(), 0)
+			g := n.generic(w.Kind)
+			if g == nil {
+				return fmt.Sprintf("needs %d of %s, the node has none", w.Count, w.Kind)
 			}
-			if have < w.Count {
+			if have := max(g.left(), 0); have < w.Count {
 				return fmt.Sprintf("needs %d of %s, %d free", w.Count, w.Kind, have)
 			}
 		}
@@ -80,7 +84,7 @@ func (q *Requirements) detail(n *Node, f Filter, g *Group) string {
 			}
 		}
 	case TooManyReplicas:
-		return fmt.Sprintf("has %d tasks of the service, %d are allowed on a node", g.OnNode[n.ID], q.MaxPerNode)
+		return fmt.Sprintf("has %d of the service's tasks, at most %d may be on a node", g.OnNode[n.ID], q.MaxPerNode)
 	}
 	return ""
 }

@@ -156,7 +156,7 @@ func TestExplain_EachFilter_SaysWhatIsAskedAndWhatThereIs(t *testing.T) {
 	for _, v := range nodes.Explain(g) {
 		lines = append(lines, v.Node+" "+v.Detail)
 	}
-	want := []string{`a node.labels.zone==a: the node has "b"`, "b needs 1 CPUs, 0.5 of 4 free", "c is down, or takes no new tasks", "d suits"}
+	want := []string{`a node.labels.zone==a: the node has "b"`, "b needs 1 CPU, 0.5 of 4 free", "c is down, or takes no new tasks", "d suits"}
 	if !slices.Equal(lines, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(lines, "\n"), strings.Join(want, "\n"))
 	}
