@@ -65,6 +65,9 @@ of --with-registry-auth are kept as well, for images of the same registry.`
   swarmctl service update --env-add MODE=test --env-rm DEBUG --update-parallelism 2 web
   swarmctl service update --publish-add 8443:443 --publish-rm 80 web
   swarmctl service update --network-add name=back,alias=db --network-rm old web
+  swarmctl service update --constraint-add 'node.labels.zone in (a, b)' --placement-pref-add spread=node.labels.rack db
+  swarmctl service update --max-unavailable 10% --priority 100 --no-rebalance db
+  swarmctl service update --schedule "*/5 * * * *" --overlap replace report
   swarmctl service update --update-monitor default --force web`
 )
 
