@@ -85,7 +85,7 @@ func (w sweep) turn(part uint64, now time.Time) (at time.Time, wait bool) {
 	switch since := now.Sub(begun); {
 	case since < 0:
 		return begun, true
-	case since > late:
+	case since >= late:
 		return begun.Add(cycle), true
 	default:
 		return time.Time{}, false
