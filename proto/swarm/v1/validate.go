@@ -21,6 +21,8 @@ const (
 	MaxNameLength = 63
 	// MaxReplicas bounds the replicas of one service.
 	MaxReplicas = 1_000_000
+	// MaxTaskHistory bounds the ended tasks that are kept of a replica.
+	MaxTaskHistory = 1000
 	// MinNanoCPUs and MinMemoryBytes are the least that can be reserved or allowed.
 	MinNanoCPUs    = 1_000_000
 	MinMemoryBytes = 4 << 20
@@ -200,6 +202,9 @@ func (x *ClusterSpec) Validate() error {
 	p.duration("node certificate expiry", x.GetNodeCertExpiry())
 	if d := x.GetNodeCertExpiry(); d != nil && d.AsDuration() >= 0 && d.AsDuration() < MinCertExpiry {
 		p.addf("node certificate expiry", fmt.Sprintf("use %s or more", MinCertExpiry), "%s is too short", d.AsDuration())
+	}
+	if n := x.GetTaskHistoryLimit(); n > MaxTaskHistory {
+		p.addf("task history limit", fmt.Sprintf("use at most %d", MaxTaskHistory), "%d ended tasks a replica are too many", n)
 	}
 	const rotation = "gossip key rotation"
 	p.duration(rotation, x.GetGossipKeyRotation())

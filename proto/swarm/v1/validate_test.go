@@ -182,6 +182,8 @@ func TestClusterSpecValidate_BadPoolOrExpiry_SaysSo(t *testing.T) {
 		{&ClusterSpec{FabricPool: "127.0.0.0/8"}, "containers cannot have such addresses"},
 		{&ClusterSpec{FabricPool: "100.64.0.0/24", FabricBlockLength: 24}, "must be smaller than the pool"},
 		{&ClusterSpec{NodeCertExpiry: durationpb.New(time.Minute)}, "node certificate expiry: 1m0s is too short; use 1h0m0s or more"},
+		{&ClusterSpec{TaskHistoryLimit: proto.Uint32(MaxTaskHistory)}, ""},
+		{&ClusterSpec{TaskHistoryLimit: proto.Uint32(MaxTaskHistory + 1)}, "task history limit: 1001 ended tasks a replica are too many; use at most 1000"},
 		{&ClusterSpec{GossipKeyRotation: durationpb.New(time.Hour)}, ""},
 		{&ClusterSpec{GossipKeyRotation: durationpb.New(59 * time.Minute)}, "gossip key rotation: 59m0s is too short; use 1h0m0s or more"},
 		{&ClusterSpec{GossipKeyRotation: durationpb.New(-time.Hour)}, "gossip key rotation: -1h0m0s is negative; use 0s or more"},
