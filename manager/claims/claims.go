@@ -93,8 +93,7 @@ func (c *Claims) Failing(service string, now time.Time) map[string]bool {
 	}
 	since, failures := now.Add(-FailureWindow).UnixNano(), map[string]int{}
 	var out map[string]bool
-	for t := range c.view.TasksOf(service) {
-		rows := c.view.TaskRows(t.GetId())
+	for rows := range c.view.RowsOf(service) {
 		if s := rows.Observed; s != swarmpb.TaskState_TASK_STATE_FAILED && s != swarmpb.TaskState_TASK_STATE_REJECTED || rows.Status.GetAt() < since {
 			continue
 		}

@@ -89,11 +89,11 @@ func lostNode(view *store.View, nodeID string, status *swarmpb.NodeStatus) strin
 	return ""
 }
 
-// serviceInfo puts the rows of a service together and counts its tasks.
-func serviceInfo(view *store.View, service *swarmpb.Service) *swarmpb.ServiceInfo {
-	count := make(tally)
-	for task := range view.TasksOf(service.GetId()) {
-		count.add(look(view, task), +1)
+// serviceInfo puts the rows of a service together and counts its tasks; lost are the nodes that are DOWN.
+func serviceInfo(view *store.View, service *swarmpb.Service, lost map[string]bool) *swarmpb.ServiceInfo {
+	count, isLost := make(tally), func(node string) bool { return lost[node] }
+	for rows := range view.RowsOf(service.GetId()) {
+		count.add(partOf(&rows, isLost), +1)
 	}
 	return count.info(view, service)
 }

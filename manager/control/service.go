@@ -126,7 +126,7 @@ func (s *Server) GetService(ctx context.Context, req *swarmpb.GetServiceRequest)
 	if err != nil {
 		return nil, err
 	}
-	return &swarmpb.GetServiceResponse{Service: withConflicts(view, serviceInfo(view, service))}, nil
+	return &swarmpb.GetServiceResponse{Service: withConflicts(view, serviceInfo(view, service, lostNodes(view)))}, nil
 }
 
 // ListServices returns all services, by ID, but for those that stand for containers outside of services.
@@ -135,12 +135,12 @@ func (s *Server) ListServices(ctx context.Context, _ *swarmpb.ListServicesReques
 	if err != nil {
 		return nil, err
 	}
-	response := &swarmpb.ListServicesResponse{}
+	response, lost := &swarmpb.ListServicesResponse{}, lostNodes(view)
 	for service := range view.Services() {
 		if service.GetSpec().IsAttachment() {
 			continue // GetNetwork shows it
 		}
-		response.Services = append(response.Services, serviceInfo(view, service))
+		response.Services = append(response.Services, serviceInfo(view, service, lost))
 	}
 	return response, nil
 }

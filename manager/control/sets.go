@@ -22,13 +22,33 @@ type part struct {
 
 // look is what a task counts for by now.
 func look(view *store.View, task *swarmpb.Task) part {
-	p := part{template: task.GetTemplateVersion(), wanted: wanted(task)}
+	rows := view.TaskRows(task.GetId())
+	return partOf(&rows, func(node string) bool { return lostNow(view, node) })
+}
+
+// lostNow tells whether a node is DOWN.
+func lostNow(view *store.View, node string) bool {
+	return view.NodeStatus(node).GetState() == swarmpb.NodeState_NODE_STATE_DOWN
+}
+
+// lostNodes are all that are DOWN, for who looks at very many tasks.
+func lostNodes(view *store.View) map[string]bool {
+	lost := map[string]bool{}
+	for node := range view.Nodes() {
+		if lostNow(view, node.GetId()) {
+			lost[node.GetId()] = true
+		}
+	}
+	return lost
+}
+
+// partOf is what a task with these rows counts for; lost tells the nodes that are DOWN.
+func partOf(rows *store.TaskRows, lost func(node string) bool) part {
+	p := part{template: rows.Task.GetTemplateVersion(), wanted: rows.Task != nil && wanted(rows.Task)}
 	if !p.wanted {
 		return p
 	}
-	rows := view.TaskRows(task.GetId())
-	runs := rows.Observed == swarmpb.TaskState_TASK_STATE_RUNNING &&
-		view.NodeStatus(rows.Placement.GetNodeId()).GetState() != swarmpb.NodeState_NODE_STATE_DOWN
+	runs := rows.Observed == swarmpb.TaskState_TASK_STATE_RUNNING && !lost(rows.Placement.GetNodeId())
 	p.up, p.notReady = runs && rows.Status.Up(), runs && !rows.Status.Up()
 	p.unhealthy = !rows.Observed.Ended() && rows.Status.GetHealth().GetState() == swarmpb.HealthState_HEALTH_STATE_UNHEALTHY
 	return p

@@ -251,7 +251,7 @@ func (p *picture) same(t *testing.T, w *world, id string) {
 	t.Helper()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if want := withConflicts(w.view(), serviceInfo(w.view(), w.view().Service(id))); !proto.Equal(p.service, want) {
+	if want := withConflicts(w.view(), serviceInfo(w.view(), w.view().Service(id), lostNodes(w.view()))); !proto.Equal(p.service, want) {
 		t.Errorf("service %v, want %v", p.service, want)
 	}
 	count := 0

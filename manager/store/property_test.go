@@ -284,6 +284,11 @@ func sameClaims(t *rapid.T, view *View) {
 				want[node] = n
 			}
 		}
+		for rows := range view.RowsOf(service) {
+			if want := view.TaskRows(rows.Task.Id); rows != want {
+				t.Fatalf("rows of task %s are %v, want %v", rows.Task.Id, rows, want)
+			}
+		}
 		if got := view.ClaimsOf(service); !maps.Equal(got, want) {
 			t.Fatalf("claims of %s are %v, want %v", service, got, want)
 		}

@@ -312,6 +312,21 @@ func (v *View) TasksOf(serviceID string) iter.Seq[*swarmpb.Task] {
 	return v.TasksFrom(serviceID, 0)
 }
 
+// RowsOf are the tasks of a service, by slot and attempt, with the rows beside each: for who reads those of very many.
+func (v *View) RowsOf(serviceID string) iter.Seq[TaskRows] {
+	return func(yield func(TaskRows) bool) {
+		index, ok := v.perService.Get(serviceID)
+		if !ok {
+			return
+		}
+		for ordinal := range index.tasks.all() {
+			if row := v.rows.at(ordinal); !yield(TaskRows{row.task, row.placement, row.addresses, row.status, row.observed()}) {
+				return
+			}
+		}
+	}
+}
+
 // TasksFrom are the tasks of a service from a slot on, by slot and attempt.
 func (v *View) TasksFrom(serviceID string, slot uint64) iter.Seq[*swarmpb.Task] {
 	return func(yield func(*swarmpb.Task) bool) {
