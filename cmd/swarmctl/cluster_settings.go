@@ -37,7 +37,7 @@ func (s *clusterFlags) define(f *pflag.FlagSet, create bool) {
 	f.Uint32Var(&s.maskLength, "default-addr-pool-mask-length", 0, fmt.Sprintf("prefix `length` of a subnet that is chosen (default %d)", swarmpb.DefaultAddrPoolMaskLength))
 	f.DurationVar(&s.certExpiry, "cert-expiry", 0, fmt.Sprintf("life of the nodes' certificates (default %.0fh, at least 1h)", swarmpb.DefaultNodeCertExpiry.Hours()))
 	f.DurationVar(&s.keyRotation, "gossip-key-rotation", 0, fmt.Sprintf("how often the key that encrypts gossip is replaced (default %.0fh, at least 1h)", swarmpb.DefaultGossipKeyRotation.Hours()))
-	f.Uint32Var(&s.history, "task-history-limit", 0, fmt.Sprintf("ended tasks kept a replica (default %d)", swarmpb.DefaultTaskHistoryLimit))
+	f.Uint32Var(&s.history, "task-history-limit", 0, fmt.Sprintf("ended tasks kept a replica (default %d, at most %d)", swarmpb.DefaultTaskHistoryLimit, swarmpb.MaxTaskHistory))
 	f.BoolVar(&s.noRebalance, "no-rebalance", false, "move tasks for balance only when \"cluster rebalance\" asks for it")
 	if !create {
 		f.BoolVar(&s.rebalance, "rebalance", false, "move tasks for balance when a node has joined or returned")
