@@ -55,6 +55,7 @@ type checks struct {
 
 	runs  *runs
 	fleet *fleet
+	moves *moves
 }
 
 // digest is what a manager had at an index.
@@ -66,7 +67,7 @@ func newChecks(clock func() time.Duration) *checks {
 		stopping: map[string]time.Duration{}, drained: map[string]bool{},
 		leaders: map[uint64]string{}, leading: map[*life]uint64{}, newer: map[*life]time.Duration{},
 	}
-	c.runs, c.fleet = newRuns(c), newFleet(c)
+	c.runs, c.fleet, c.moves = newRuns(c), newFleet(c), newMoves(c)
 	return c
 }
 
@@ -120,6 +121,7 @@ func (c *checks) batch(machine string, from uint64, b store.Batch) {
 		if at >= 0 {
 			c.runs.batch(b.View, b.Changes[at:])
 			c.fleet.batch(b.View, b.Changes[at:])
+			c.moves.batch(b.View, b.Changes[at:])
 		}
 	}
 }
@@ -450,12 +452,22 @@ func (c *checks) calm() {
 	c.runs.calm = true
 }
 
-// restless says what has begun of late that no schedule has asked for.
+// restless says what has begun of late that neither a schedule nor balance has asked for.
 func (c *checks) restless() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if since := c.clock() - c.fleet.begun; since < silence {
 		return fmt.Sprintf("task %s was made %s ago", c.fleet.lastBegun, since)
+	}
+	return ""
+}
+
+// evening says what has moved of late for balance.
+func (c *checks) evening() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if since := c.clock() - c.fleet.evened; since < evenSilence {
+		return fmt.Sprintf("task %s has moved for balance %s ago", c.fleet.lastEvened, since)
 	}
 	return ""
 }
@@ -473,7 +485,10 @@ func (c *checks) seen() string {
 	defer c.mu.Unlock()
 	text := fmt.Sprintf("%d entries in %d terms, %d stores compared", len(c.digests), len(c.leaders), len(c.views))
 	if s := c.runs.seen; s.runs > 0 {
-		text += fmt.Sprintf("; %d runs with %d slots, %d filled again, %d times left out; %d slots gave way", s.runs, s.slots, s.again, s.leftOut, c.fleet.seen.preempted)
+		text += fmt.Sprintf("; %d runs with %d slots, %d filled again, %d times left out; %d slots gave way", s.runs, s.slots, s.again, s.leftOut, c.fleet.preempted)
+	}
+	if s := c.moves.seen; s.most > 0 {
+		text += fmt.Sprintf("; moved %d from drained nodes, %d because of constraints, %d for balance, at most %d of a service at a time", s.drained, s.evicted, s.balanced, s.most)
 	}
 	return text
 }

@@ -19,7 +19,10 @@ func (w *world) play(s *schedule, begin time.Time) {
 	var acts []act
 	for _, f := range s.faults {
 		undo := func() {}
-		acts = append(acts, act{f.at, func() { undo = w.inflict(f) }}, act{f.until, func() { undo() }})
+		acts = append(acts, act{f.at, func() { undo = w.inflict(f) }})
+		if f.until != forGood {
+			acts = append(acts, act{f.until, func() { undo() }})
+		}
 	}
 	for at := time.Duration(0); at < calm; at += 2 * time.Second {
 		acts = append(acts, act{at, w.compare}, act{at, w.comeBack})
@@ -43,6 +46,11 @@ func (w *world) inflict(f fault) (undo func()) {
 	case slowNet:
 		w.net.setSlow(f.amount)
 		return func() { w.net.setSlow(0) }
+	case hold:
+		return w.hold()
+	case even:
+		w.operators.Go(w.even)
+		return nothing
 	case blackout:
 		return w.switchOff(powerOff, w.managers()...)
 	}

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"strings"
@@ -13,23 +14,24 @@ import (
 // silence is for how long nothing may begin, once a cluster is as it should be, until it counts as being at rest.
 const silence = time.Minute
 
+// evenSilence is for how long no task may move for balance, until it counts as even: longer than any look is put off.
+const evenSilence = 90 * time.Second
+
 // fleet is what must hold of where tasks are. It is used with the mutex of the checks held.
 type fleet struct {
 	c *checks
 	// beside are global services that have ever been updated start-first; global are all of them.
 	global, beside map[string]bool
-	// budget is the most tasks of a service that could ever be on the move at a time.
-	budget map[string]uint64
-	// refused are tasks for which there was no node at some time: they count against no budget but a user's.
+	// refused are tasks for which there was no node at some time.
 	refused map[string]bool
-	// begun is when a task was last made that no schedule has asked for, and which.
-	begun     time.Duration
-	lastBegun string
-	seen      struct{ preempted, moved int }
+	// begun is when a task was last made that neither a schedule nor balance has asked for, and which; evened one for balance.
+	begun, evened         time.Duration
+	lastBegun, lastEvened string
+	preempted             int
 }
 
 func newFleet(c *checks) *fleet {
-	return &fleet{c: c, global: map[string]bool{}, beside: map[string]bool{}, budget: map[string]uint64{}, refused: map[string]bool{}}
+	return &fleet{c: c, global: map[string]bool{}, beside: map[string]bool{}, refused: map[string]bool{}}
 }
 
 // batch is told of changes that nobody has seen yet, and what they led to.
@@ -50,7 +52,11 @@ func (f *fleet) batch(v *store.View, changes []store.Change) {
 	for _, change := range changes {
 		switch now := change.New.(type) {
 		case *swarmpb.Task:
-			if service := v.Service(now.ServiceId); change.Old == nil && service.GetSpec().GetSchedule() == nil {
+			switch service := v.Service(now.ServiceId); {
+			case change.Old != nil || service.GetSpec().GetSchedule() != nil:
+			case now.Move == moveBalance:
+				f.evened, f.lastEvened = f.c.clock(), fmt.Sprintf("%s of %s", now.Id, service.GetSpec().GetName())
+			default:
 				f.begun, f.lastBegun = f.c.clock(), fmt.Sprintf("%s of %s", now.Id, service.GetSpec().GetName())
 			}
 		case *swarmpb.TaskPlacement:
@@ -68,9 +74,6 @@ func (f *fleet) batch(v *store.View, changes []store.Change) {
 				}
 			}
 		}
-	}
-	for service := range v.Services() {
-		f.moving(v, service)
 	}
 	for id := range f.global {
 		if service := v.Service(id); service != nil {
@@ -98,7 +101,7 @@ func (f *fleet) placed(v *store.View, now *swarmpb.TaskPlacement) {
 
 // gaveWay: nobody gives way but to a higher priority.
 func (f *fleet) gaveWay(to, from *swarmpb.Service, slot *swarmpb.SlotProgress) {
-	f.seen.preempted++
+	f.preempted++
 	if to != nil && from != nil && to.GetSpec().GetPriority() <= from.GetSpec().GetPriority() {
 		f.c.add("slot %d of %s, of priority %d, gave way to task %s of %s, of priority %d", slot.Slot, from.Spec.Name, from.Spec.Priority,
 			slot.GaveWayTo, to.Spec.Name, to.Spec.Priority)
@@ -117,31 +120,6 @@ func (f *fleet) oneEach(v *store.View, service *swarmpb.Service) {
 		if node == "" || len(tasks) > 2 || len(tasks) == 2 && !(tasks[1].Beside && tasks[1].Replaces == tasks[0].Id) {
 			f.c.add("%d tasks of global service %s are to run on node %q at %d", len(tasks), service.GetSpec().GetName(), node, v.Index())
 		}
-	}
-}
-
-// moving: of a service's tasks no more are on the move at a time than its budget has ever allowed, leaving out those for which
-// there is no node. Jobs have no budget, and global services do not move.
-func (f *fleet) moving(v *store.View, service *swarmpb.Service) {
-	spec := service.GetSpec()
-	if spec.GetMode().GetReplicated() == nil {
-		return
-	}
-	replicas := spec.Mode.GetReplicated().GetReplicas()
-	most := max(1, (replicas+3)/4)
-	if budget := spec.GetMaxUnavailable(); budget != nil {
-		most = max(budget.GetCount(), (replicas*uint64(budget.GetPercent())+99)/100)
-	}
-	f.budget[service.Id] = max(f.budget[service.Id], most)
-	var slots []uint64
-	for task := range v.TasksOf(service.Id) {
-		if task.Move != swarmpb.MoveReason_MOVE_REASON_UNSPECIFIED && task.DesiredState.Wanted() && !f.refused[task.Id] &&
-			v.Observed(task.Id) < swarmpb.TaskState_TASK_STATE_RUNNING {
-			slots = append(slots, task.Slot)
-		}
-	}
-	if uint64(len(slots)) > f.budget[service.Id] {
-		f.c.add("slots %v of %s are on the move at %d, at most %d are to be at a time", slots, spec.GetName(), v.Index(), f.budget[service.Id])
 	}
 }
 
@@ -211,6 +189,8 @@ type standing struct {
 	// up are slots with a task that runs, waiting those with one for which there is no room, and held those with one that is
 	// ready, and comes after such a one in an update.
 	up, waiting, held map[uint64]bool
+	// misplaced says why a task that runs is not to be where it is.
+	misplaced string
 }
 
 // stand looks at a service's tasks, adds those that run to want, and says which is on its way.
@@ -224,9 +204,7 @@ func stand(v *store.View, service *swarmpb.Service, want map[string]bool) (*stan
 		case state.Ended():
 		case task.DesiredState.Starts() && state == swarmpb.TaskState_TASK_STATE_RUNNING:
 			want[task.Id], s.up[task.Slot] = true, true
-			if why := misplaced(v, task); why != "" {
-				return nil, why
-			}
+			s.misplaced = cmp.Or(s.misplaced, misplaced(v, task))
 		case task.DesiredState.Wanted() && rows.Placement.GetNodeId() == "" && rows.Placement.GetMessage() != "" && room(v, task) == "":
 			s.waiting[task.Slot] = true
 		case updating && task.DesiredState == swarmpb.TaskState_TASK_STATE_READY && state == swarmpb.TaskState_TASK_STATE_READY:
@@ -243,15 +221,6 @@ func stand(v *store.View, service *swarmpb.Service, want map[string]bool) (*stan
 	return s, ""
 }
 
-// misplaced says why a task that runs is not to be where it is.
-func misplaced(v *store.View, task *swarmpb.Task) string {
-	node := v.Node(v.NodeID(task.Id))
-	if node.GetSpec().GetAvailability() == swarmpb.NodeAvailability_NODE_AVAILABILITY_DRAIN {
-		return fmt.Sprintf("task %s of %s runs on node %s, which is drained", task.Id, task.ServiceId, node.GetId())
-	}
-	return ""
-}
-
 // servedBy says what a service lacks, and adds its running tasks to want.
 func servedBy(v *store.View, service *swarmpb.Service, want map[string]bool) string {
 	name, spec := service.GetSpec().GetName(), service.GetSpec()
@@ -265,6 +234,8 @@ func servedBy(v *store.View, service *swarmpb.Service, want map[string]bool) str
 	switch {
 	case why != "":
 		return why
+	case s.misplaced != "" && !s.heldBack(service):
+		return s.misplaced
 	case len(s.held) > 0 && len(s.waiting) == 0:
 		return fmt.Sprintf("tasks of %s are ready, and are not started", name)
 	case spec.IsJob():

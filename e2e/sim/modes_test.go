@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
@@ -31,9 +32,10 @@ const (
 	kindTicks  = "ticks" // a global job with a schedule
 	kindWeb    = "web"   // replicated, with a priority, in a zone
 	kindBulk   = "bulk"  // replicated, much of the lowest priority
+	kindWide   = "wide"  // replicated, many small ones, with a disruption budget
 )
 
-var kinds = []string{kindGlobal, kindJob, kindJob, kindEach, kindCron, kindCron, kindTicks, kindWeb, kindWeb, kindBulk}
+var kinds = []string{kindGlobal, kindJob, kindJob, kindEach, kindCron, kindCron, kindTicks, kindWeb, kindWeb, kindBulk, kindWide, kindWide}
 
 // shape is what a service of a kind is like beyond an operation's own fields.
 type shape struct {
@@ -48,6 +50,10 @@ type shape struct {
 	priority          int32
 	zone              string // its tasks run there alone; empty = anywhere
 	large             bool   // a task reserves half of a node's CPUs instead of a sixteenth
+	spread            bool   // over the zones
+	budget            uint64 // how many may be out at a time; 0 = it does not say
+	share             uint32 // instead: of the replicas, in percent
+	stays             bool   // none moves for balance
 }
 
 func (x *shape) String() string {
@@ -65,6 +71,9 @@ func (x *shape) String() string {
 	if x.priority != 0 || x.zone != "" || x.large {
 		say("priority=%d zone=%q large=%t", x.priority, x.zone, x.large)
 	}
+	if x.spread || x.budget > 0 || x.share > 0 || x.stays {
+		say("spread=%t budget=%d share=%d%% stays=%t", x.spread, x.budget, x.share, x.stays)
+	}
 	return strings.Join(parts, " ")
 }
 
@@ -81,6 +90,15 @@ func (x *shape) spec(o operation) *swarmpb.ServiceSpec {
 	s.Task.Resources = &swarmpb.ResourceRequirements{Reservations: &swarmpb.Resources{NanoCpus: reserve}}
 	if x.zone != "" {
 		s.Task.Placement = &swarmpb.Placement{Constraints: []string{"node.labels." + zoneLabel + " == " + x.zone}}
+	} else if x.spread {
+		s.Task.Placement = &swarmpb.Placement{Preferences: []*swarmpb.PlacementPreference{{Spread: &swarmpb.SpreadOver{Descriptor_: "node.labels." + zoneLabel}}}}
+	}
+	s.NoRebalance = x.stays
+	switch {
+	case x.budget > 0:
+		s.MaxUnavailable = &swarmpb.DisruptionBudget{Most: &swarmpb.DisruptionBudget_Count{Count: x.budget}}
+	case x.share > 0:
+		s.MaxUnavailable = &swarmpb.DisruptionBudget{Most: &swarmpb.DisruptionBudget_Percent{Percent: x.share}}
 	}
 	switch x.kind {
 	case kindGlobal:
@@ -95,6 +113,9 @@ func (x *shape) spec(o operation) *swarmpb.ServiceSpec {
 		s.Update = &swarmpb.UpdateConfig{Order: swarmpb.UpdateOrder_UPDATE_ORDER_STOP_FIRST}
 		if o.first {
 			s.Update.Order = swarmpb.UpdateOrder_UPDATE_ORDER_START_FIRST
+		}
+		if x.kind == kindWide {
+			s.Update.Parallelism, s.Update.Monitor = proto.Uint64(3), durationpb.New(time.Second)
 		}
 		return s
 	}
@@ -136,9 +157,12 @@ func (s *schedule) modeWork(r *rand.Rand, client int) []operation {
 			o.kind, o.shape = opChange, old.changed(r)
 		}
 		there[o.service] = o.shape
-		o.replicas, o.first = 1+r.Uint64N(3), kind == kindGlobal && r.IntN(2) == 0
+		o.replicas, o.first = 1+r.Uint64N(3), (kind == kindGlobal || kind == kindWide) && r.IntN(2) == 0
 		if kind == kindBulk {
 			o.replicas += 2 + r.Uint64N(4)
+		}
+		if kind == kindWide {
+			o.replicas += 4 + r.Uint64N(6)
 		}
 		o.value, o.image = fmt.Sprintf("c%d.%d", client, i), fmt.Sprintf("nginx:%d", 1+r.IntN(2))
 	}
@@ -151,8 +175,13 @@ func newShape(r *rand.Rand, kind string) *shape {
 	case kindGlobal, kindWeb:
 		x.priority, x.zone = int32(10*r.IntN(3)), []string{"", zoneA, zoneB}[r.IntN(3)]
 		x.large = kind == kindWeb && r.IntN(3) > 0
+		x.limits(r)
 	case kindBulk:
 		x.large = true
+		x.limits(r)
+	case kindWide:
+		x.zone, x.spread = []string{"", zoneA, zoneB}[r.IntN(3)], r.IntN(3) == 0
+		x.limits(r)
 	default:
 		x.lasts, x.fails = between(r, 2*time.Second, 8*time.Second), r.IntN(5) == 0
 		x.priority = int32(10 * r.IntN(2))
@@ -170,6 +199,20 @@ func newShape(r *rand.Rand, kind string) *shape {
 	return x
 }
 
+// limits draws what may be done to a replicated service's tasks.
+func (x *shape) limits(r *rand.Rand) {
+	if x.kind == kindGlobal {
+		return
+	}
+	x.budget, x.share, x.stays = 0, 0, r.IntN(3) == 0
+	switch r.IntN(3) {
+	case 0:
+		x.budget = 1 + r.Uint64N(3)
+	case 1:
+		x.share = uint32(10 * (1 + r.IntN(6)))
+	}
+}
+
 // changed is a shape with other numbers of the same kind. What a run may do at a time, and the policies of a schedule, stay.
 func (x *shape) changed(r *rand.Rand) *shape {
 	next := *x
@@ -179,6 +222,12 @@ func (x *shape) changed(r *rand.Rand) *shape {
 		if r.IntN(2) == 0 {
 			next.zone = []string{"", zoneA, zoneB}[r.IntN(3)]
 		}
+		next.limits(r)
+	case kindWide:
+		if r.IntN(2) == 0 {
+			next.zone = []string{"", zoneA, zoneB}[r.IntN(3)]
+		}
+		next.limits(r)
 	case kindJob:
 		next.total = 1 + r.Uint64N(6)
 	case kindCron, kindTicks:

@@ -18,7 +18,9 @@ const (
 	zoneA     = "a"
 	zoneB     = "b"
 	// upkeepCount is what operators do to nodes, in seeds of all modes.
-	upkeepCount = 6
+	upkeepCount = 9
+	// forGood is when what stays is undone.
+	forGood = time.Hour
 	// insistence is how often operators try to have something done.
 	insistence = 1000
 )
@@ -26,17 +28,24 @@ const (
 // upkeep is what operators do to workers. Those that are emptied for good are few: what is left has room.
 func (s *schedule) upkeep(r *rand.Rand) (out []fault) {
 	kept := false
+	held := r.IntN(4) == 0 // once it is held, it stays so
 	for range upkeepCount {
 		f := fault{at: between(r, time.Second, storm), machine: fmt.Sprintf("w%d", 1+r.IntN(s.workers))}
 		lasts := between(r, 2*time.Second, 20*time.Second)
-		switch r.IntN(6) {
-		case 0, 1:
+		switch r.IntN(9) {
+		case 0, 1, 2:
 			f.kind = relabel
-		case 2:
-			f.kind = leave
+		case 6:
+			if f.kind, f.machine = hold, ""; held {
+				lasts = forGood
+			}
+		case 7:
+			f.kind, f.machine = even, ""
 		case 3:
-			f.kind = paused
+			f.kind = leave
 		case 4:
+			f.kind = paused
+		case 5:
 			f.kind = drained
 		default:
 			if f.kind = emptied; kept {
@@ -44,7 +53,9 @@ func (s *schedule) upkeep(r *rand.Rand) (out []fault) {
 			}
 			kept = true
 		}
-		f.until = min(f.at+lasts, calm)
+		if f.until = min(f.at+lasts, calm); lasts == forGood {
+			f.until = forGood
+		}
 		out = append(out, f)
 	}
 	return out
@@ -79,6 +90,45 @@ func (w *world) available(m *machine, to swarmpb.NodeAvailability) (undo func())
 			set(swarmpb.NodeAvailability_NODE_AVAILABILITY_ACTIVE)
 		})
 	}
+}
+
+// hold has an operator say that nothing moves for balance by itself; undone, it does again.
+func (w *world) hold() (undo func()) {
+	done := make(chan struct{})
+	w.operators.Go(func() {
+		defer close(done)
+		w.holdBalance(true)
+	})
+	return func() {
+		w.operators.Go(func() {
+			<-done
+			w.holdBalance(false)
+		})
+	}
+}
+
+// holdBalance changes the cluster's spec, of which nobody changes anything else.
+func (w *world) holdBalance(to bool) {
+	request := swarmpb.NewID()
+	w.operate(fmt.Sprintf("set no rebalance to %t", to), func(ctx context.Context, api swarmpb.ControlServer) error {
+		got, err := api.GetCluster(ctx, &swarmpb.GetClusterRequest{})
+		if err != nil {
+			return err
+		}
+		spec := swarmpb.Clone(got.GetSpec())
+		spec.NoRebalance = to
+		_, err = api.UpdateCluster(ctx, &swarmpb.UpdateClusterRequest{Spec: spec, RequestId: request})
+		return err
+	})
+}
+
+// even has a user ask for balance.
+func (w *world) even() {
+	request := &swarmpb.RebalanceClusterRequest{RequestId: swarmpb.NewID()}
+	w.operate("rebalance", func(ctx context.Context, api swarmpb.ControlServer) error {
+		_, err := api.RebalanceCluster(ctx, request)
+		return err
+	})
 }
 
 // setZone puts a machine into a zone, or with none into the other one.

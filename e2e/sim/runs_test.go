@@ -29,6 +29,8 @@ type runs struct {
 	// tasks of jobs, all that there ever were, and by place, oldest first.
 	tasks map[string]*swarmpb.Task
 	at    map[placeOfRun][]string
+	// open are the tasks that have neither completed nor an excuse.
+	open map[string]*swarmpb.Task
 	// excuses are why the place of a task may have another one.
 	excuses map[string]string
 	// completed is when a task was first known to have completed.
@@ -66,7 +68,7 @@ func placeOf(t *swarmpb.Task) placeOfRun {
 }
 
 func newRuns(c *checks) *runs {
-	return &runs{c: c, tasks: map[string]*swarmpb.Task{}, at: map[placeOfRun][]string{}, excuses: map[string]string{},
+	return &runs{c: c, tasks: map[string]*swarmpb.Task{}, open: map[string]*swarmpb.Task{}, at: map[placeOfRun][]string{}, excuses: map[string]string{},
 		completed: map[string]time.Duration{}, started: map[string]bool{}, clean: map[string]bool{}, newest: map[string]int64{}}
 }
 
@@ -95,10 +97,8 @@ func (r *runs) batch(v *store.View, changes []store.Change) {
 			r.progress(v, old, now)
 		}
 	}
-	for id, task := range r.tasks {
-		if r.excuses[id] == "" {
-			r.excuse(id, excuseOf(v, task, lost))
-		}
+	for id, task := range r.open {
+		r.excuse(id, excuseOf(v, task, lost))
 	}
 	for _, task := range made {
 		r.made(task)
@@ -112,6 +112,7 @@ func (r *runs) batch(v *store.View, changes []store.Change) {
 func (r *runs) excuse(id, why string) {
 	if _, completed := r.completed[id]; !completed && r.excuses[id] == "" && why != "" && r.tasks[id] != nil {
 		r.excuses[id] = why
+		delete(r.open, id)
 	}
 }
 
@@ -151,6 +152,7 @@ func (r *runs) status(now *swarmpb.TaskStatus) {
 	}
 	if _, known := r.completed[now.TaskId]; !known {
 		r.completed[now.TaskId] = r.c.clock()
+		delete(r.open, now.TaskId)
 	}
 }
 
@@ -171,7 +173,7 @@ func (r *runs) made(task *swarmpb.Task) {
 	} else {
 		r.seen.again++
 	}
-	r.tasks[task.Id] = task
+	r.tasks[task.Id], r.open[task.Id] = task, task
 	r.at[place] = append(r.at[place], task.Id)
 }
 
@@ -393,8 +395,8 @@ func (r *runs) settled(v *store.View) {
 			switch {
 			case done < run.Completed:
 				r.c.add("job %s run %d: %d slots are said to have completed, %d have", service.Spec.Name, run.Run, run.Completed, done)
-			case run.Outcome == "completed" && service.Spec.Mode.GetReplicatedJob() != nil && done != run.Total:
-				r.c.add("job %s run %d has completed with %d slots of %d", service.Spec.Name, run.Run, done, run.Total)
+			case run.Outcome == "completed" && service.Spec.Mode.GetReplicatedJob() != nil && (done != run.Total || done != run.Completed):
+				r.c.add("job %s run %d has completed with %d slots of %d, and says %d", service.Spec.Name, run.Run, done, run.Total, run.Completed)
 			}
 		}
 	}

@@ -55,6 +55,8 @@ const (
 	paused    faultKind = "paused"     // it takes no new tasks
 	relabel   faultKind = "relabel"    // it is in the other zone from then on
 	leave     faultKind = "leave"      // its host is reinstalled, and joins as a new node
+	hold      faultKind = "hold"       // nothing in the cluster moves for balance by itself
+	even      faultKind = "even"       // a user asks for balance
 )
 
 // fault is done at a time and undone at another.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,8 +16,10 @@ const (
 	// convergence is how long a cluster without faults may take to be as its services say. A task whose containers
 	// or images failed waits that long for its next try.
 	convergence = 4 * time.Minute
-	// standstill is how long a seed may take in real time, in which it needs seconds. Virtual time stands still for
-	// good when somebody holds a lock and waits.
+	// evenness is how long it may take until no task is to move for balance.
+	evenness = 10 * time.Minute
+	// standstill is for how long, in real time, no second of virtual time may pass, however busy the host is. It stands still
+	// for good when somebody holds a lock and waits.
 	standstill = 5 * time.Minute
 )
 
@@ -58,13 +61,22 @@ func storms(t *testing.T, s *schedule) {
 			t.Logf("play it again with: make sim SEED=%d\n%s", s.seed, s)
 		}
 	}()
-	watchdog := time.AfterFunc(standstill, func() {
-		debug.SetTraceback("all")
-		panic(fmt.Sprintf("it stands still: make sim SEED=%d\n%s", s.seed, s))
-	})
-	defer watchdog.Stop()
+	var seconds atomic.Int64 // of virtual time, that have passed
+	defer watchSeconds(&seconds, s)()
 	dir := scratch(t)
 	synctest.Test(t, func(t *testing.T) {
+		ended := make(chan struct{})
+		defer close(ended)
+		go func() {
+			for tick := time.NewTicker(time.Second); ; seconds.Add(1) {
+				select {
+				case <-tick.C:
+				case <-ended:
+					tick.Stop()
+					return
+				}
+			}
+		}()
 		w := newWorld(t, dir, s.seed, s.managers, s.workers)
 		defer func() {
 			w.end()
@@ -87,7 +99,7 @@ func storms(t *testing.T, s *schedule) {
 		if !w.await("the cluster is as it should be", convergence, w.converged) {
 			t.Logf("tasks:\n%s", w.table())
 		} else if s.modes {
-			w.rest(c)
+			w.rest()
 		}
 		w.operators.Wait()
 		c.settle()
@@ -101,4 +113,25 @@ func storms(t *testing.T, s *schedule) {
 		}
 	}
 	finished = true
+}
+
+// watchSeconds panics with all stacks when time stands still.
+func watchSeconds(seconds *atomic.Int64, s *schedule) (stop func()) {
+	ended := make(chan struct{})
+	go func() {
+		for last := int64(-1); ; {
+			select {
+			case <-ended:
+				return
+			case <-time.After(standstill):
+			}
+			now := seconds.Load()
+			if now == last {
+				debug.SetTraceback("all")
+				panic(fmt.Sprintf("it stands still: make sim SEED=%d\n%s", s.seed, s))
+			}
+			last = now
+		}
+	}()
+	return func() { close(ended) }
 }

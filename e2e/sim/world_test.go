@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -305,16 +306,11 @@ func (w *world) converged() string {
 	return ""
 }
 
-// rest waits until nothing but schedules has begun anything for a while; then it has the schedules suspended, and waits for
-// the runs that go on.
-func (w *world) rest(c *clients) {
+// rest waits until nothing but schedules has begun anything for a while, balance aside, for which what runs for a moment is load
+// too; then it has the schedules suspended, and waits for the runs that go on, and until nothing moves any more.
+func (w *world) rest() {
 	w.checks.calm()
-	if !w.await("the cluster is at rest", convergence, func() string {
-		if why := w.converged(); why != "" {
-			return why
-		}
-		return w.checks.restless()
-	}) {
+	if !w.await("the cluster is at rest", convergence, func() string { return cmp.Or(w.converged(), w.checks.restless()) }) {
 		return
 	}
 	leader, _ := w.checks.leader()
@@ -332,9 +328,14 @@ func (w *world) rest(c *clients) {
 			})
 		}
 	}
-	if w.await("the runs of all schedules have ended", convergence, w.converged) {
-		w.checks.settled(w.machine(leader).life().mgr.Store().View())
+	if !w.await("the runs of all schedules have ended", convergence, w.converged) {
+		return
 	}
+	w.checks.settled(w.machine(leader).life().mgr.Store().View())
+	if w.machine(leader).life().mgr.Store().View().Cluster().GetSpec().GetNoRebalance() {
+		w.even()
+	}
+	w.await("nothing moves any more", evenness, func() string { return cmp.Or(w.converged(), w.checks.restless(), w.checks.evening()) })
 }
 
 // goOn has the operator of a service bring an update with two sets of tasks to its end: one that waits is promoted, one that
