@@ -268,6 +268,18 @@ func (r *reach) run(ctx context.Context) error {
 	}
 }
 
+// nodes is how many are known, this one too.
+func (r *reach) nodes() (n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for at := range r.rows {
+		if at.bucket == bucketPeers {
+			n++
+		}
+	}
+	return n
+}
+
 // peers are the nodes that are known, this one too.
 func (r *reach) peers() []*swarmpb.Peer {
 	r.mu.Lock()

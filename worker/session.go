@@ -29,6 +29,8 @@ type link struct {
 	issues   *problems
 	managers *managers
 	bootID   string
+	// beatEvery is the beat interval of the last session; run alone uses it.
+	beatEvery time.Duration
 
 	space *space
 	clock clock
@@ -102,8 +104,7 @@ func (l *link) run(ctx context.Context, k kept) error {
 			l.refuse(err)
 			wait = refusedPause
 		case ofUse && (wire.CodeOf(err) == wire.CodeUnavailable || errors.Is(err, errLeave)):
-			// The manager stops or is lost. Its workers do not come to the others all in the same instant.
-			wait = time.Duration(l.managers.jitter() * float64(l.cfg.Limits.ReconnectMin))
+			wait = time.Duration(l.managers.jitter() * float64(spread(l.fleet.reach.nodes(), l.cfg.Limits.ReconnectMin, l.beatEvery)))
 		}
 		if l.issues.set(aboutManagers, err) {
 			l.log.Warn("no session with a manager", "manager", address, "error", err)
@@ -113,6 +114,19 @@ func (l *link) run(ctx context.Context, k kept) error {
 		}
 	}
 	return nil
+}
+
+const (
+	// reconnectPerNode is for how long one more node spreads the workers of a manager that stops or is lost: they do not come
+	// to the others all in the same instant, where a handshake takes some milliseconds. spreadBeats bounds it in beats: half of
+	// the lease after which a manager that lives, and lost the connection alone, would call the node down.
+	reconnectPerNode = 800 * time.Microsecond
+	spreadBeats      = 3
+)
+
+// spread is how long the workers of a manager that stops or is lost take to come to the others, in a cluster of so many nodes.
+func spread(nodes int, atLeast, beat time.Duration) time.Duration {
+	return max(atLeast, min(time.Duration(nodes)*reconnectPerNode, spreadBeats*beat))
 }
 
 // refuse tells once that this node is wanted no more.
@@ -152,7 +166,8 @@ func (l *link) hold(ctx context.Context, address string) (ofUse bool, err error)
 	listed := l.managers.listed(address)
 	l.began(address, first)
 
-	b := newBeats(beatInterval(first))
+	l.beatEvery = beatInterval(first)
+	b := newBeats(l.beatEvery)
 	group, ctx := errgroup.WithContext(ctx)
 	interval := make(chan time.Duration, 1)
 	interval <- b.interval

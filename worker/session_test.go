@@ -229,6 +229,18 @@ func TestSession_ManyWorkersLeaveAManager_NotAllAtOnce(t *testing.T) {
 	}
 }
 
+func TestSpread_LargeCluster_TakesLongerButIsNotMissed(t *testing.T) {
+	const atLeast, beat = 100 * time.Millisecond, 500 * time.Millisecond
+	for nodes, want := range map[int]time.Duration{0: atLeast, 3: atLeast, 125: atLeast, 1000: 800 * time.Millisecond, 10_000: 1500 * time.Millisecond} {
+		if got := spread(nodes, atLeast, beat); got != want {
+			t.Errorf("%d nodes: %s, want %s", nodes, got, want)
+		}
+	}
+	if got := spread(1000, atLeast, 0); got != atLeast {
+		t.Errorf("before the first session: %s", got)
+	}
+}
+
 func TestTell_RoleAndGossip_NewestFromManagersAndKeysFromTheDisk(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *host) {
 		config := func(role swarmpb.NodeRole, keys ...byte) {

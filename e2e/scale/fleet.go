@@ -38,6 +38,9 @@ const (
 	coalesce     = 100 * time.Millisecond
 	reportAtMost = 500
 	startPort    = 20_000
+	// How long the workers of a lost manager take to come to the others: as real ones.
+	reconnectPerNode = 800 * time.Microsecond
+	spreadBeats      = 3
 )
 
 // runFleet is the role of all simulated workers: the managers' addresses, a token, and how many.
@@ -58,7 +61,7 @@ func runFleet(ctx context.Context, out *json.Encoder, in *json.Decoder) error {
 	joins.SetLimit(joinsAtOnce)
 	g.Go(func() error {
 		for i := range workers {
-			workers[i] = &worker{managers: managers, reported: &reported, listen: fmt.Sprintf("127.0.0.1:%d", startPort+i),
+			workers[i] = &worker{nodes: count, managers: managers, reported: &reported, listen: fmt.Sprintf("127.0.0.1:%d", startPort+i),
 				from: net.IPv4(127, byte(1+i>>16), byte(i>>8), byte(i))}
 		}
 		for _, w := range workers {
@@ -112,6 +115,9 @@ type worker struct {
 	listen   string
 	// from is the address on loopback that it calls from: managers take each worker for a host of its own.
 	from net.IP
+	// nodes is how many workers there are.
+	nodes int
+	every time.Duration // between beats
 	// none: why it takes no tasks.
 	none     string
 	reported *atomic.Int64
@@ -134,7 +140,7 @@ func (w *worker) run(ctx context.Context) error {
 		w.mu.Unlock()
 		began := time.Now()
 		err := w.session(ctx, to)
-		w.connected.Store(false)
+		lost := w.connected.Swap(false)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -142,7 +148,11 @@ func (w *worker) run(ctx context.Context) error {
 		if time.Since(began) > 5*time.Second {
 			wait = 100 * time.Millisecond
 		}
-		if pause(ctx, time.Duration(rand.Int64N(int64(wait)))) != nil {
+		spread := wait
+		if lost {
+			spread = max(wait, min(time.Duration(w.nodes)*reconnectPerNode, spreadBeats*w.every))
+		}
+		if pause(ctx, time.Duration(rand.Int64N(int64(spread)))) != nil {
 			return nil
 		}
 		wait = min(2*wait, 2*time.Second)
@@ -190,9 +200,8 @@ func (w *worker) session(ctx context.Context, to string) error {
 	w.applied.Store(0)
 	g, ctx := errgroup.WithContext(ctx)
 	context.AfterFunc(ctx, cancel)
-	g.Go(func() error {
-		return w.beat(ctx, stream, time.Duration(max(first.GetBeatInterval(), int64(100*time.Millisecond))))
-	})
+	w.every = time.Duration(max(first.GetBeatInterval(), int64(100*time.Millisecond)))
+	g.Go(func() error { return w.beat(ctx, stream, w.every) })
 	g.Go(func() error {
 		for {
 			r, err := stream.Recv()

@@ -102,7 +102,7 @@ type viewSnapshot struct{ view *store.View }
 // Persist implements raft.FSMSnapshot. Raft closes the sink.
 func (v viewSnapshot) Persist(sink raft.SnapshotSink) error {
 	if s, ok := sink.(*snapshotSink); ok {
-		s.markLocal()
+		s.markLocal(v.view.WriteSnapshot)
 	}
 	return v.view.WriteSnapshot(sink)
 }

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/rand"
 	"encoding/hex"
@@ -170,20 +171,47 @@ func (ss *snapshotStore) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, err
 	return &r.meta, r, nil
 }
 
-// verify reads the snapshot from disk and has its content checked.
-func (ss *snapshotStore) verify(id string) error {
-	_, r, err := ss.Open(id)
+// fullCheckBytes is the size of a snapshot up to which a store is made of it to see that it is good: of a larger one that
+// would take as much memory as the state, and longer than all else. One that this process wrote is compared then with what
+// was to be written, byte by byte.
+const fullCheckBytes = 64 << 20
+
+// verify reads the snapshot from disk and has its content checked. again writes once more what was written; nil: nobody can.
+func (ss *snapshotStore) verify(id string, again func(io.Writer) error) error {
+	meta, r, err := ss.Open(id)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	if err = ss.check(r); err == nil {
+	if again != nil && meta.Size > fullCheckBytes {
+		err = again(&comparer{with: r})
+	} else {
+		err = ss.check(r)
+	}
+	if err == nil {
 		err = expectEnd(r)
 	}
 	if err != nil {
 		return fmt.Errorf("verify snapshot %s: %w", ss.path(id), err)
 	}
 	return nil
+}
+
+// comparer compares what is written to it with what a reader has.
+type comparer struct {
+	with io.Reader
+	buf  []byte
+}
+
+func (c *comparer) Write(p []byte) (int, error) {
+	c.buf = slices.Grow(c.buf[:0], len(p))[:len(p)]
+	if _, err := io.ReadFull(c.with, c.buf); err != nil {
+		return 0, fmt.Errorf("it ends too early: %w", err)
+	}
+	if !bytes.Equal(c.buf, p) {
+		return 0, errors.New("it is not what was to be written")
+	}
+	return len(p), nil
 }
 
 // expectEnd authenticates the end of a snapshot whose content was read.
@@ -228,13 +256,19 @@ type snapshotSink struct {
 	info  snapshotInfo
 	file  *os.File
 	w     *snapshotWriter
+	// again writes the content once more, for one that the FSM writes.
+	again func(io.Writer) error
 	done  bool
 	err   error
 }
 
 func (s *snapshotSink) ID() string                  { return s.info.ID }
 func (s *snapshotSink) Write(p []byte) (int, error) { return s.w.Write(p) }
-func (s *snapshotSink) markLocal()                  { s.info.received = false }
+
+// markLocal says that the FSM writes it, and how it does.
+func (s *snapshotSink) markLocal(again func(io.Writer) error) {
+	s.info.received, s.again = false, again
+}
 
 // Cancel implements raft.SnapshotSink.
 func (s *snapshotSink) Cancel() error {
@@ -279,7 +313,7 @@ func (s *snapshotSink) commit() error {
 		err = syncDir(s.store.dir)
 	}
 	if err == nil {
-		err = s.store.verify(s.info.ID)
+		err = s.store.verify(s.info.ID, s.again)
 	}
 	if err != nil {
 		return err

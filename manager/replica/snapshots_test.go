@@ -30,7 +30,7 @@ func takeTestSnapshot(ss *snapshotStore, index uint64, data []byte) (string, err
 	if err != nil {
 		return "", err
 	}
-	sink.(*snapshotSink).markLocal()
+	sink.(*snapshotSink).markLocal(func(w io.Writer) error { _, err := w.Write(data); return err })
 	if _, err := sink.Write(data); err != nil {
 		return "", err
 	}
@@ -123,7 +123,7 @@ func TestSnapshot_FlippedCutOrMoved_IsRefused(t *testing.T) {
 		if err := os.WriteFile(ss.path(id), bad, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := ss.verify(id); err == nil {
+		if err := ss.verify(id, nil); err == nil {
 			t.Errorf("%s was not seen", what)
 		}
 	}
@@ -142,8 +142,35 @@ func TestSnapshot_FlippedCutOrMoved_IsRefused(t *testing.T) {
 	if err := os.WriteFile(ss.path(id), good, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := other.verify(id); !errors.Is(err, errOtherKey) {
+	if err := other.verify(id, nil); !errors.Is(err, errOtherKey) {
 		t.Errorf("another key: %v", err)
+	}
+}
+
+// One that is too large for a second store is compared with what was to be written.
+func TestSnapshot_LargeAndFlipped_IsNotWhatWasToBeWritten(t *testing.T) {
+	ss := openTestSnapshots(t, t.TempDir())
+	ss.check = func(io.Reader) error { return errors.New("a store was made of it") }
+	data := make([]byte, fullCheckBytes+chunkSize/2)
+	id, err := takeTestSnapshot(ss, 5, data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, other := range map[string][]byte{"shorter": data[:len(data)-1], "longer": append(bytes.Clone(data), 0), "changed": append(bytes.Clone(data[:len(data)-1]), 1)} {
+		again := func(w io.Writer) error { _, err := w.Write(other); return err }
+		if err := ss.verify(id, again); err == nil {
+			t.Errorf("%s: was not seen", what)
+		}
+	}
+	f, err := os.OpenFile(ss.path(id), os.O_RDWR, 0)
+	if err == nil {
+		_, err = f.WriteAt([]byte{0xff, 0x55}, fullCheckBytes/2)
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := ss.verify(id, func(w io.Writer) error { _, err := w.Write(data); return err }); err == nil {
+		t.Error("flipped bits were not seen")
 	}
 }
 
