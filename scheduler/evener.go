@@ -9,8 +9,8 @@ import (
 // part at one branch, below which their counts are different ones: so of all moves that part there the best is from the
 // fullest to the emptiest node below it, each judged by itself. That takes one look at each branch, and not one at each pair.
 type evener struct {
-	n        *Nodes
-	s        *Balance
+	n *Nodes
+	s *Balance
 	// of is how many of the service's tasks each node has.
 	of       []int
 	levels   int
