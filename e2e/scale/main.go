@@ -3,20 +3,22 @@
 // join, hold sessions, beat, take assignments and report, over mutual TLS on loopback, and start nothing. Every figure
 // of it is of a simulation in that sense.
 //
-//	scale [-sizes 100x1000,1000x30000] [-runs 1] [-managers 3] [-lose] [-o chart.svg] [-profiles DIR]
+//	scale [-sizes 100x1000,1000x30000] [-runs 1] [-managers 3] [-lose] [-o chart.svg] [-with FILE] [-profiles DIR]
 //
 // For each size, NODESxTASKS: the time from one request until the last task is committed, delivered and reported
 // RUNNING; the CPU of leader and followers in it, memory, and live heap a task; then the same of a service of ten
 // replicas in the empty and in the full cluster. -lose ends a manager by signal 9 at last and waits until all its
-// workers have sessions again. -profiles writes a CPU profile of each process for each of these phases.
+// workers have sessions again. -with takes results of earlier runs, the lines of JSON that they printed, into table and chart. -profiles writes a CPU profile of each process for each of these phases.
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -61,14 +63,19 @@ func main() {
 	runs := flag.Int("runs", 1, "clusters of each size, one after another")
 	lose := flag.Bool("lose", false, "end a manager at last, and wait for its workers")
 	chart := flag.String("o", "", "write a chart of cost against size, an SVG, into this file")
+	with := flag.String("with", "", "a file with results of earlier runs, as they were printed, for table and chart")
 	within := flag.Duration("within", 30*time.Minute, "give up a step after this long")
 	profiles := flag.String("profiles", "", "write CPU profiles of all processes into this directory, one a phase")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	all, err := parseSizes(*sizes)
+	var earlier []result
+	if err == nil && *with != "" {
+		earlier, err = readResults(*with)
+	}
 	if err == nil {
-		err = measure(ctx, all, *runs, *chart, options{managers: *managers, lose: *lose, within: *within, profiles: *profiles})
+		err = measure(ctx, earlier, all, *runs, *chart, options{managers: *managers, lose: *lose, within: *within, profiles: *profiles})
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "scale:", err)
@@ -94,8 +101,26 @@ type options struct {
 	profiles string
 }
 
-func measure(ctx context.Context, sizes []size, runs int, chart string, o options) error {
-	var results []result
+// readResults reads what measure has printed.
+func readResults(path string) (results []result, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	for lines := json.NewDecoder(f); ; {
+		var r result
+		switch err := lines.Decode(&r); {
+		case errors.Is(err, io.EOF):
+			return results, nil
+		case err != nil:
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		results = append(results, r)
+	}
+}
+
+func measure(ctx context.Context, results []result, sizes []size, runs int, chart string, o options) error {
 	for _, s := range sizes {
 		for range runs {
 			r, err := one(ctx, s, o)
@@ -110,6 +135,7 @@ func measure(ctx context.Context, sizes []size, runs int, chart string, o option
 			fmt.Println(string(line))
 		}
 	}
+	slices.SortStableFunc(results, func(x, y result) int { return cmp.Compare(x.Tasks, y.Tasks) })
 	if err := table(results); err != nil {
 		return err
 	}
