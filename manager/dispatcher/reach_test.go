@@ -554,3 +554,28 @@ func TestReach_AnotherStoreTakesThePlace_ReceiversHoldWhatItSays(t *testing.T) {
 		}
 	}
 }
+
+// A row that changes while a report is begun is compared in that report, or in the next one: what is remembered of the row
+// before does not stay.
+func TestMakeReport_RowChangesAsItBegins_FactsAreComparedWithTheNewOne(t *testing.T) {
+	w := testWorld(t, "n1")
+	p := newTeller(w, maxEvents, "n1")
+	facts := &Facts{Description: &swarmpb.NodeDescription{Hostname: "h"}, Address: "10.0.0.7"}
+	p.server.sessions["n1"].facts = facts
+	told := func() *Facts { return p.server.makeReport(time.Now()).Beats[0].Facts }
+	if told() == nil {
+		t.Fatal("facts that no row has are not told")
+	}
+	p.server.sessions["n1"].told.stale = true // another row of the node's has changed
+	p.server.cfg.Health = func() *swarmpb.ManagerHealth {
+		p.server.cfg.Health = nil
+		w.put(&swarmpb.Row{Row: &swarmpb.Row_NodeStatus{NodeStatus: &swarmpb.NodeStatus{
+			NodeId: "n1", State: ready, Address: facts.Address, Description: facts.Description, First: firstFacts(facts.Description)}}})
+		p.see()
+		return nil
+	}
+	told()
+	if told() != nil {
+		t.Error("facts that the row has are told for ever")
+	}
+}

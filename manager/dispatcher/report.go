@@ -200,7 +200,7 @@ func (f *Facts) size() int {
 
 // makeReport fills the keeper's report; it is good until the next call.
 func (s *Server) makeReport(now time.Time) *Report {
-	view, fanned := s.view(), s.fanned.Load()
+	fanned := s.fanned.Load()
 	report := &s.scratch
 	report.Keeper, report.Refused, report.Health = s.cfg.NodeID, nil, nil
 	if s.cfg.Health != nil {
@@ -208,6 +208,7 @@ func (s *Server) makeReport(now time.Time) *Report {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	view := s.view() // with the lock: where a row is marked as changed, it has the change
 	clear(report.Beats)
 	report.Beats = report.Beats[:0]
 	for _, x := range s.sessions {

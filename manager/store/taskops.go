@@ -107,13 +107,22 @@ func (t *tx) setTaskState(op *swarmpb.SetTaskState) *refusal {
 	return t.changeTask(known, max(known.task.DesiredState, op.DesiredState), op.Draining)
 }
 
-func (t *tx) advanceAttempt(op *swarmpb.AdvanceAttempt) *refusal {
-	if refused := checkKey(swarmpb.ServiceKey(op.GetServiceId())); refused != nil {
-		return refused
+// namedService is the service that an operation names.
+func (t *tx) namedService(id string) (*swarmpb.Service, *refusal) {
+	if refused := checkKey(swarmpb.ServiceKey(id)); refused != nil {
+		return nil, refused
 	}
-	service := t.Service(op.ServiceId)
+	service := t.Service(id)
 	if service == nil {
-		return gone(swarmpb.ServiceKey(op.ServiceId))
+		return nil, gone(swarmpb.ServiceKey(id))
+	}
+	return service, nil
+}
+
+func (t *tx) advanceAttempt(op *swarmpb.AdvanceAttempt) *refusal {
+	service, refused := t.namedService(op.GetServiceId())
+	if refused != nil {
+		return refused
 	}
 	old := t.ServiceProgress(op.ServiceId)
 	if old == nil {
@@ -132,12 +141,9 @@ func (t *tx) advanceAttempt(op *swarmpb.AdvanceAttempt) *refusal {
 
 // noteMoves notes that tasks of a service are told to move, or that a request for balance is done with.
 func (t *tx) noteMoves(op *swarmpb.NoteMoves) *refusal {
-	if refused := checkKey(swarmpb.ServiceKey(op.GetServiceId())); refused != nil {
+	service, refused := t.namedService(op.GetServiceId())
+	if refused != nil {
 		return refused
-	}
-	service := t.Service(op.ServiceId)
-	if service == nil {
-		return gone(swarmpb.ServiceKey(op.ServiceId))
 	}
 	old := t.ServiceProgress(op.ServiceId)
 	if op.MovedAt != 0 && old.GetMovedAt() != op.MovedBefore {
