@@ -61,7 +61,7 @@ type Tuning struct {
 	WriteDeadline time.Duration
 	// ProposeTimeout bounds a proposal and a read index that find no leader or no majority.
 	ProposeTimeout time.Duration
-	// A snapshot is taken when SnapshotThreshold entries have come since the last, which is SnapshotInterval ago, or
+	// A snapshot is taken when SnapshotThreshold entries have come since the last, which is SnapshotInterval (to twice that) ago, or
 	// SnapshotBytes of them; but not before the entries are as large as that snapshot, or maxThresholds times as many: so
 	// snapshots take a bounded part of the work, however large the state is. The log reaches back to the snapshot before the
 	// newest, and TrailingLogs entries at least, for followers that are behind.

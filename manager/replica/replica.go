@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"sync"
@@ -268,7 +269,9 @@ func (r *Replica) takeSnapshots(ctx context.Context) {
 	check := min(snapshotCheck, r.tuning.SnapshotInterval)
 	ticker := time.NewTicker(check)
 	defer ticker.Stop()
-	last := time.Now()
+	// A while later, each member another one: so they do not all write at once.
+	later := func() time.Time { return time.Now().Add(rand.N(r.tuning.SnapshotInterval)) }
+	last := later()
 	for {
 		select {
 		case <-ctx.Done():
@@ -284,7 +287,7 @@ func (r *Replica) takeSnapshots(ctx context.Context) {
 			ticker.Reset(r.tuning.SnapshotInterval)
 			continue
 		}
-		last = time.Now()
+		last = later()
 		ticker.Reset(check)
 	}
 }
