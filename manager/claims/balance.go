@@ -14,8 +14,8 @@ const (
 	SettleTime = 10 * time.Second
 	// AskedFor is how long a user's request for balance is tried to be met.
 	AskedFor = time.Hour
-	// clockSkew ahead of now, a time was written by a manager with another clock, and says nothing.
-	clockSkew = 10 * time.Second
+	// ClockSkew is how far the clocks of two leaders may differ unnoticed: a time that is further ahead of now says nothing.
+	ClockSkew = 10 * time.Second
 )
 
 // Unsettled are the nodes that take tasks and have come, returned or changed just now: unless a user asks, nothing is moved
@@ -25,7 +25,7 @@ func Unsettled(view *store.View, now time.Time) (nodes map[string]bool, next tim
 		status := view.NodeStatus(node.Id)
 		at := time.Unix(0, max(node.GetMeta().GetUpdatedAt(), status.GetSince()))
 		settled := at.Add(SettleTime)
-		if !now.Before(settled) || at.Sub(now) > clockSkew || !scheduler.TakesTasks(node, status) {
+		if !now.Before(settled) || at.Sub(now) > ClockSkew || !scheduler.TakesTasks(node, status) {
 			continue
 		}
 		if nodes == nil {

@@ -19,6 +19,7 @@ import (
 
 	swarmpb "github.com/swarmd/swarmd/proto/swarm/v1"
 
+	"github.com/swarmd/swarmd/manager/claims"
 	"github.com/swarmd/swarmd/manager/reconcile"
 	"github.com/swarmd/swarmd/manager/store"
 )
@@ -40,7 +41,7 @@ const (
 	// PendingNote is how long a new task may wait for a node before the update's message says so.
 	PendingNote = 3 * time.Second
 	// ClockSkew is how far the clocks of two leaders may differ unnoticed.
-	ClockSkew = 10 * time.Second
+	ClockSkew = claims.ClockSkew
 	// MaxOutcomes is how many revisions' outcomes are kept.
 	MaxOutcomes = 10
 )
